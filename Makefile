@@ -1,0 +1,36 @@
+# Each target works on a fresh clone: it makes .venv and installs into it when it is missing or stale.
+PYTHON ?= python3
+RUN := runs/digits
+BIN := .venv/bin
+# Where the public TARFlow code is cloned (github.com/apple/ml-tarflow); "make check" then measures against it.
+TARFLOW ?=
+
+.PHONY: train test check format clean
+
+train: .venv/.installed
+	$(BIN)/python -m farmer_ref.train --preset digits --out $(RUN) --max-minutes 6 --resume
+	$(BIN)/python -m farmer_ref.evaluate --run $(RUN) --out $(RUN)/test.json
+	$(BIN)/python -m farmer_ref.sample --run $(RUN) --out $(RUN)/samples.png
+
+test: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+# Every acceptance figure, written to results/: about an hour and a half on 2 cores.
+check: .venv/.installed
+	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m benchmarks.digits
+	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,250 @@
+"""Data sets with named splits, and the order in which training reads them.
+
+Images are bytes, (C,H,W), values 0 .. levels-1; labels are integers. Splits are train, validation, test: what is
+chosen is chosen on validation, and no split of one overlaps another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from farmer_ref.config import ModelConfig
+from farmer_ref.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+SPLIT_SEED = 0
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+TORCHVISION_VALIDATION = 5000  # the last images of a fixed shuffle of the published training set
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+class ImageSet(Dataset):
+    """One split in memory: `values` bytes (n,C,H,W) and `labels` (n,)."""
+
+    def __init__(self, name: str, values: Tensor, labels: Tensor, levels: int, num_classes: int):
+        self.name, self.values, self.labels = name, values, labels
+        self.levels, self.num_classes = levels, num_classes
+        self.channels, self.image_size = values.shape[1], values.shape[2]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.values[index], int(self.labels[index])
+
+
+class FolderSet(Dataset):
+    """Image files read when asked for: resized to cover the square, cropped at the centre; grey and palette to RGB."""
+
+    levels = 256
+
+    def __init__(self, name: str, files: list[tuple[Path, int]], image_size: int, channels: int, num_classes: int):
+        self.name, self.files, self.num_classes = name, files, num_classes
+        self.image_size, self.channels = image_size, channels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.files[index]
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("L" if self.channels == 1 else "RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"image {path} cannot be read ({error}); allowed: a whole image file") from None
+        image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        values = torch.from_numpy(np.array(image)).reshape(self.image_size, self.image_size, self.channels)
+        return values.permute(2, 0, 1).contiguous(), label
+
+
+def load_split(
+    name: str, split: str, config: ModelConfig, data_root: str = "data", download: bool = True
+) -> ImageSet | FolderSet:
+    """One split ("train", "validation", "test") of a data set, checked against the model that will read it.
+
+    `name`: "digits" (scikit-learn's 1,797 images of 8x8 and 17 grey levels, no download), "mnist", "fashion-mnist",
+    "cifar10" (torchvision's, under `data_root`), or "folder:PATH" (a folder of images per class; or folders train,
+    val, test of such, as ImageNet's). Raises `InputError` for what is missing or does not fit.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
+    data: ImageSet | FolderSet
+    if name == "digits":
+        data = _digits(split)
+    elif name in TORCHVISION:
+        data = _torchvision(name, split, data_root, download)
+    elif name.startswith("folder:"):
+        data = _folder(name, split, config)
+    else:
+        raise InputError(f"dataset is {name!r}; allowed: digits, {', '.join(TORCHVISION)}, folder:PATH")
+    for field in ("image_size", "channels", "levels"):
+        if getattr(data, field) != getattr(config, field):
+            raise InputError(
+                f"model.{field} is {getattr(config, field)}; allowed: {getattr(data, field)}, as in {name}"
+            )
+    if data.num_classes > config.num_classes > 0:
+        raise InputError(
+            f"model.num_classes is {config.num_classes}; allowed: {data.num_classes} or more (the labels of {name}), "
+            "or 0 to train without labels"
+        )
+    return data
+
+
+def _digits(split: str) -> ImageSet:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    index = np.arange(len(digits.target))
+    rest, test = train_test_split(index, test_size=300, stratify=digits.target, random_state=SPLIT_SEED)
+    train, validation = train_test_split(rest, test_size=100, stratify=digits.target[rest], random_state=SPLIT_SEED)
+    chosen = {"train": train, "validation": validation, "test": test}[split]
+    values = torch.from_numpy(digits.images[chosen]).to(torch.uint8)[:, None]
+    return ImageSet("digits", values, torch.from_numpy(digits.target[chosen]).long(), levels=17, num_classes=10)
+
+
+def _torchvision(name: str, split: str, data_root: str, download: bool) -> ImageSet:
+    import torchvision
+
+    try:
+        published = getattr(torchvision.datasets, TORCHVISION[name])(
+            data_root, train=split != "test", download=download
+        )
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"data_root is {data_root!r}, which holds no whole {name} ({reason}); allowed: its folder, or --download"
+        ) from None
+    values = torch.as_tensor(published.data)
+    values = values[:, None] if values.dim() == 3 else values.permute(0, 3, 1, 2).contiguous()
+    labels = torch.as_tensor(published.targets).long()
+    if split != "test":
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        validation = order[-TORCHVISION_VALIDATION:]
+        chosen = validation if split == "validation" else order[:-TORCHVISION_VALIDATION]
+        values, labels = values[chosen], labels[chosen]
+    return ImageSet(name, values, labels, levels=256, num_classes=10)
+
+
+def _folder(name: str, split: str, config: ModelConfig) -> FolderSet:
+    """Folders train / val / test where they exist; what is missing is held out from the training images (1 in 20)."""
+    root = Path(name.removeprefix("folder:"))
+    if not root.is_dir():
+        raise InputError(f"dataset is {name!r}, and {root} is no folder; allowed: folder:PATH of an existing folder")
+    layout = {s: root / f for s in SPLITS for f in (s, "val" if s == "validation" else s) if (root / f).is_dir()}
+    if "train" not in layout:
+        layout = {"train": root}
+    elif "validation" in layout and "test" not in layout:
+        layout["test"] = layout.pop("validation")  # ImageNet publishes one held-out set: it is the test set
+    files, classes = _class_files(layout[split if split in layout else "train"])
+    if split not in layout or split == "train":
+        held_out = {s: fold for fold, s in enumerate(s for s in SPLITS if s not in layout)}
+        fold = held_out.get(split)
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(files))
+        kept = [i for i in order if (i % 20 == fold if fold is not None else i % 20 >= len(held_out))]
+        files = [files[i] for i in sorted(kept)]
+    if not files:
+        raise InputError(f"dataset is {name!r}, which leaves no image for the {split} split; allowed: more images")
+    return FolderSet(name, files, config.image_size, config.channels, classes)
+
+
+def _class_files(root: Path) -> tuple[list[tuple[Path, int]], int]:
+    classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    files = [
+        (path, label)
+        for label, folder in enumerate(classes)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+    ]
+    if not files:
+        raise InputError(f"{root} holds no class folders with images; allowed: one folder per class, images inside")
+    return files, len(classes)
+
+
+# -- the order of training: what happens to sample k of step t depends on (seed, t, k) alone ---------------------------
+
+
+def random_seed(*key: object) -> int:
+    """A seed for `torch.Generator` that is a function of the key alone, such as (seed, step, k)."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
+
+
+class Batch(NamedTuple):
+    """Training images of one step: bytes (B,C,H,W) and labels (B,)."""
+
+    step: int
+    values: Tensor
+    labels: Tensor
+
+
+class _StepOrder(Sampler):
+    """For each step from `start` on, its samples as (step, k, index); every epoch has its own shuffle."""
+
+    def __init__(self, size: int, batch_size: int, seed: int, start: int):
+        self.size, self.batch_size, self.seed, self.start = size, batch_size, seed, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        step, epoch, order = self.start, -1, torch.empty(0)
+        while True:
+            samples = []
+            for k in range(self.batch_size):
+                wanted, offset = divmod(step * self.batch_size + k, self.size)
+                if wanted != epoch:
+                    generator = torch.Generator().manual_seed(random_seed(self.seed, "epoch", wanted))
+                    epoch, order = wanted, torch.randperm(self.size, generator=generator)
+                samples.append((step, k, int(order[offset])))
+            yield samples
+            step += 1
+
+
+class _TrainingSamples(Dataset):
+    """Reads the samples of a step, mirrored at random where `flip`."""
+
+    def __init__(self, data: ImageSet | FolderSet, seed: int, flip: bool):
+        self.data, self.seed, self.flip = data, seed, flip
+
+    def __getitems__(self, samples: list[tuple[int, int, int]]) -> Batch | InputError:
+        values, labels = [], []
+        try:
+            for step, k, index in samples:
+                image, label = self.data[index]
+                mirrored = self.flip and random_seed(self.seed, "flip", step, k) % 2
+                values.append(image.flip(-1) if mirrored else image)
+                labels.append(label)
+        except InputError as error:  # raised again by the main process, where it stays one line
+            return error
+        return Batch(samples[0][0], torch.stack(values), torch.tensor(labels))
+
+
+def training_batches(
+    data: ImageSet | FolderSet, batch_size: int, seed: int, start: int, flip: bool = False, workers: int = 0
+) -> Iterator[Batch]:
+    """The batches of steps start, start + 1, ... without end."""
+    loader = DataLoader(
+        _TrainingSamples(data, seed, flip),
+        batch_sampler=_StepOrder(len(data), batch_size, seed, start),
+        collate_fn=lambda batch: batch,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+def batches(data: ImageSet | FolderSet, batch_size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """A split in order, in batches of values (B,C,H,W) and labels (B,); at most `limit` images."""
+    size = len(data) if limit is None else min(limit, len(data))
+    for start in range(0, size, batch_size):
+        rows = [data[i] for i in range(start, min(start + batch_size, size))]
+        yield torch.stack([image for image, _ in rows]), torch.tensor([label for _, label in rows])

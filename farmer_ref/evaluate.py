@@ -1,0 +1,121 @@
+"""Score a model: `python -m farmer_ref.evaluate --run runs/digits`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from farmer_ref import cli
+from farmer_ref.data import batches, load_split
+from farmer_ref.engine import load_run, resolve_device, run_dataset
+from farmer_ref.errors import InputError
+from farmer_ref.metrics import Reader, evaluate_likelihood, frechet_distance, sample_values
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Likelihood of a split, and how samples are read by a classifier of real images."""
+
+    run: str = "digits"
+    """A run folder, or a model that ships with the package (digits, digits-noise)."""
+    split: str = "test"
+    """train, validation or test."""
+    dataset: str = ""
+    """The data set; empty: the one the run was trained on."""
+    data_root: str = "data"
+    """Where torchvision keeps its data sets."""
+    download: bool = True
+    """Download a missing data set."""
+    draws: int = 8
+    """Dequantisations per image."""
+    importance_weighted: bool = False
+    """Print the tighter, importance-weighted bound over the draws, too."""
+    images: int | None = None
+    """Only the first so many images of the split."""
+    samples: int = 1000
+    """Samples to draw, spread evenly over the classes, and have read; 0 for none."""
+    batch_size: int = 100
+    """Images at a time."""
+    weights: str = "ema"
+    """ema, or raw (those of the newest checkpoint)."""
+    seed: int = 0
+    """Seed of the dequantisation and of the samples."""
+    device: str = "auto"
+    """auto (CUDA when there is one), cpu, cuda, ..."""
+    out: str | None = None
+    """A JSON file to write the figures to."""
+
+    def __post_init__(self) -> None:
+        for name in ("draws", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.images is not None and self.images < 1:
+            raise InputError(f"images is {self.images}; allowed: 1 or more")
+
+
+def evaluate(config: EvaluateConfig) -> dict:
+    """All figures of one model on one split, as they are printed and written."""
+    device = resolve_device(config.device)
+    model = load_run(config.run, config.weights).to(device)
+    dataset = config.dataset or run_dataset(config.run)
+    data = load_split(dataset, config.split, model.config, config.data_root, config.download)
+    likelihood = evaluate_likelihood(
+        model, data, config.draws, config.batch_size, config.images, config.seed, config.importance_weighted
+    )
+    figures = {"run": config.run, "dataset": dataset, "split": config.split, "weights": config.weights}
+    figures |= dataclasses.asdict(likelihood)
+    if config.samples and model.config.num_classes:
+        reader = Reader(load_split(dataset, "train", model.config, config.data_root, config.download))
+        real, real_labels = next(batches(data, len(data) if config.images is None else config.images))
+        labels = torch.arange(config.samples, device=device) % model.config.num_classes
+        drawn = sample_values(model, labels, config.seed, config.batch_size)
+        figures["samples"] = config.samples
+        figures["share_read_as_class"] = reader.share_read(drawn, labels)
+        figures["share_read_of_real_images"] = reader.share_read(real, real_labels)
+        figures["frechet_distance"] = frechet_distance(reader.scores(drawn), reader.scores(real))
+    return figures
+
+
+def describe(figures: dict) -> str:
+    """The figures as a few lines to read."""
+    subject = f"{figures['run']} ({figures['weights']} weights)"
+    lines = [f"{subject} on {figures['images']} {figures['split']} images of {figures['dataset']}"]
+    if figures["bits_per_dim"] is not None:
+        lines.append(
+            f"  {figures['bits_per_dim']:.4f} bits/dim (± {figures['standard_error']:.4f} over images; "
+            f"uniform dequantisation, {figures['draws']} draws)"
+        )
+        if figures["importance_weighted_bits_per_dim"] is not None:
+            lines.append(f"  {figures['importance_weighted_bits_per_dim']:.4f} bits/dim, importance-weighted bound")
+        kind = "nats/dim of the dequantised image"
+    else:
+        kind = "nats/dim of the noised image (no bits/dim: the noise is Gaussian)"
+    lines.append(
+        f"  {figures['nats_per_dim']:.4f} {kind} = informative {figures['informative_nats_per_dim']:.4f} "
+        f"+ redundant {figures['redundant_nats_per_dim']:.4f} + log-det {figures['logdet_nats_per_dim']:.4f}"
+    )
+    if "samples" in figures:
+        lines.append(
+            f"  {figures['share_read_as_class']:.1%} of {figures['samples']} samples are read as their class "
+            f"(real images: {figures['share_read_of_real_images']:.1%}); "
+            f"Fréchet distance in the reader's scores {figures['frechet_distance']:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the figures, and write them where `--out` says."""
+    config = cli.parse("evaluate", EvaluateConfig(), "Score a trained FARMER on a split of a data set.", argv)
+    figures = evaluate(config)
+    print(describe(figures))
+    if config.out:
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.out).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,249 @@
+"""The invertible autoregressive flow, AF (Eqs. 8-10), with its cached sequential inverse.
+
+Legend: B batch, N tokens, D channels of a token, W width. Log-determinants are per-image sums in nats, (B,).
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from farmer_ref.errors import InputError
+from farmer_ref.transformer import LayerCache, Transformer, full_precision
+
+
+class ChannelMixing(nn.Module):
+    """y_i = W x_i for every token i: Glow's invertible 1x1 convolution (Kingma and Dhariwal 2018, Eq. 10).
+
+    W = P L (U + diag s) with P a fixed permutation, L unit lower and U strictly upper triangular, the signs of s
+    fixed; log|det| = N * sum log|s|. It starts at a random rotation. One of two cures (the other: a patch basis) for
+    the blind spot of an affine AF, which is elementwise inside a token.
+    """
+
+    permutation: Tensor
+    sign: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        rotation = torch.linalg.qr(torch.randn(channels, channels)).Q
+        permutation, lower, upper = torch.linalg.lu(rotation)
+        self.register_buffer("permutation", permutation)
+        self.register_buffer("sign", upper.diagonal().sign())
+        self.lower = nn.Parameter(lower.tril(-1))
+        self.upper = nn.Parameter(upper.triu(1))
+        self.log_magnitude = nn.Parameter(upper.diagonal().abs().log())
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        unit = torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
+        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_magnitude.exp())
+        return self.lower.tril(-1) + unit, upper
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B,N,D) to y (B,N,D) and log|det| (B,)."""
+        lower, upper = self._factors()
+        y = x @ (self.permutation @ lower @ upper).T
+        return y, (x.shape[1] * self.log_magnitude.sum()).expand(x.shape[0])
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """y (B,N,D) to x (B,N,D), by two triangular solves."""
+        lower, upper = self._factors()
+        columns = (y @ self.permutation).mT  # P is orthogonal
+        columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper, columns, upper=True).mT
+
+
+class FlowBlock(nn.Module):
+    """One block of the AF: z_i = (x_i - mu(x_<i)) * sigma(x_<i) for i > 1, z_1 = x_1   (Eq. 8)
+
+    mu and log sigma come from a causal transformer whose outputs are shifted right by one token. `reverse` reads the
+    tokens back to front and restores the original order at the end. log sigma is bounded by `max_log_scale` tanh.
+    The last linear layer starts at zero, so a new block is the identity (up to `mixing`).
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        channels: int,
+        width: int,
+        layers: int,
+        head_dim: int,
+        reverse: bool,
+        max_log_scale: float | None,
+        channel_mixing: bool = False,
+        num_classes: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.reverse, self.max_log_scale = reverse, max_log_scale
+        self.mixing = ChannelMixing(channels) if channel_mixing else None
+        self.project_in = nn.Linear(channels, width)
+        self.positions = nn.Parameter(torch.randn(tokens, width) * 0.02)  # of the image, not of the reading order
+        self.class_embedding = None if num_classes is None else nn.Parameter(torch.randn(num_classes, width) * 0.02)
+        self.transformer = Transformer(layers, width, head_dim, dropout)
+        self.project_out = nn.Linear(width, 2 * channels)
+        nn.init.zeros_(self.project_out.weight)
+        nn.init.zeros_(self.project_out.bias)
+
+    def _order(self, tokens: Tensor) -> Tensor:
+        return tokens.flip(-2) if self.reverse else tokens
+
+    def _embedded_positions(self, labels: Tensor | None) -> Tensor:
+        """Positions in reading order, plus the label if this flow sees it: (1,N,W) or (B,N,W)."""
+        positions = self._order(self.positions).unsqueeze(0)
+        if self.class_embedding is None:
+            return positions
+        null = self.class_embedding.mean(0)  # no label: the mean of all, as in TARFlow
+        if labels is None:
+            return positions + null
+        embedded = torch.where(labels[:, None] < 0, null, self.class_embedding[labels.clamp(min=0)])
+        return positions + embedded[:, None]
+
+    def _shift_and_log_scale(
+        self, x: Tensor, positions: Tensor, cache: list[LayerCache] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """mu and log sigma (B,T,D) of the tokens that follow x (B,T,D)."""
+        with full_precision(x):
+            hidden = self.project_in(x) + positions
+        hidden = self.transformer(hidden, cache)
+        with full_precision(x):
+            shift, log_scale = self.project_out(hidden.to(x.dtype)).chunk(2, -1)
+            if self.max_log_scale is not None:
+                log_scale = self.max_log_scale * torch.tanh(log_scale / self.max_log_scale)
+        return shift, log_scale
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B,N,D) to z (B,N,D) and log|det dz/dx| = sum_ij log sigma_ij (B,)   (Eqs. 8 and 10), in parallel."""
+        logdet = x.new_zeros(x.shape[0])
+        if self.mixing is not None:
+            x, logdet = self.mixing(x)
+        x = self._order(x)
+        positions = self._embedded_positions(labels)
+        # What follows the last token is not needed, so N - 1 tokens go in; token 1 passes through (shift 0, scale 1).
+        shift, log_scale = self._shift_and_log_scale(x[:, :-1], positions[:, :-1])
+        z = (x - F.pad(shift, (0, 0, 1, 0))) * F.pad(log_scale, (0, 0, 1, 0)).exp()
+        return self._order(z), logdet + log_scale.sum((1, 2))
+
+    @torch.no_grad()
+    def inverse(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z (B,N,D) to x (B,N,D): x_i = z_i / sigma(x_<i) + mu(x_<i), token by token with a cache   (Eq. 9)."""
+        z = self._order(z)
+        positions = self._embedded_positions(labels)
+        cache = self.transformer.new_cache(z.shape[1] - 1)
+        x = torch.empty_like(z)
+        x[:, 0] = z[:, 0]
+        for i in range(z.shape[1] - 1):
+            shift, log_scale = self._shift_and_log_scale(x[:, i : i + 1], positions[:, i : i + 1], cache)
+            x[:, i + 1] = z[:, i + 1] * torch.exp(-log_scale[:, 0]) + shift[:, 0]
+        x = self._order(x)
+        return x if self.mixing is None else self.mixing.inverse(x)
+
+
+class AutoregressiveFlow(nn.Module):
+    """n blocks with alternating token order, Z = F_n o ... o F_1 (X)   (Eqs. 8-10)
+
+    The first block reads the tokens in image order, the second back to front, and so on.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        channels: int,
+        blocks: int,
+        layers: int,
+        width: int,
+        head_dim: int = 64,
+        max_log_scale: float | None = 2.5,
+        channel_mixing: bool = False,
+        num_classes: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.tokens, self.channels = tokens, channels
+        self.blocks = nn.ModuleList(
+            FlowBlock(
+                tokens,
+                channels,
+                width,
+                layers,
+                head_dim,
+                reverse=t % 2 == 1,
+                max_log_scale=max_log_scale,
+                channel_mixing=channel_mixing,
+                num_classes=num_classes,
+                dropout=dropout,
+            )
+            for t in range(blocks)
+        )
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B,N,D) to latents z (B,N,D) and log|det dz/dx| (B,), nats per image   (Eq. 10)."""
+        if x.dim() != 3 or x.shape[1:] != (self.tokens, self.channels):
+            raise InputError(f"x has shape {tuple(x.shape)}; allowed: (batch, {self.tokens}, {self.channels})")
+        logdet = x.new_zeros(x.shape[0])
+        for block in self.blocks:
+            x, block_logdet = block(x, labels)
+            logdet = logdet + block_logdet
+        return x, logdet
+
+    def inverse(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Latents z (B,N,D) to x (B,N,D), exact: n blocks of N - 1 sequential steps   (Eq. 9)."""
+        for block in reversed(self.blocks):
+            z = block.inverse(z, labels)
+        return z
+
+    @classmethod
+    def from_tarflow(cls, state_dict: dict[str, Tensor], head_dim: int = 64) -> AutoregressiveFlow:
+        """The flow of the public TARFlow release (github.com/apple/ml-tarflow) from its state dict.
+
+        Same latents and inverse; log|det| is the sum over N D where TARFlow's is the mean. Its network gives
+        -log sigma, so those rows of the last layer change sign; log sigma is unbounded there; the missing label is
+        the mean of the class embeddings. Its `var` buffer belongs to the prior, not to the map: the public model
+        samples with `flow.inverse(z * state_dict["var"].sqrt(), labels)`.
+        """
+        width, channels = state_dict["blocks.0.proj_in.weight"].shape
+        if state_dict["blocks.0.proj_out.weight"].shape[0] != 2 * channels:
+            raise InputError("state_dict is of a volume-preserving TARFlow (nvp=False); allowed: nvp=True")
+        tokens = state_dict["blocks.0.pos_embed"].shape[0]
+        blocks = 1 + max(int(name.split(".")[1]) for name in state_dict if name.startswith("blocks."))
+        layers = 1 + max(int(name.split(".")[3]) for name in state_dict if name.startswith("blocks.0.attn_blocks."))
+        classes = state_dict.get("blocks.0.class_embed")
+        flow = cls(
+            tokens,
+            channels,
+            blocks,
+            layers,
+            width,
+            head_dim=head_dim,
+            max_log_scale=None,
+            num_classes=None if classes is None else classes.shape[0],
+        )
+        renamed = {}
+        for name, value in state_dict.items():
+            if name == "var" or name.endswith("attn_mask"):
+                continue
+            for pattern, ours in _TARFLOW_NAMES:
+                name = re.sub(pattern, ours, name)
+            if ".project_out." in name:
+                negative_log_scale, shift = value.chunk(2)
+                value = torch.cat([shift, -negative_log_scale])
+            renamed[name] = value.squeeze(1) if name.endswith("class_embedding") else value
+        flow.load_state_dict(renamed)
+        return flow.to(next(iter(renamed.values())).dtype)
+
+
+_TARFLOW_NAMES = (
+    (r"\.proj_in\.", ".project_in."),
+    (r"\.proj_out\.", ".project_out."),
+    (r"\.pos_embed$", ".positions"),
+    (r"\.class_embed$", ".class_embedding"),
+    (r"\.attn_blocks\.", ".transformer.layers."),
+    (r"\.attention\.norm\.", ".attention_norm."),
+    (r"\.attention\.qkv\.", ".attention_in."),
+    (r"\.attention\.proj\.", ".attention_out."),
+    (r"\.mlp\.norm\.", ".mlp_norm."),
+    (r"\.mlp\.main\.0\.", ".mlp_in."),
+    (r"\.mlp\.main\.2\.", ".mlp_out."),
+)

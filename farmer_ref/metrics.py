@@ -1,0 +1,162 @@
+"""What a model is judged by: bits/dim, the share of samples read as their class, and a Fréchet distance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from farmer_ref.data import FolderSet, ImageSet, batches
+from farmer_ref.errors import InputError
+from farmer_ref.farmer import Farmer, LikelihoodTerms
+from farmer_ref.tokens import nats_to_bits_per_dim
+
+
+@torch.no_grad()
+def _terms(model: Farmer, values: Tensor, labels: Tensor | None, draws: int, seed: int) -> LikelihoodTerms:
+    """Likelihood terms (draws, B) of images (B,C,H,W), bytes, under `draws` dequantisations each."""
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    labels = None if labels is None or not model.config.num_classes else labels.to(device)
+    rows = []
+    for _ in range(draws):
+        noise = model.dequantiser.draw(tuple(values.shape), generator)
+        rows.append(model.likelihood_terms(model.dequantiser(values.to(device), noise), labels))
+    return LikelihoodTerms(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _require_uniform(model: Farmer) -> None:
+    if model.config.dequantisation != "uniform":
+        raise InputError(
+            "dequantisation is 'gaussian', whose density is that of a noised image; "
+            "allowed for bits/dim: a model trained with 'uniform'"
+        )
+
+
+def bits_per_dim(
+    model: Farmer,
+    images: Tensor,
+    labels: Tensor | None = None,
+    draws: int = 8,
+    importance_weighted: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """Discrete bits/dim (B,) of images (B,C,H,W), bytes: an upper bound of -log2 P(image) / d, averaged over `draws`.
+
+    E_u[-log p(x + u)] >= -log P by Jensen's inequality; `importance_weighted` moves the mean over draws inside the
+    logarithm, -log (1/S) sum_s p(x + u_s), which is tighter (Burda et al. 2016). Raises `InputError` for a model
+    trained with Gaussian noise, which has no discrete bits/dim.
+    """
+    _require_uniform(model)
+    total = _terms(model, images, labels, draws, seed).total  # (draws, B)
+    log_prob = torch.logsumexp(total, 0) - math.log(draws) if importance_weighted else total.mean(0)
+    return nats_to_bits_per_dim(log_prob, model.config.dimensions, model.config.levels)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A split's likelihood, means over its images. bits/dim under uniform dequantisation, else None."""
+
+    images: int
+    draws: int
+    nats_per_dim: float
+    """-log p of the continuous (dequantised or noised) image, per dimension."""
+    informative_nats_per_dim: float
+    redundant_nats_per_dim: float
+    logdet_nats_per_dim: float
+    """The three parts of nats_per_dim: they add up to it."""
+    bits_per_dim: float | None
+    standard_error: float | None
+    """Of bits_per_dim, over images."""
+    importance_weighted_bits_per_dim: float | None
+
+
+def evaluate_likelihood(
+    model: Farmer,
+    data: ImageSet | FolderSet,
+    draws: int = 8,
+    batch_size: int = 100,
+    limit: int | None = None,
+    seed: int = 0,
+    importance_weighted: bool = False,
+) -> Likelihood:
+    """The likelihood of a split under the model, given the labels (all of it, or the first `limit` images)."""
+    config, uniform = model.config, model.config.dequantisation == "uniform"
+    if importance_weighted:
+        _require_uniform(model)
+    parts, totals = [], []
+    for number, (values, labels) in enumerate(batches(data, batch_size, limit)):
+        terms = _terms(model, values, labels, draws, seed + number)
+        parts.append(torch.stack([term.mean(0) for term in terms]).double().cpu())  # (3, B)
+        totals.append(terms.total.double().cpu())  # (draws, B)
+    part, total = torch.cat(parts, 1), torch.cat(totals, 1)
+    informative, redundant, logdet = (-part.mean(1) / config.dimensions).tolist()
+    bits = nats_to_bits_per_dim(total.mean(0), config.dimensions, config.levels)
+    tighter = torch.logsumexp(total, 0) - math.log(draws)
+    tighter_bits = nats_to_bits_per_dim(tighter, config.dimensions, config.levels)
+    return Likelihood(
+        images=total.shape[1],
+        draws=draws,
+        nats_per_dim=float(-total.mean() / config.dimensions),
+        informative_nats_per_dim=informative,
+        redundant_nats_per_dim=redundant,
+        logdet_nats_per_dim=logdet,
+        bits_per_dim=float(bits.mean()) if uniform else None,
+        standard_error=float(bits.std() / math.sqrt(len(bits))) if uniform else None,
+        importance_weighted_bits_per_dim=float(tighter_bits.mean()) if importance_weighted else None,
+    )
+
+
+@torch.no_grad()
+def sample_values(model: Farmer, labels: Tensor, seed: int, batch_size: int = 100) -> Tensor:
+    """One sample per label, as bytes (n,C,H,W) on the CPU, drawn in batches."""
+    generator = torch.Generator(labels.device).manual_seed(seed)
+    drawn = [model.dequantiser.quantise(model.sample(part, generator)).cpu() for part in labels.split(batch_size)]
+    return torch.cat(drawn)
+
+
+class Reader:
+    """A support-vector classifier of grey levels, trained on real images: it reads samples as a person would.
+
+    Far from what the model was trained with, so that the two do not share their mistakes. `accuracy` on real test
+    images is the ceiling for any sampler.
+    """
+
+    def __init__(self, train: ImageSet | FolderSet, limit: int = 10_000):
+        from sklearn.svm import SVC
+
+        values, labels = next(batches(train, limit))
+        self.scale = train.levels - 1
+        self._classifier = SVC(C=10.0).fit(self._pixels(values), labels.numpy())
+
+    def _pixels(self, values: Tensor) -> np.ndarray:
+        return values.flatten(1).cpu().numpy() / self.scale
+
+    def read(self, values: Tensor) -> Tensor:
+        """The class (B,) of images (B,C,H,W), bytes."""
+        return torch.from_numpy(self._classifier.predict(self._pixels(values)))
+
+    def scores(self, values: Tensor) -> Tensor:
+        """One score per class (B,classes) of images (B,C,H,W), bytes: the features of our Fréchet distance."""
+        return torch.from_numpy(self._classifier.decision_function(self._pixels(values)))
+
+    def share_read(self, values: Tensor, labels: Tensor) -> float:
+        """The share of images that are read as their label."""
+        return float((self.read(values) == labels.cpu()).double().mean())
+
+
+def frechet_distance(features: Tensor, other: Tensor) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^{1/2}) of two sets of features (n,F), (n',F), in float64 (Heusel et al. 2017).
+
+    tr (C C')^{1/2} is the sum of the square roots of the eigenvalues of C^{1/2} C' C^{1/2}, which is symmetric.
+    """
+    a, b = features.double(), other.double()
+    covariance, other_covariance = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp(min=0).sqrt().sum()
+    mean = (a.mean(0) - b.mean(0)).square().sum()
+    return float(mean + covariance.trace() + other_covariance.trace() - 2 * cross)

@@ -1,0 +1,74 @@
+"""Gaussian mixtures with diagonal covariance, the heads of the prior (Eqs. 11-12)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOG_SCALE_FLOOR = -7.0  # a component is never narrower than e^-7 = .0009: well below the paper's final noise of .005
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2)   (Eq. 11)
+
+    logits (...,K) (any shift: normalised where used), mean and log_scale (...,K,D). `...` is any batch of mixtures.
+    """
+
+    logits: Tensor
+    mean: Tensor
+    log_scale: Tensor
+
+    @classmethod
+    def from_raw(cls, raw: Tensor, components: int) -> GaussianMixture:
+        """The mixture that a network's output (..., K (1 + 2 D)) describes: K logits, K D means, K D log-scales.
+
+        log sigma has a smooth floor (§11: the paper says nothing of the form of sigma_k).
+        """
+        channels = (raw.shape[-1] // components - 1) // 2
+        logits, mean, log_scale = raw.split([components, components * channels, components * channels], -1)
+        log_scale = LOG_SCALE_FLOOR + F.softplus(log_scale - LOG_SCALE_FLOOR)
+        shape = (*raw.shape[:-1], components, channels)
+        return cls(logits, mean.reshape(shape), log_scale.reshape(shape))
+
+    def unsqueeze(self) -> GaussianMixture:
+        """The same mixtures with a batch dimension of 1 added last: one mixture for many tokens."""
+        return GaussianMixture(self.logits.unsqueeze(-2), self.mean.unsqueeze(-3), self.log_scale.unsqueeze(-3))
+
+    def expand(self, copies: int) -> GaussianMixture:
+        """The same mixtures with the last batch dimension, of size 1, repeated `copies` times."""
+        return GaussianMixture(
+            self.logits.expand(*self.logits.shape[:-2], copies, -1),
+            self.mean.expand(*self.mean.shape[:-3], copies, -1, -1),
+            self.log_scale.expand(*self.log_scale.shape[:-3], copies, -1, -1),
+        )
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) = logsumexp_k [log pi_k + log N(z; mu_k, diag sigma_k^2)]   (Eq. 12)
+
+        z (...,D), broadcast against the batch of mixtures; returns (...), nats summed over D.
+        """
+        standardised = (z.unsqueeze(-2) - self.mean) * torch.exp(-self.log_scale)  # (...,K,D)
+        log_normal = -0.5 * (standardised.square() + math.log(2 * math.pi)) - self.log_scale
+        return torch.logsumexp(torch.log_softmax(self.logits, -1) + log_normal.sum(-1), -1)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw from each mixture, (...,D)."""
+        channels = self.mean.shape[-1]
+        weights = torch.softmax(self.logits, -1).flatten(0, -2)
+        component = torch.multinomial(weights, 1, generator=generator).view(*self.logits.shape[:-1], 1, 1)
+        component = component.expand(*component.shape[:-1], channels)
+        mean = self.mean.gather(-2, component).squeeze(-2)
+        scale = self.log_scale.gather(-2, component).squeeze(-2).exp()
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + scale * noise
+
+    def tempered(self, weight_temperature: float = 1.0, scale_temperature: float = 1.0) -> GaussianMixture:
+        """The mixture at T_pi and T_sigma (A.2): logits times T_pi (so larger is *sharper*), sigma_k times T_sigma."""
+        return GaussianMixture(
+            self.logits * weight_temperature, self.mean, self.log_scale + math.log(scale_temperature)
+        )

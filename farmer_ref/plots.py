@@ -1,0 +1,69 @@
+"""The pictures that more than one place draws: sample grids and training curves, in one matplotlib style."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+STYLE = {
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 120,
+    "font.size": 10,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 1.8,
+    "savefig.bbox": "tight",
+}
+
+
+def image_grid(images: Tensor, columns: int, cell: int = 40, gap: int = 2) -> Image.Image:
+    """Images (B,C,H,W) in [-1, 1], row by row in `columns` columns; small ones are enlarged to about `cell` pixels."""
+    batch, channels, height, width = images.shape
+    factor = max(1, round(cell / height))
+    unit = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    large = unit.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    rows = math.ceil(batch / columns)
+    tall, wide = height * factor + gap, width * factor + gap
+    canvas = np.full((rows * tall + gap, columns * wide + gap, channels), 128, dtype=np.uint8)
+    for i, image in enumerate(large):
+        top, left = (i // columns) * tall + gap, (i % columns) * wide + gap
+        canvas[top : top + height * factor, left : left + width * factor] = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+
+def class_labels(num_classes: int, per_class: int, most: int = 10) -> Tensor:
+    """Labels of a class-ordered grid, one column per class (the first `most`), `per_class` rows; -1 without classes."""
+    if not num_classes:
+        return torch.full((per_class * most,), -1)
+    return torch.arange(min(num_classes, most)).repeat(per_class)
+
+
+def training_curve(run: Path) -> Figure:
+    """What metrics.jsonl of a run holds: training and validation likelihood over steps."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    unit = next(name for name in ("bits_per_dim", "nats_per_dim") if any(name in record for record in records))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 3.6))
+        axes = figure.add_subplot()
+        for name, label in ((unit, "training batch, with dropout"), (f"validation_{unit}", "validation, EMA weights")):
+            points = [(record["step"], record[name]) for record in records if name in record]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 40 else None, ms=4)
+        values = sorted(record[unit] for record in records if unit in record)
+        axes.set_ylim(values[0] - 0.1, values[int(0.9 * (len(values) - 1))] + 0.1)  # the first steps are off the page
+        what = "bits/dim" if unit == "bits_per_dim" else "nats/dim of the noised image"
+        axes.set(xlabel="step", ylabel=what, title=f"Training {run.name}")
+        axes.legend(frameon=False)
+    return figure

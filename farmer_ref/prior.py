@@ -1,0 +1,175 @@
+"""The autoregressive prior with Gaussian-mixture heads (Eqs. 11-13) and the split into two kinds of channels (Eq. 14).
+
+Legend: B batch, N tokens, D = I + R channels of a token (I informative, R redundant), K components, M condition
+tokens, W width. Log-densities are per-image sums in nats, (B,).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from farmer_ref.mixture import GaussianMixture
+from farmer_ref.transformer import LayerCache, Transformer, full_precision
+
+NULL_LABEL = -1  # "no label": the learned null class that guidance and label dropout use
+
+
+class PriorLogProb(NamedTuple):
+    """log p(Z_I | c) and log p(Z_R | Z_I, c), each (B,); their sum is log p(Z | c) (Eq. 14)."""
+
+    informative: Tensor
+    redundant: Tensor
+
+
+class AutoregressivePrior(nn.Module):
+    """p(Z | c) = prod_i p(z_i^I | z_<i^I, c) * prod_i G_{N+1}(z_i^R; Z_I, c)   (Eqs. 6, 11-14)
+
+    A causal transformer reads M copies of the class embedding, then the informative channels of the N tokens. The
+    output before a token gives that token's K_I-component mixture. The output after the last token gives *one*
+    K_R-component mixture G_{N+1}, shared by the redundant channels of all tokens; with `redundant_prior="normal"`
+    these are N(0, I) instead (JetFormer). Without a split (I = D) there is no redundant part.
+    """
+
+    channel_order: Tensor
+
+    def __init__(
+        self,
+        tokens: int,
+        channels: int,
+        layers: int,
+        width: int,
+        head_dim: int,
+        num_classes: int,
+        components: int,
+        informative: int | None = None,
+        informative_channels: str = "first",
+        redundant_components: int = 1,
+        redundant_prior: str = "shared",
+        condition_repeats: int = 1,
+        reverse: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.tokens, self.channels, self.num_classes = tokens, channels, num_classes
+        self.informative = channels if informative is None else informative
+        self.redundant = channels - self.informative
+        self.components, self.redundant_components = components, redundant_components
+        self.condition_repeats, self.reverse = condition_repeats, reverse
+        order = _channel_order(channels, self.informative, informative_channels)
+        self.register_buffer("channel_order", order, persistent=False)  # (D,): the informative ones first
+
+        self.class_embedding = nn.Embedding(num_classes + 1, width)  # the last row is the null class
+        self.condition_positions = nn.Parameter(torch.randn(condition_repeats, width) * 0.02)
+        self.project_in = nn.Linear(self.informative, width)
+        self.positions = nn.Parameter(torch.randn(tokens, width) * 0.02)  # of the image, not of the reading order
+        self.transformer = Transformer(layers, width, head_dim, dropout)
+        self.norm_out = nn.LayerNorm(width)
+        self.token_head = _mixture_head(width, components, self.informative)
+        self.redundant_head: nn.Linear | None = None
+        if self.redundant and redundant_prior == "shared":
+            self.redundant_head = _mixture_head(width, redundant_components, self.redundant)
+
+    def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents z (B,N,D) to informative z_I (B,N,I) and redundant z_R (B,N,R)."""
+        z_informative, z_redundant = z[..., self.channel_order].split([self.informative, self.redundant], -1)
+        return z_informative, z_redundant
+
+    def merge(self, z_informative: Tensor, z_redundant: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return torch.cat([z_informative, z_redundant], -1)[..., self.channel_order.argsort()]
+
+    def _order(self, tokens: Tensor) -> Tensor:
+        return tokens.flip(-2) if self.reverse else tokens
+
+    def _condition(self, labels: Tensor | None, batch: int) -> Tensor:
+        """The M condition tokens (B,M,W) of labels (B,); None or -1 is the null class."""
+        if labels is None:
+            labels = torch.full((batch,), NULL_LABEL, device=self.positions.device)
+        rows = torch.where(labels == NULL_LABEL, self.num_classes, labels)
+        return self.class_embedding(rows)[:, None] + self.condition_positions
+
+    def _token_mixture(self, hidden: Tensor) -> GaussianMixture:
+        """Outputs (...,W) to the mixture of the following token, K_I components over I channels."""
+        return GaussianMixture.from_raw(self.token_head(hidden), self.components)
+
+    def _redundant_mixture(self, hidden: Tensor) -> GaussianMixture:
+        """The output (B,W) at the last token to G_{N+1}, K_R components over R channels; N(0, I) without a head."""
+        if self.redundant_head is None:
+            zeros = hidden.new_zeros(hidden.shape[0], 1, self.redundant)
+            return GaussianMixture(zeros[..., 0], zeros, zeros)
+        return GaussianMixture.from_raw(self.redundant_head(hidden), self.redundant_components)
+
+    def _run(self, condition: Tensor, embedded: Tensor | None = None, cache: list[LayerCache] | None = None) -> Tensor:
+        """Transformer outputs (B,T,W), normalised and in the dtype of the densities."""
+        inputs = condition if embedded is None else torch.cat([condition, embedded], 1)
+        hidden = self.transformer(inputs, cache)
+        with full_precision(inputs):
+            return self.norm_out(hidden.to(inputs.dtype))
+
+    def mixtures(self, z: Tensor, labels: Tensor | None = None) -> tuple[GaussianMixture, GaussianMixture | None]:
+        """The N token mixtures (batch shape (B,N), in image order) and the shared one (B,), given z (B,N,D)."""
+        z_informative = self._order(self.split(z)[0])
+        with full_precision(z):
+            embedded = self.project_in(z_informative) + self._order(self.positions)
+        hidden = self._run(self._condition(labels, z.shape[0]), embedded)
+        with full_precision(z):
+            before = hidden[:, self.condition_repeats - 1 : -1]  # (B,N,W): the outputs that precede a token
+            tokens = self._token_mixture(self._order(before))
+            return tokens, self._redundant_mixture(hidden[:, -1]) if self.redundant else None
+
+    def log_prob_parts(self, z: Tensor, labels: Tensor | None = None) -> PriorLogProb:
+        """log p(Z_I | c) and log p(Z_R | Z_I, c), each (B,), of latents z (B,N,D)   (Eqs. 12 and 14)."""
+        token_mixtures, shared = self.mixtures(z, labels)
+        z_informative, z_redundant = self.split(z)
+        with full_precision(z):
+            informative = token_mixtures.log_prob(z_informative).sum(1)
+            if shared is None:
+                return PriorLogProb(informative, torch.zeros_like(informative))
+            return PriorLogProb(informative, shared.unsqueeze().log_prob(z_redundant).sum(1))
+
+    def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """log p(Z | c) (B,), nats per image, of latents z (B,N,D) and labels (B,) or None   (Eq. 14)."""
+        parts = self.log_prob_parts(z, labels)
+        return parts.informative + parts.redundant
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents (B,N,D) for labels (B,) (-1: no label): Z_I token by token with a cache, then Z_R at once (§3.3)."""
+        batch, positions = len(labels), self._order(self.positions)
+        cache = self.transformer.new_cache(self.condition_repeats + self.tokens)
+        hidden = self._run(self._condition(labels, batch), cache=cache)[:, -1]  # (B,W)
+        drawn = []
+        for i in range(self.tokens):
+            drawn.append(self._token_mixture(hidden).sample(generator))  # (B,I)
+            if i + 1 < self.tokens or self.redundant:
+                hidden = self._run((self.project_in(drawn[-1]) + positions[i])[:, None], cache=cache)[:, 0]
+        z_informative = self._order(torch.stack(drawn, 1))
+        if not self.redundant:
+            return self.merge(z_informative, z_informative[..., :0])
+        shared = self._redundant_mixture(hidden).unsqueeze().expand(self.tokens)
+        return self.merge(z_informative, shared.sample(generator))
+
+
+def _channel_order(channels: int, informative: int, rule: str) -> Tensor:
+    """The channels (D,), informative ones first: the first I, or I spread evenly over the token."""
+    if rule == "first":
+        return torch.arange(channels)
+    chosen = torch.arange(informative) * channels // informative
+    rest = torch.ones(channels, dtype=torch.bool).index_fill(0, chosen, False)
+    return torch.cat([chosen, torch.arange(channels)[rest]])
+
+
+def _mixture_head(width: int, components: int, channels: int) -> nn.Linear:
+    """W to K (1 + 2 channels) numbers, started near the standard normal: zero weights, scattered small means.
+
+    Measured against scattered wide means on the digits, 750 steps: 2.25 instead of 2.48 bits/dim.
+    """
+    head = nn.Linear(width, components * (1 + 2 * channels))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    nn.init.normal_(head.bias.data[components : components * (1 + channels)], std=0.1 / math.sqrt(channels))
+    return head

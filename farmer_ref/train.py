@@ -1,0 +1,136 @@
+"""Train a FARMER: `python -m farmer_ref.train --preset digits --out runs/digits`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from farmer_ref import cli
+from farmer_ref.config import PRESETS, TrainConfig
+from farmer_ref.data import Batch, load_split, random_seed, training_batches
+from farmer_ref.engine import Trainer, autocast, checkpoints, resolve_device, run_record, training_images
+from farmer_ref.errors import InputError
+from farmer_ref.farmer import Farmer, read_config, write_config
+from farmer_ref.metrics import evaluate_likelihood
+from farmer_ref.plots import class_labels, image_grid, training_curve
+from farmer_ref.tokens import nats_to_bits_per_dim
+
+DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults below are its values.
+
+Presets: {presets}. With --resume, the defaults are those of the run itself."""
+MAX_BASIS_IMAGES = 10_000  # a PCA of patches needs no more
+
+
+def settings(argv: list[str] | None = None) -> TrainConfig:
+    """The run's configuration from the command line, over its preset's (or, resuming, over its own)."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="digits")
+    first.add_argument("--resume", action="store_true")
+    first.add_argument("--out")
+    known, _ = first.parse_known_args(argv)
+    if known.preset not in PRESETS:
+        raise InputError(f"preset is {known.preset!r}; allowed: {', '.join(PRESETS)}")
+    default = PRESETS[known.preset]
+    folder = Path(known.out or default.out)
+    if known.resume and (folder / "config.json").is_file():
+        default = saved_settings(folder)
+    description = DESCRIPTION.format(presets=", ".join(PRESETS))
+    return cli.parse("train", default, description, argv)
+
+
+def saved_settings(folder: Path) -> TrainConfig:
+    """The configuration that a run folder was made with."""
+    saved = read_config(folder)
+    if "training" not in saved:
+        raise InputError(f"out is {str(folder)!r}, which holds a model and no run; allowed: a run folder or a new one")
+    return TrainConfig.from_dict({**saved["training"], "model": saved["model"]})
+
+
+def prepare_run(config: TrainConfig) -> Path:
+    """Make the run folder, or check that an existing one may go on."""
+    run = Path(config.out)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"out is {config.out!r}, which is a file; allowed: a folder")
+    if checkpoints(run):
+        if not config.resume:
+            raise InputError(f"out is {config.out!r}, which holds a run already; allowed: a new folder, or --resume")
+        saved = saved_settings(run)
+        for field in dataclasses.fields(saved.model):
+            before, now = getattr(saved.model, field.name), getattr(config.model, field.name)
+            if before != now:
+                raise InputError(f"model.{field.name} is {now!r}; allowed: {before!r}, as in the run that is resumed")
+    (run / "samples").mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, validating and drawing samples at intervals."""
+    config = settings(argv)
+    device = resolve_device(config.device)
+    data = load_split(config.dataset, "train", config.model, config.data_root, config.download)
+    validation = load_split(config.dataset, "validation", config.model, config.data_root, config.download)
+    run = prepare_run(config)
+
+    torch.manual_seed(random_seed(config.seed, "weights"))
+    model = Farmer(config.model).to(device)
+    ema = Farmer(config.model).to(device)
+    resuming = config.resume and bool(checkpoints(run))
+    if config.model.patch_basis == "pca" and not resuming:
+        step = max(1, len(data) // MAX_BASIS_IMAGES)
+        values = torch.stack([data[i][0] for i in range(0, len(data), step)])
+        model.patchify.fit((2 * values.double() + 1).to(device) / config.model.levels - 1)
+
+    uniform, dimensions = config.model.dequantisation == "uniform", config.model.dimensions
+
+    def loss(batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, float]]:
+        """Negative log-likelihood per dimension (Eq. 13), in nats."""
+        images, labels = training_images(batch, model.dequantiser, config.seed, progress, config.label_dropout, device)
+        with autocast(device, config.precision):
+            terms = model(images, labels if config.model.num_classes else None)
+        log_prob = terms.total.mean()
+        logged = {"nats_per_dim": -log_prob.item() / dimensions}
+        if uniform:
+            bits = nats_to_bits_per_dim(log_prob.detach(), dimensions, config.model.levels)
+            logged = {"bits_per_dim": bits.item()}
+        logged["logdet_nats_per_dim"] = terms.logdet.mean().item() / dimensions
+        return -log_prob / dimensions, logged
+
+    def validate(step: int) -> dict[str, float]:
+        measured = evaluate_likelihood(ema, validation, draws=4, batch_size=config.batch_size, limit=1000)
+        unit, value = "nats_per_dim", measured.nats_per_dim
+        if measured.bits_per_dim is not None:
+            unit, value = "bits_per_dim", measured.bits_per_dim
+        return {f"validation_{unit}": value}
+
+    def draw_samples(step: int) -> dict[str, float]:
+        labels = class_labels(config.model.num_classes, per_class=4).to(device)
+        images = ema.sample(labels, torch.Generator(device).manual_seed(config.seed))
+        image_grid(images, columns=10).save(run / "samples" / f"step-{step:07d}.png")
+        return {}
+
+    def batches(start: int):  # noqa: ANN202
+        return training_batches(data, config.batch_size, config.seed, start, config.flip, config.workers)
+
+    trainer = Trainer(
+        config, model, ema, loss, batches, [(config.validate_every, validate), (config.sample_every, draw_samples)]
+    )
+    if config.resume:
+        trainer.resume()
+    write_config(run, run_record(config))
+    finished = trainer.train()
+    if (run / "metrics.jsonl").stat().st_size:
+        training_curve(run).savefig(run / "curve.png")
+    measured = validate(trainer.step)
+    how = "finished" if finished else "interrupted"
+    likelihood = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured.items())
+    print(
+        f"{how} at step {trainer.step} after {trainer.seconds / 60:.1f} minutes of training, {trainer.skipped} steps "
+        f"skipped; {likelihood}; weights, samples and curve in {run}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

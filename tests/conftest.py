@@ -1,0 +1,84 @@
+"""Fixtures and checks that several test modules share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from farmer_ref import Farmer, ModelConfig
+from farmer_ref.flow import AutoregressiveFlow
+
+torch.set_num_threads(1)
+
+SMALL = {
+    "image_size": 6,
+    "channels": 2,
+    "levels": 17,
+    "patch_size": 2,
+    "num_classes": 3,
+    "flow_blocks": 3,
+    "flow_layers": 1,
+    "flow_width": 16,
+    "prior_layers": 2,
+    "prior_width": 16,
+    "head_dim": 8,
+    "informative": 5,
+    "components": 3,
+    "redundant_components": 4,
+    "condition_repeats": 2,
+}
+
+
+def randomise_zeros(module: nn.Module, seed: int = 0, std: float = 0.2) -> nn.Module:
+    """Float64, with every zero-initialised weight randomised: a new flow is the identity, and any bug passes."""
+    generator = torch.Generator().manual_seed(seed)
+    module.double().eval()
+    for parameter in module.parameters():
+        zero = parameter.data == 0
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * std
+        parameter.data = torch.where(zero, noise, parameter.data)
+    return module
+
+
+def small_model(**changes: object) -> Farmer:
+    """A small model in float64 with no weight at zero."""
+    torch.manual_seed(0)
+    return randomise_zeros(Farmer(ModelConfig(**{**SMALL, **changes})))
+
+
+def small_flow(tokens: int = 5, channels: int = 3, blocks: int = 3, **changes: object) -> AutoregressiveFlow:
+    """A small flow in float64 with no weight at zero."""
+    torch.manual_seed(0)
+    return randomise_zeros(AutoregressiveFlow(tokens, channels, blocks, layers=2, width=16, head_dim=8, **changes))
+
+
+def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """d function(x) / dx of one example, flattened to a matrix."""
+    return torch.autograd.functional.jacobian(lambda flat: function(flat.view_as(x)).flatten(), x.flatten())
+
+
+def round_trip_error(flow: AutoregressiveFlow, x: Tensor) -> float:
+    """The largest difference between x and its image through the flow and back."""
+    return float((flow.inverse(flow(x)[0]) - x).abs().max())
+
+
+def logdet_error(flow: AutoregressiveFlow, x: Tensor) -> float:
+    """The largest difference between the flow's log-determinant and that of autograd's Jacobian."""
+    exact = torch.stack([torch.linalg.slogdet(jacobian(lambda y: flow(y)[0], one[None])).logabsdet for one in x])
+    return float((flow(x)[1] - exact).detach().abs().max())
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run `python -m farmer_ref.NAME` in an empty folder, as a user does."""
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", f"farmer_ref.{name}", *map(str, arguments)]
+        return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+
+    return run

@@ -1,0 +1,122 @@
+"""The whole model: exact likelihood of images, the two directions, weights on disk."""
+
+import json
+
+import pytest
+import scipy.stats
+import torch
+from conftest import jacobian, small_model
+
+from farmer_ref import Farmer, ModelConfig
+from farmer_ref.errors import InputError
+
+
+def images(model: Farmer, batch: int = 2) -> torch.Tensor:
+    c = model.config
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(batch, c.channels, c.image_size, c.image_size, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+@pytest.mark.parametrize("variant", [{}, {"patch_basis": "pca"}, {"channel_mixing": "learned"}, {"informative": None}])
+def test_encode_decode_and_logdet(variant):
+    model = small_model(**variant)
+    model.patchify.fit(images(model, 50))
+    x = images(model)
+    z, logdet = model.encode(x)
+    assert (model.decode(z) - x).abs().max() <= 1e-9
+    exact = torch.linalg.slogdet(jacobian(lambda image: model.encode(image)[0], x[:1])).logabsdet
+    assert abs(logdet[0] - exact) <= 1e-8
+
+
+def test_terms_add_up():
+    model = small_model()
+    labels = torch.tensor([0, 1])
+    terms = model.likelihood_terms(images(model), labels)
+    z, logdet = model.encode(images(model), labels)
+    assert torch.equal(terms.logdet, logdet)
+    assert torch.equal(terms.total, model.log_prob(images(model), labels))
+    assert torch.allclose(terms.total, model.prior.log_prob(z, labels) + logdet, atol=1e-9)
+    assert terms.total.shape == (2,)
+
+
+@pytest.mark.parametrize("basis", ["pixel", "dct"])
+def test_a_tiny_model_integrates_to_one(basis):
+    """The density of a 2x2 image over its four pixels, by quasi-random importance sampling: E_q[p / q] = 1.
+
+    A lost constant or a wrong sign of the log-determinant moves it by a factor.
+    """
+    model = small_model(
+        image_size=2, channels=1, patch_size=1, flow_blocks=2, informative=None, components=2, flow_width=8,
+        prior_width=8, prior_layers=1, patch_basis=basis,
+    )  # fmt: skip
+    uniform = torch.quasirandom.SobolEngine(4, scramble=True, seed=0).draw(2**15, dtype=torch.float64)
+    proposal = torch.distributions.StudentT(5.0, scale=1.5)  # heavier tails than the model's
+    x = torch.from_numpy(scipy.stats.t(5, scale=1.5).ppf(uniform))
+    with torch.no_grad():
+        weights = torch.exp(model(x.view(-1, 1, 2, 2)).total - proposal.log_prob(x).sum(1))
+    assert abs(model(x[:1].view(1, 1, 2, 2)).logdet) > 1e-2  # the flow does something
+    assert float(weights.mean()) == pytest.approx(1, abs=0.03)
+
+
+def test_samples_follow_the_seed_and_are_finite():
+    model = small_model()
+    labels = torch.tensor([0, 1, 2, -1])
+    first = model.sample(labels, torch.Generator().manual_seed(0))
+    again = model.sample(labels, torch.Generator().manual_seed(0))
+    other = model.sample(labels, torch.Generator().manual_seed(1))
+    assert first.shape == (4, 2, 6, 6)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.abs().max() <= 1
+
+
+@pytest.mark.parametrize("label", [-2, 3])
+def test_label_out_of_range_is_named(label):
+    model = small_model()
+    with pytest.raises(InputError, match=rf"label is {label}; allowed: 0 to 2, or -1"):
+        model.log_prob(images(model), torch.tensor([0, label]))
+
+
+def test_image_of_the_wrong_size_is_named():
+    model = small_model()
+    with pytest.raises(InputError, match=r"images have shape \(2, 2, 8, 6\); allowed: \(batch, 2, 6, 6\)"):
+        model.log_prob(torch.zeros(2, 2, 8, 6))
+
+
+@pytest.mark.parametrize("basis", ["pixel", "pca"])
+def test_save_and_load(tmp_path, basis):
+    torch.manual_seed(0)
+    model = small_model(patch_basis=basis).float()
+    model.patchify.fit(images(model, 50))
+    model.save_pretrained(tmp_path / "model")
+    loaded = Farmer.from_pretrained(tmp_path / "model")
+    assert loaded.config == model.config and not loaded.training
+    assert torch.equal(loaded.log_prob(images(model).float()), model.log_prob(images(model).float()))
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_damaged_weights_are_named(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
+        Farmer.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_model_are_named(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model"]["prior_width"] = 24
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="does not fit its config.json"):
+        Farmer.from_pretrained(tmp_path)
+
+
+def test_unknown_model_is_named():
+    with pytest.raises(InputError, match="model is 'nothing'"):
+        Farmer.from_pretrained("nothing")
+
+
+def test_modules_pick_no_dtype_and_no_device():
+    with torch.device("meta"):
+        model = Farmer(ModelConfig())
+    assert all(parameter.is_meta for parameter in model.parameters())
