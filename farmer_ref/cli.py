@@ -14,7 +14,7 @@ Settings = TypeVar("Settings")
 
 
 def parse(name: str, default: Settings, description: str, argv: list[str] | None = None) -> Settings:
-    """Settings (a dataclass) from the arguments of `python -m farmer_ref.<name>`; `--help` shows the default's values."""
+    """Settings (a dataclass) from the arguments of `python -m farmer_ref.<name>`; `--help` shows `default`."""
     prog = f"python -m farmer_ref.{name}"
     return tyro.cli(type(default), prog=prog, description=description, default=default, args=argv)
 

@@ -1,8 +1,9 @@
 """The one exception for input that a user can correct."""
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Bad input, told in one line: the argument's name, what was given, what is allowed.
 
-    The commands print the line and exit with code 2; in a notebook it is an ordinary ValueError.
+    The commands print the line and exit with code 2. Not a `ValueError`: the command-line library catches those and
+    prints a box of its own.
     """

@@ -230,8 +230,8 @@ class AutoregressiveFlow(nn.Module):
                 negative_log_scale, shift = value.chunk(2)
                 value = torch.cat([shift, -negative_log_scale])
             renamed[name] = value.squeeze(1) if name.endswith("class_embedding") else value
-        flow.load_state_dict(renamed)
-        return flow.to(next(iter(renamed.values())).dtype)
+        flow.to(renamed["blocks.0.project_in.weight"].dtype).load_state_dict(renamed)
+        return flow
 
 
 _TARFLOW_NAMES = (

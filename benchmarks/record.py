@@ -1,0 +1,47 @@
+"""What stands beside every measured number: command, commit, date, device, versions."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """How a result was made."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    arguments = " ".join(argument for argument in sys.argv[1:] if not os.path.isabs(argument))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {
+        "command": f"python -m {module.name if module else sys.argv[0]} {arguments}".strip(),
+        "commit": git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "date": datetime.date.today().isoformat(),
+        "device": name,
+        "cpu_count": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def git(*arguments: str) -> str:
+    """The output of a git command in this repository."""
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()

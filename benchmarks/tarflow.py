@@ -1,0 +1,130 @@
+"""Speed of the flow against the public TARFlow code: `python -m benchmarks.tarflow --tarflow PATH_OF_A_CLONE`.
+
+Both models hold the same weights (`from_tarflow`), and the outputs are compared before anything is timed. Rounds
+alternate between the two, so that a machine whose speed drifts slows both; the ratio is the median over rounds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.record import provenance
+from farmer_ref import AutoregressiveFlow, InputError, cli
+from farmer_ref.engine import resolve_device
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Shapes and repetitions of the benchmark."""
+
+    tarflow: str = ""
+    """A clone of github.com/apple/ml-tarflow."""
+    batch_size: int = 16
+    """Images per batch."""
+    tokens_per_side: int = 16
+    """N is its square."""
+    patch_size: int = 4
+    """D = 3 * patch_size^2."""
+    blocks: int = 4
+    """Flow blocks."""
+    layers: int = 2
+    """Layers per block."""
+    width: int = 256
+    """Width."""
+    rounds: int = 7
+    """Counted rounds, after one of warm-up."""
+    threads: int = 2
+    """CPU threads."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    out: str = "results/tarflow_speed.json"
+    """Where the figures go."""
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    began = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = cli.parse("tarflow", BenchmarkConfig(), "Time the flow against the public TARFlow code.", argv)
+    source = Path(config.tarflow) / "transformer_flow.py"
+    if not config.tarflow or not source.is_file():
+        raise InputError(
+            f"tarflow is {config.tarflow!r}, without transformer_flow.py; allowed: a clone of apple/ml-tarflow"
+        )
+    spec = importlib.util.spec_from_file_location("transformer_flow", source)
+    public = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(public)
+
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(0)
+    device = resolve_device(config.device)
+    image_size = config.tokens_per_side * config.patch_size
+    theirs = public.Model(3, image_size, config.patch_size, config.width, config.blocks, config.layers)
+    for block in theirs.blocks:
+        torch.nn.init.normal_(block.proj_out.weight, std=0.05 / config.width**0.5)
+    ours = AutoregressiveFlow.from_tarflow(theirs.state_dict()).to(device)
+    theirs.to(device)
+    images = torch.randn(config.batch_size, 3, image_size, image_size, device=device)
+    x = theirs.patchify(images)
+
+    with torch.no_grad():
+        z, _, mean_logdet = theirs(images)
+        z_ours, logdet = ours(x)
+        back, back_ours = theirs.patchify(theirs.reverse(z)), ours.inverse(z_ours)
+        assert torch.allclose(z, z_ours, atol=1e-4), "the two flows disagree"
+        assert torch.allclose(mean_logdet, logdet / x[0].numel(), atol=1e-5), "the two log-determinants disagree"
+        assert torch.allclose(back, back_ours, atol=1e-3), "the two inverses disagree"
+
+    def step_theirs() -> None:
+        z, _, logdet = theirs(images)
+        theirs.zero_grad()
+        theirs.get_loss(z, logdet).backward()
+
+    def step_ours() -> None:
+        z, logdet = ours(x)
+        ours.zero_grad()
+        (0.5 * z.square().mean() - logdet.mean() / x[0].numel()).backward()
+
+    figures = {}
+    for name, a, b in (
+        ("training_step", step_theirs, step_ours),
+        ("sequential_inverse", lambda: theirs.reverse(z), lambda: ours.inverse(z)),
+    ):
+        rounds = []
+        with torch.no_grad() if name == "sequential_inverse" else torch.enable_grad():
+            for _ in range(config.rounds + 1):
+                rounds.append((timed(a, device), timed(b, device)))
+        public_seconds, our_seconds = (statistics.median(column) for column in zip(*rounds[1:], strict=True))
+        ratios = sorted(a / b for a, b in rounds[1:])
+        figures[name] = {
+            "tarflow_seconds": public_seconds,
+            "farmer_ref_seconds": our_seconds,
+            "speedup_median": statistics.median(ratios),
+            "speedup_min": ratios[0],
+            "speedup_max": ratios[-1],
+        }
+        print(
+            f"{name}: TARFlow {public_seconds:.3f} s, farmer_ref {our_seconds:.3f} s, "
+            f"{statistics.median(ratios):.2f} times faster ({ratios[0]:.2f} to {ratios[-1]:.2f} over rounds)"
+        )
+    settings = {name: value for name, value in vars(config).items() if name not in ("tarflow", "out")}
+    record = {**provenance(device), "settings": settings, **figures}
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(config.out).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,189 @@
+"""The commands as a user runs them: one clear line and exit code 2 for bad input, help that reads well."""
+
+import json
+
+import pytest
+from PIL import Image
+from test_data import folder_of_images
+from test_engine import QUICK
+
+from farmer_ref import evaluate, parameters, sample, train
+from farmer_ref.cli import run as run_command
+from farmer_ref.engine import checkpoints
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train.main([*QUICK, "--out", str(folder)])
+    return folder
+
+
+def fails_with_one_line(capsys, main, arguments, *parts):
+    """Exit code 2 and one line on standard error that has all `parts`."""
+    with pytest.raises(SystemExit) as raised:
+        run_command(lambda: main([str(argument) for argument in arguments]))
+    assert raised.value.code == 2
+    error = capsys.readouterr().err.split("step/s]\n")[-1].split("step]\n")[-1]  # what follows a progress bar
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1, error
+    for part in parts:
+        assert part in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--preset", "digit"], ["preset is 'digit'", "digits-noise"]),
+        (["--preset", "tiny", "--model.patch-size", "3"], ["patch_size is 3", "a divisor of image_size (8)"]),
+        (["--preset", "tiny", "--model.informative", "4"], ["informative is 4", "1 to 3"]),
+        (["--preset", "tiny", "--model.max-log-scale", "50"], ["max_log_scale is 50.0", "at most 40"]),
+        (["--preset", "tiny", "--model.num-classes", "4"], ["model.num_classes is 4", "10 or more"]),
+        (["--preset", "tiny", "--dataset", "folder:none"], ["'folder:none'", "none is no folder"]),
+        (["--preset", "tiny", "--dataset", "mnist", "--no-download"], ["data_root is 'data'", "no whole mnist"]),
+        (["--preset", "tiny", "--device", "abacus"], ["device is 'abacus'", "auto, cpu, cuda"]),
+        (["--preset", "tiny", "--steps", "0"], ["steps is 0", "1 or more"]),
+    ],
+)
+def test_train_refuses(capsys, tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    fails_with_one_line(capsys, train.main, arguments, *parts)
+    assert not list(tmp_path.iterdir())  # and leaves nothing behind
+
+
+def test_train_refuses_an_unreadable_image(capsys, tmp_path):
+    name = folder_of_images(tmp_path / "images", count=30)
+    for path in (tmp_path / "images" / "cat").glob("*.png"):
+        path.write_bytes(b"not an image")
+    size = ["--model.image-size", "16", "--model.channels", "3", "--model.levels", "256", "--model.patch-size", "4"]
+    arguments = [*QUICK, *size, "--dataset", name, "--out", tmp_path / "run"]
+    fails_with_one_line(capsys, train.main, arguments, "cannot be read", "allowed: a whole image file")
+
+
+def test_train_refuses_a_folder_without_classes(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    arguments = [*QUICK, "--dataset", f"folder:{tmp_path / 'empty'}", "--out", tmp_path / "run"]
+    fails_with_one_line(capsys, train.main, arguments, "holds no class folders with images")
+
+
+def test_train_does_not_overwrite_a_run(capsys, trained):
+    before = (trained / "model.safetensors").read_bytes()
+    fails_with_one_line(capsys, train.main, [*QUICK, "--out", trained], "holds a run already", "--resume")
+    other = [*QUICK, "--out", trained, "--resume", "--model.prior-width", "64"]
+    fails_with_one_line(capsys, train.main, other, "model.prior_width is 64", "allowed: 32")
+    assert (trained / "model.safetensors").read_bytes() == before
+
+
+def test_a_finished_run_stays_as_it_is(capsys, trained):
+    train.main(["--out", str(trained), "--resume"])  # the run's own settings are the defaults
+    assert "finished at step 20" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["optimiser.safetensors", "model.safetensors", "state.json"])
+def test_a_truncated_checkpoint_is_named(capsys, trained, name):
+    path = checkpoints(trained)[-1] / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    try:
+        fails_with_one_line(capsys, train.main, ["--out", trained, "--resume"], str(path), "cannot be read")
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("command", [sample.main, evaluate.main])
+def test_a_folder_that_is_no_run_is_named(capsys, tmp_path, command):
+    fails_with_one_line(capsys, command, ["--run", tmp_path], str(tmp_path), "a run folder, or one of")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--labels", "3", "12"], ["label is 12", "0 to 9, or -1"]),
+        (["--rows", "0"], ["rows is 0"]),
+        (["--out", "grid.doc"], ["out is 'grid.doc'", ".png"]),
+        (["--weights", "best"], ["weights is 'best'", "ema, raw"]),
+    ],
+)
+def test_sample_refuses(capsys, trained, arguments, parts):
+    fails_with_one_line(capsys, sample.main, ["--run", trained, *arguments], *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--split", "all"], ["split is 'all'", "train, validation, test"]),
+        (["--dataset", "cifar10", "--no-download"], ["no whole cifar10"]),
+        (["--draws", "0"], ["draws is 0"]),
+    ],
+)
+def test_evaluate_refuses(capsys, trained, tmp_path, arguments, parts):
+    fails_with_one_line(capsys, evaluate.main, ["--run", trained, "--data-root", tmp_path, *arguments], *parts)
+
+
+def test_truncated_weights_are_named(capsys, trained, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    fails_with_one_line(capsys, sample.main, ["--run", tmp_path], f"{path} cannot be read")
+
+
+def test_sample_writes_a_class_ordered_grid(trained, tmp_path):
+    sample.main(
+        ["--run", str(trained), "--out", str(tmp_path / "a" / "grid.png"), "--labels", "3", "-1", "--rows", "4"]
+    )
+    picture = Image.open(tmp_path / "a" / "grid.png")
+    assert picture.size == (2 * 42 + 2, 4 * 42 + 2)  # two columns of four, each pixel five wide
+    assert picture.mode == "L"
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_evaluate_prints_and_writes_its_figures(capsys, trained, tmp_path, weights):
+    out = tmp_path / "figures.json"
+    arguments = [
+        "--run",
+        str(trained),
+        "--weights",
+        weights,
+        "--draws",
+        "2",
+        "--samples",
+        "50",
+        "--importance-weighted",
+    ]
+    evaluate.main([*arguments, "--out", str(out)])
+    printed = capsys.readouterr().out
+    figures = json.loads(out.read_text())
+    assert figures["images"] == 300
+    assert f"{figures['bits_per_dim']:.4f} bits/dim" in printed
+    assert f"{figures['importance_weighted_bits_per_dim']:.4f} bits/dim, importance-weighted" in printed
+    assert "informative" in printed
+    assert "log-det" in printed
+
+
+def test_parameters_prints_counts_beside_the_paper_s(capsys):
+    parameters.main([])
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if line.startswith("farmer-1.1b-p16"))
+    assert "295" in line
+    assert "828" in line
+    assert "AR-1.9B does not fit" in printed
+
+
+def test_help_shows_the_preset_s_own_values(command):
+    done = command("train", "--preset", "mnist", "--help")
+    assert done.returncode == 0
+    words = " ".join(done.stdout.replace("│", " ").split())
+    assert "python -m farmer_ref.train" in words
+    assert "(default: 28)" in words  # image size
+    assert "(default: runs/mnist)" in words
+
+
+def test_a_wrong_flag_ends_with_2_and_no_traceback(command):
+    done = command("sample", "--labls", "3")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr + done.stdout
+    done = command("sample", "--run", "nothing")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: model is 'nothing'")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,252 @@
+"""The training loop: exact resumption, skipped steps, checkpoints that survive anything."""
+
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from farmer_ref import PRESETS, Farmer, InputError, train
+from farmer_ref.config import TrainConfig
+from farmer_ref.data import Batch
+from farmer_ref.engine import (
+    MovingAverage,
+    Trainer,
+    checkpoints,
+    learning_rate_at,
+    load_run,
+    make_optimiser,
+    resolve_device,
+    training_images,
+)
+from farmer_ref.farmer import read_weights
+from farmer_ref.tokens import Dequantiser
+
+QUICK = ["--preset", "tiny", "--steps", "20", "--validate-every", "0", "--sample-every", "0", "--device", "cpu"]
+
+
+def contents(folder):
+    return {path.name: read_weights(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].keys() == b[name].keys()
+        for key in a[name]:
+            assert torch.equal(a[name][key], b[name][key]), (name, key)
+
+
+@pytest.mark.parametrize("changes", [[], ["--model.dropout", "0.2", "--model.dequantisation", "gaussian"]])
+def test_ten_and_ten_steps_equal_twenty(tmp_path, changes):
+    """Bit for bit: weights, EMA and optimiser; hence dropout, dequantisation, label dropout and data order, too."""
+    train.main([*QUICK, *changes, "--out", str(tmp_path / "whole")])
+    halves = [*QUICK, *changes, "--out", str(tmp_path / "halves"), "--checkpoint-every", "10"]
+    stop_after(10, halves)
+    assert checkpoints(tmp_path / "halves")[-1].name == "step-10"
+    train.main([*halves, "--resume"])
+    whole, resumed = (checkpoints(tmp_path / name)[-1] for name in ("whole", "halves"))
+    assert whole.name == resumed.name == "step-20"
+    assert set(contents(whole)) == {"model.safetensors", "ema.safetensors", "optimiser.safetensors"}
+    assert_same(contents(whole), contents(resumed))
+    assert_same(contents(tmp_path / "whole"), contents(tmp_path / "halves"))
+
+
+def stop_after(steps, arguments):
+    """Train, as if interrupted (SIGTERM) during step `steps`."""
+    optimise = Trainer._optimise
+
+    def interrupting(trainer, batch):
+        logged = optimise(trainer, batch)
+        if trainer.step == steps:
+            signal.raise_signal(signal.SIGTERM)
+        return logged
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_optimise", interrupting)
+        train.main(arguments)
+
+
+def test_interruption_saves_and_reports(tmp_path, capsys):
+    stop_after(7, [*QUICK, "--out", str(tmp_path)])
+    assert "interrupted at step 7" in capsys.readouterr().out
+    assert checkpoints(tmp_path)[-1].name == "step-7"
+
+
+def test_run_folder(tmp_path):
+    train.main([*QUICK, "--out", str(tmp_path), "--log-every", "5", "--checkpoint-every", "5"])
+    names = {path.name for path in tmp_path.iterdir()}
+    wanted = {"config.json", "model.safetensors", "checkpoints", "metrics.jsonl", "samples", "tensorboard", "curve.png"}
+    assert names == wanted
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-15", "step-20"]  # the newest two
+    assert json.loads((checkpoints(tmp_path)[-1] / "state.json").read_text())["step"] == 20
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    assert "bits_per_dim" in records[0]
+    assert not list(tmp_path.rglob("*.tmp"))
+    ema, raw = load_run(str(tmp_path)), load_run(str(tmp_path), "raw")
+    assert_same({"": ema.state_dict()}, {"": read_weights(checkpoints(tmp_path)[-1] / "ema.safetensors")})
+    assert not torch.equal(ema.flow.blocks[0].positions, raw.flow.blocks[0].positions)
+    with pytest.raises(InputError, match="weights is 'best'"):
+        load_run(str(tmp_path), "best")
+
+
+def test_a_pca_basis_is_fitted_once_and_kept(tmp_path):
+    arguments = [*QUICK, "--model.patch-basis", "pca", "--out", str(tmp_path)]
+    stop_after(5, arguments)
+    before = load_run(str(tmp_path)).patchify.matrix.clone()
+    assert not torch.equal(before, torch.eye(4))
+    train.main([*arguments, "--resume"])
+    assert torch.equal(load_run(str(tmp_path)).patchify.matrix, before)
+
+
+def test_metrics_after_the_checkpoint_are_written_once(tmp_path):
+    stop_after(10, [*QUICK, "--out", str(tmp_path), "--log-every", "2"])
+    with open(tmp_path / "metrics.jsonl", "a") as file:  # as if killed later, in the middle of a line
+        file.write('{"step": 12, "bits_per_dim": 1.0}\n{"step": 14, "bi')
+    train.main([*QUICK, "--out", str(tmp_path), "--log-every", "2", "--resume"])
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(2, 21, 2))
+
+
+def trainer_with_loss(tmp_path, loss, **changes):
+    config = dataclasses.replace(PRESETS["tiny"], out=str(tmp_path), **changes)
+    model, ema = Farmer(config.model), Farmer(config.model)
+
+    def batches(start):
+        for step in range(start, 10_000):
+            yield Batch(step, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))
+
+    return Trainer(config, model, ema, lambda batch, progress: (loss(model, batch.step), {"loss": 0.0}), batches, [])
+
+
+def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(tmp_path):
+    def loss(model, step):
+        return sum(p.square().sum() for p in model.parameters()) * (float("nan") if step in (3, 4) else 1.0)
+
+    trainer = trainer_with_loss(tmp_path, loss, steps=6, checkpoint_every=1)
+    assert trainer.train()
+    assert (trainer.skipped, trainer.skipped_in_a_row) == (2, 0)
+    state = json.loads((checkpoints(tmp_path)[-1] / "state.json").read_text())
+    assert (state["step"], state["skipped"]) == (6, 2)
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert trainer.optimiser.state[next(trainer.model.parameters())]["step"] == 4
+
+
+def test_many_non_finite_steps_end_the_run_and_keep_the_checkpoint(tmp_path):
+    def loss(model, step):
+        return sum(p.square().sum() for p in model.parameters()) * (float("nan") if step >= 4 else 1.0)
+
+    trainer = trainer_with_loss(tmp_path, loss, steps=100, checkpoint_every=2, max_skipped_steps=3)
+    with pytest.raises(InputError, match="not finite for 3 steps in a row"):
+        trainer.train()
+    weights = read_weights(checkpoints(tmp_path)[-1] / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_schedule():
+    config = TrainConfig(model=PRESETS["tiny"].model, learning_rate=1.0, final_learning_rate=0.1, warmup_steps=10)
+    assert learning_rate_at(config, 0, 0.0) == pytest.approx(0.1)
+    assert learning_rate_at(config, 9, 0.0) == pytest.approx(1.0)
+    assert learning_rate_at(config, 500, 0.5) == pytest.approx(0.55)
+    assert learning_rate_at(config, 999, 1.0) == pytest.approx(0.1)
+
+
+def test_max_minutes_fits_the_schedule(tmp_path):
+    arguments = [*QUICK, "--out", str(tmp_path), "--steps", "100000", "--max-minutes", "0.05", "--log-every", "1"]
+    train.main(arguments)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 3 <= records[-1]["seconds"] < 5
+    assert records[-1]["learning_rate"] < 0.01 * max(record["learning_rate"] for record in records)
+
+
+def test_moving_average():
+    source, target = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    average = MovingAverage(source, target, decay=0.9)
+    start = target.weight.clone()
+    assert torch.equal(start, source.weight)
+    source.weight.data += 1
+    average.update(step=0)
+    assert torch.allclose(target.weight, start + 0.9)  # early on the average follows closely
+    average.update(step=1000)
+    assert torch.allclose(target.weight, start + 0.91)
+
+
+def test_weight_decay_is_for_matrices():
+    groups = make_optimiser(Farmer(PRESETS["tiny"].model), PRESETS["tiny"]).param_groups
+    assert all(p.dim() >= 2 for p in groups[0]["params"])
+    assert all(p.dim() < 2 for p in groups[1]["params"])
+    assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (PRESETS["tiny"].weight_decay, 0)
+    assert groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_noise_and_label_dropout_depend_on_seed_step_and_sample_only():
+    values = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+    labels = torch.arange(64) % 10
+    dequantiser = Dequantiser("gaussian", 17, 0.1, 0.005)
+    device = torch.device("cpu")
+    images, kept = training_images(Batch(7, values, labels), dequantiser, 0, 0.0, 0.25, device)
+    again, _ = training_images(Batch(7, values[:32], labels[:32]), dequantiser, 0, 0.0, 0.25, device)
+    later, _ = training_images(Batch(8, values, labels), dequantiser, 0, 0.0, 0.25, device)
+    end, _ = training_images(Batch(7, values, labels), dequantiser, 0, 1.0, 0.25, device)
+    assert torch.equal(images[:32], again)
+    assert not torch.equal(images, later)
+    assert torch.allclose((images + 1) / 20, end + 1, atol=1e-6)  # noise of .1 and of .005
+    assert images.std() == pytest.approx(0.1, rel=0.05)
+    assert 0.1 < (kept == -1).double().mean() < 0.4
+    assert torch.equal(kept[kept >= 0], labels[kept >= 0])
+
+
+def test_unknown_device_is_named():
+    with pytest.raises(InputError, match="device is 'abacus'"):
+        resolve_device("abacus")
+
+
+def kill_at_random_moments(folder, kills):
+    """Train in a child, kill it with SIGKILL, and each time read the folder and resume; then train to the end.
+
+    Checkpoints are written at every step, so that many kills hit one being written.
+    """
+    arguments = [*QUICK, "--steps", "1000000", "--checkpoint-every", "1", "--resume", "--out", str(folder)]
+    command = [sys.executable, "-m", "farmer_ref.train", *arguments]
+    generator = torch.Generator().manual_seed(0)
+    reached = -1
+    for _ in range(kills):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while not (folder / "metrics.jsonl").exists() or newest_step(folder) <= reached:
+            assert child.poll() is None, child.stderr.read()
+            time.sleep(0.02)
+        time.sleep(float(torch.rand(1, generator=generator)) * 1.5)
+        child.kill()
+        child.wait()
+        newest = checkpoints(folder)[-1]
+        reached = newest_step(folder)
+        state = json.loads((newest / "state.json").read_text())
+        assert state["step"] == reached
+        optimiser = read_weights(newest / "optimiser.safetensors")
+        assert {int(v) for name, v in optimiser.items() if name.endswith(".step")} <= {
+            reached
+        }  # of one and the same step
+        assert torch.isfinite(load_run(str(folder)).sample(torch.tensor([0]))).all()
+    last = [*arguments[:-3], "--resume", "--out", str(folder), "--steps", str(reached + 2)]
+    train.main(last)
+    assert newest_step(folder) == reached + 2
+
+
+def newest_step(folder):
+    found = checkpoints(folder)
+    return int(re.sub(r"\D", "", found[-1].name)) if found else -1
+
+
+def test_killing_it_leaves_a_folder_that_resumes(tmp_path):
+    kill_at_random_moments(tmp_path / "run", kills=3)
+
+
+@pytest.mark.slow
+def test_killing_it_twenty_times(tmp_path):
+    kill_at_random_moments(tmp_path / "run", kills=20)
