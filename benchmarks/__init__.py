@@ -1,0 +1,1 @@
+"""Measurements that take minutes, written to `results/`: `make check` runs them."""

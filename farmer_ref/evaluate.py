@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     likelihood = evaluate_likelihood(
         model, data, config.draws, config.batch_size, config.images, config.seed, config.importance_weighted
     )
-    figures = {"run": config.run, "dataset": dataset, "split": config.split, "weights": config.weights}
+    figures: dict[str, Any] = {"run": config.run, "dataset": dataset, "split": config.split, "weights": config.weights}
     figures |= dataclasses.asdict(likelihood)
     if config.samples and model.config.num_classes:
         reader = Reader(load_split(dataset, "train", model.config, config.data_root, config.download))

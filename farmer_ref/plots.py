@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from cycler import cycler
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-STYLE = {
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+STYLE: dict[Any, Any] = {
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,

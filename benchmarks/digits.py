@@ -1,0 +1,103 @@
+"""The digits, as `make train` trains them, with several seeds: `python -m benchmarks.digits`.
+
+Writes results/<preset>.json: the test split once per seed, the mean and spread, and each seed's validation curve. With
+`--ship`, the first seed's weights become those that ship with the package, beside a record of how they were made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.record import ROOT, provenance
+from farmer_ref import PRESETS, cli, train
+from farmer_ref.engine import checkpoints
+from farmer_ref.evaluate import EvaluateConfig, evaluate
+from farmer_ref.farmer import PRETRAINED
+
+AVERAGED = ("bits_per_dim", "nats_per_dim", "share_read_as_class", "frechet_distance", "training_minutes")
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """Seeds and settings; everything else is the preset's."""
+
+    preset: str = "digits"
+    """digits or digits-noise."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One training run each, one after the other."""
+    threads: int = 2
+    """CPU threads of each run."""
+    draws: int = 16
+    """Dequantisations per test image."""
+    samples: int = 1000
+    """Samples that are read by the classifier."""
+    ship: bool = False
+    """Make the first seed's weights those that ship with the package."""
+
+
+def train_and_score(config: DigitsConfig, seed: int, folder: Path) -> dict:
+    """One run of the preset and its figures on the test split."""
+    train.main(["--preset", config.preset, "--out", str(folder), "--seed", str(seed), "--device", "cpu"])
+    state = json.loads((checkpoints(folder)[-1] / "state.json").read_text())
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curve = [record for record in records if any(name.startswith("validation") for name in record)]
+    scored = EvaluateConfig(
+        run=str(folder),
+        draws=config.draws,
+        samples=config.samples,
+        importance_weighted=PRESETS[config.preset].model.dequantisation == "uniform",
+    )
+    figures = evaluate(scored)
+    del figures["run"]
+    minutes = state["seconds"] / 60
+    return {"seed": seed, "steps": state["step"], "training_minutes": minutes, **figures, "validation_curve": curve}
+
+
+def ship(name: str, folder: Path, figures: dict, made: dict) -> None:
+    """Copy the weights of a run into the package, with the record of how they were made and what they score."""
+    target = PRETRAINED / name
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "model.safetensors", target)
+    config = json.loads((folder / "config.json").read_text())
+    config["training"]["out"] = PRESETS[name].out  # not the folder of the machine that trained it
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    figures = {name: value for name, value in figures.items() if name != "validation_curve"}
+    (target / "record.json").write_text(json.dumps({**made, **figures}, indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = cli.parse("digits", DigitsConfig(), "Train the digits with several seeds and score them.", argv)
+    torch.set_num_threads(config.threads)
+    made = provenance(torch.device("cpu"))
+    runs = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for number, seed in enumerate(config.seeds):
+            folder = Path(temporary) / f"seed-{seed}"
+            runs.append(train_and_score(config, seed, folder))
+            print(json.dumps({name: value for name, value in runs[-1].items() if name in ("seed", *AVERAGED)}))
+            if config.ship and number == 0:
+                ship(config.preset, folder, runs[0], made)
+    averages = {}
+    for name in AVERAGED:
+        values = [run[name] for run in runs if run[name] is not None]
+        if values:
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            averages[name] = {"mean": statistics.mean(values), "standard_deviation": spread}
+    settings = dataclasses.asdict(PRESETS[config.preset])
+    record = {**made, "threads": config.threads, "settings": settings, **averages, "runs": runs}
+    out = ROOT / "results" / f"{config.preset}.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(averages, indent=2))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,144 @@
+"""The project around the package: environments, the rooms and their imports, shipped weights, numbers in prose."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from farmer_ref import PRESETS, Farmer
+from farmer_ref.evaluate import EvaluateConfig, evaluate
+from farmer_ref.farmer import PRETRAINED
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "farmer_ref"
+README = (ROOT / "README.md").read_text()
+SHIPPED = ["digits", "digits-noise"]
+
+# What each room of the package may import of the others. Commands may import anything but commands.
+ROOMS = {
+    "errors": set(),
+    "config": {"errors"},
+    "tokens": {"errors"},
+    "transformer": set(),
+    "mixture": set(),
+    "flow": {"errors", "transformer"},
+    "prior": {"mixture", "transformer"},
+    "farmer": {"config", "errors", "tokens", "flow", "prior"},
+    "data": {"config", "errors"},
+    "metrics": {"data", "errors", "farmer", "tokens"},
+    "plots": set(),
+    "engine": {"config", "data", "errors", "farmer", "prior", "tokens"},
+    "cli": {"errors"},
+}
+COMMANDS = {"train", "sample", "evaluate", "parameters"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "farmer_ref":
+            yield from [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+
+
+def test_rooms_import_only_what_they_may():
+    names = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert names == set(ROOMS) | COMMANDS
+    for name in names:
+        used = set(imports(PACKAGE / f"{name}.py"))
+        assert used <= (ROOMS[name] if name in ROOMS else set(ROOMS)), name
+
+
+def test_importing_the_package_is_light():
+    """No plots, no engine, no command-line library."""
+    code = "import sys, farmer_ref; print([m for m in sys.modules if m in ('matplotlib', 'tyro', 'farmer_ref.engine')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_nothing_is_pickled():
+    for path in PACKAGE.glob("*.py"):
+        assert not re.search(r"torch\.(load|save)\(|import pickle|joblib", path.read_text()), path
+
+
+def requirements():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["requires-python"], project["dependencies"] + project["optional-dependencies"]["dev"]
+
+
+def test_conda_environment_equals_pyproject():
+    python, wanted = requirements()
+    renamed = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    wanted = {f"python{python}"} | {re.sub(r"^\w[\w-]*", lambda m: renamed.get(m[0], m[0]), line) for line in wanted}
+    listed = re.findall(r"^  - (\S+>=\S+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    assert set(listed) == wanted
+
+
+def test_constraints_name_a_version_of_every_requirement():
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    for line in requirements()[1]:
+        name, lowest = line.split(">=")
+        version = [int(part) for part in re.findall(r"\d+", pinned[name])]
+        assert version >= [int(part) for part in lowest.split(".")], line
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_score_what_their_record_says(name):
+    model = Farmer.from_pretrained(name)
+    assert model.config == PRESETS[name].model
+    record = json.loads((PRETRAINED / name / "record.json").read_text())
+    assert {"command", "commit", "date", "device", "torch", "seed", "steps", "training_minutes"} <= record.keys()
+    figures = evaluate(EvaluateConfig(run=name, draws=record["draws"], samples=record["samples"], device="cpu"))
+    assert figures["nats_per_dim"] == pytest.approx(record["nats_per_dim"], abs=1e-4)
+    if name == "digits":
+        assert figures["bits_per_dim"] == pytest.approx(record["bits_per_dim"], abs=1e-4)
+        assert figures["bits_per_dim"] <= 1.97
+    assert figures["share_read_as_class"] == pytest.approx(record["share_read_as_class"], abs=0.01)
+    assert figures["share_read_as_class"] >= 0.95
+
+
+def test_shipped_weights_are_small_and_load_anywhere():
+    assert sum(path.stat().st_size for path in PRETRAINED.rglob("*")) < 12e6
+    images = Farmer.from_pretrained("digits").sample(torch.arange(10), torch.Generator().manual_seed(0))
+    assert images.shape == (10, 1, 8, 8)
+
+
+def results():
+    return {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))}
+
+
+def test_results_say_how_they_were_made():
+    assert results()
+    for name, record in results().items():
+        assert {"command", "commit", "date", "device", "torch"} <= record.keys(), name
+
+
+def test_readme_numbers_are_the_measured_ones():
+    digits, speed = results()["digits"], results()["tarflow_speed"]
+    noise = results()["digits-noise"]
+    for number in (
+        f"{digits['bits_per_dim']['mean']:.3f} ± {digits['bits_per_dim']['standard_deviation']:.3f}",
+        f"{digits['share_read_as_class']['mean']:.1%} ± {digits['share_read_as_class']['standard_deviation']:.1%}",
+        f"{digits['training_minutes']['mean']:.1f} minutes",
+        f"{noise['share_read_as_class']['mean']:.1%}",
+        f"{speed['training_step']['speedup_median']:.2f}",
+        f"{speed['sequential_inverse']['speedup_median']:.2f}",
+    ):
+        assert number in README, number
+    for run in digits["runs"]:
+        assert f"| {run['seed']} | {run['bits_per_dim']:.3f} | {run['share_read_as_class']:.1%} |" in README
+
+
+def test_readme_names_real_things():
+    for module in set(re.findall(r"python -m (farmer_ref\.\w+|benchmarks\.\w+)", README)):
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+    for preset in re.findall(r"--preset ([\w.-]+)", README):
+        assert preset in PRESETS
+    for target in set(re.findall(r"`make (\w+)`|^make (\w+)", README, re.MULTILINE)):
+        assert re.search(rf"^{''.join(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+    for link in re.findall(r"\]\(([^)#]+)\)|<img src=\"([^\"]+)\"", README):
+        link = "".join(link)
+        assert link.startswith("https://") or (ROOT / link).exists(), link
