@@ -225,6 +225,11 @@ class _TrainingSamples(Dataset):
         return Batch(samples[0][0], torch.stack(values), torch.tensor(labels))
 
 
+def _as_read(batch: Batch | InputError) -> Batch | InputError:
+    """The loader's collate function, by name so that workers can start anywhere: a batch is whole already."""
+    return batch
+
+
 def training_batches(
     data: ImageSet | FolderSet, batch_size: int, seed: int, start: int, flip: bool = False, workers: int = 0
 ) -> Iterator[Batch]:
@@ -232,7 +237,7 @@ def training_batches(
     loader = DataLoader(
         _TrainingSamples(data, seed, flip),
         batch_sampler=_StepOrder(len(data), batch_size, seed, start),
-        collate_fn=lambda batch: batch,
+        collate_fn=_as_read,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
@@ -243,8 +248,12 @@ def training_batches(
 
 
 def batches(data: ImageSet | FolderSet, batch_size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split in order, in batches of values (B,C,H,W) and labels (B,); at most `limit` images."""
+    """A split in batches of values (B,C,H,W) and labels (B,); at most `limit` images, spread evenly over it.
+
+    Evenly, since the files of a folder are sorted by class.
+    """
     size = len(data) if limit is None else min(limit, len(data))
+    chosen = [i * len(data) // size for i in range(size)]
     for start in range(0, size, batch_size):
-        rows = [data[i] for i in range(start, min(start + batch_size, size))]
+        rows = [data[i] for i in chosen[start : start + batch_size]]
         yield torch.stack([image for image, _ in rows]), torch.tensor([label for _, label in rows])

@@ -135,21 +135,20 @@ def save_checkpoint(
     run: Path, step: int, model: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
     """Write checkpoints/step-N as a whole, then the EMA as the run's model.safetensors; keep the newest two."""
-    final = run / "checkpoints" / f"step-{step}"
-    temporary = final.with_name(f".step-{step}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    folder = run / "checkpoints"
+    for leftover in folder.glob(".step-*"):  # of a kill
+        shutil.rmtree(leftover)
+    temporary = folder / f".step-{step}.tmp"
     temporary.mkdir(parents=True)
     write_weights(temporary / "model.safetensors", model.state_dict())
     write_weights(temporary / "ema.safetensors", ema.state_dict())
     write_weights(temporary / "optimiser.safetensors", optimiser_tensors(optimiser))
     replace_file(temporary / STATE, lambda path: path.write_text(json.dumps({"step": step, **state}) + "\n"))
-    if final.exists():
-        shutil.rmtree(final)  # only where a run saves one step twice: the same content
-    temporary.rename(final)
-    flush(final.parent)
+    temporary.rename(folder / f"step-{step}")
+    flush(folder)
     write_weights(run / "model.safetensors", ema.state_dict())
     for old in checkpoints(run)[:-KEEP_CHECKPOINTS]:
-        shutil.rmtree(old)
+        shutil.rmtree(old.rename(folder / f".{old.name}.old"))  # renamed first: what has a checkpoint's name is whole
 
 
 def load_checkpoint(folder: Path, model: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
@@ -260,12 +259,14 @@ class Trainer:
         if self.progress >= 1:
             return True
         writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step)
+        began = time.perf_counter() - self.seconds
         handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=self.config.steps, initial=self.step, desc=self.run.name, unit="step", dynamic_ncols=True)
         try:
             with open(self.run / "metrics.jsonl", "a", buffering=1) as metrics:
                 for batch in self.batches(self.step):
                     logged = self._optimise(batch)
+                    self.seconds = time.perf_counter() - began
                     if self.step % self.config.log_every == 0 or self.progress >= 1:
                         bar.set_postfix({name: f"{value:.4g}" for name, value in logged.items()}, refresh=False)
                         for name, value in logged.items():
@@ -296,7 +297,7 @@ class Trainer:
 
     def _optimise(self, batch: Batch) -> dict[str, float]:
         """One step; a non-finite gradient changes nothing, is counted, and many in a row end the run."""
-        began, progress = time.perf_counter(), self.progress
+        progress = self.progress
         # Dropout draws from the global generator; seeding it per step makes a resumed run the same, bit for bit.
         torch.manual_seed(random_seed(self.config.seed, "step", self.step))
         rate = learning_rate_at(self.config, self.step, progress)
@@ -320,7 +321,6 @@ class Trainer:
                     "max_log_scale. The newest checkpoint is whole"
                 )
         self.step += 1
-        self.seconds += time.perf_counter() - began
         return {**logged, "gradient_norm": norm, "learning_rate": rate, "skipped": self.skipped}
 
 

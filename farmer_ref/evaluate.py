@@ -36,7 +36,7 @@ class EvaluateConfig:
     importance_weighted: bool = False
     """Print the tighter, importance-weighted bound over the draws, too."""
     images: int | None = None
-    """Only the first so many images of the split."""
+    """Only so many images, spread evenly over the split."""
     samples: int = 1000
     """Samples to draw, spread evenly over the classes, and have read; 0 for none."""
     batch_size: int = 100

@@ -208,8 +208,10 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Force a file or a folder onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Force a file or a folder onto the disk. Windows, which cannot open a folder, keeps renames safe by itself."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -83,7 +83,7 @@ def evaluate_likelihood(
     seed: int = 0,
     importance_weighted: bool = False,
 ) -> Likelihood:
-    """The likelihood of a split under the model, given the labels (all of it, or the first `limit` images)."""
+    """The likelihood of a split given its labels; with `limit`, of so many images spread evenly over it."""
     config, uniform = model.config, model.config.dequantisation == "uniform"
     if importance_weighted:
         _require_uniform(model)

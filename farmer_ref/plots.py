@@ -26,7 +26,6 @@ STYLE: dict[Any, Any] = {
     "font.size": 10,
     "grid.alpha": 0.3,
     "lines.linewidth": 1.8,
-    "savefig.bbox": "tight",
 }
 
 
@@ -57,9 +56,9 @@ def training_curve(run: Path) -> Figure:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     unit = next(name for name in ("bits_per_dim", "nats_per_dim") if any(name in record for record in records))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6, 3.6))
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        for name, label in ((unit, "training batch, with dropout"), (f"validation_{unit}", "validation, EMA weights")):
+        for name, label in ((unit, "training batch"), (f"validation_{unit}", "validation, EMA weights")):
             points = [(record["step"], record[name]) for record in records if name in record]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 40 else None, ms=4)

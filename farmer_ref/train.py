@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from farmer_ref.tokens import nats_to_bits_per_dim
 DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults below are its values.
 
 Presets: {presets}. With --resume, the defaults are those of the run itself."""
-MAX_BASIS_IMAGES = 10_000  # a PCA of patches needs no more
+BASIS_PATCHES = 200_000  # a PCA needs no more
 
 
 def settings(argv: list[str] | None = None) -> TrainConfig:
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     ema = Farmer(config.model).to(device)
     resuming = config.resume and bool(checkpoints(run))
     if config.model.patch_basis == "pca" and not resuming:
-        step = max(1, len(data) // MAX_BASIS_IMAGES)
+        step = max(1, len(data) * config.model.tokens // BASIS_PATCHES)
         values = torch.stack([data[i][0] for i in range(0, len(data), step)])
         model.patchify.fit((2 * values.double() + 1).to(device) / config.model.levels - 1)
 
@@ -108,10 +109,10 @@ def main(argv: list[str] | None = None) -> None:
     def draw_samples(step: int) -> dict[str, float]:
         labels = class_labels(config.model.num_classes, per_class=4).to(device)
         images = ema.sample(labels, torch.Generator(device).manual_seed(config.seed))
-        image_grid(images, columns=10).save(run / "samples" / f"step-{step:07d}.png")
+        image_grid(images, columns=len(labels) // 4).save(run / "samples" / f"step-{step:07d}.png")
         return {}
 
-    def batches(start: int):  # noqa: ANN202
+    def batches(start: int) -> Iterator[Batch]:
         return training_batches(data, config.batch_size, config.seed, start, config.flip, config.workers)
 
     trainer = Trainer(
