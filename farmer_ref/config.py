@@ -287,19 +287,19 @@ _DIGITS = ModelConfig(
     levels=17,
     patch_size=2,
     flow_blocks=4,
-    flow_layers=1,
-    flow_width=96,
-    prior_layers=2,
-    prior_width=96,
+    flow_layers=2,
+    flow_width=64,
+    prior_layers=4,
+    prior_width=64,
     head_dim=32,
     informative=3,
     components=16,
     redundant_components=16,
     condition_repeats=1,
     max_log_scale=4.0,
-    dropout=0.2,
+    dropout=0.3,
 )
-_DIGITS_RUN: dict[str, Any] = {"steps": 4000, "learning_rate": 1e-3, "weight_decay": 0.05}
+_DIGITS_RUN: dict[str, Any] = {"steps": 4500, "learning_rate": 2e-3, "weight_decay": 0.05}
 _MNIST = ModelConfig(
     image_size=28,
     patch_size=4,
@@ -354,6 +354,7 @@ PRESETS: dict[str, TrainConfig] = {
             dataclasses.replace(
                 _DIGITS,
                 flow_blocks=2,
+                flow_layers=1,
                 flow_width=32,
                 prior_layers=1,
                 prior_width=32,

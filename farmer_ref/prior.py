@@ -92,34 +92,37 @@ class AutoregressivePrior(nn.Module):
         rows = torch.where(labels == NULL_LABEL, self.num_classes, labels)
         return self.class_embedding(rows)[:, None] + self.condition_positions
 
+    def _embed(self, z_informative: Tensor, positions: Tensor) -> Tensor:
+        """Informative channels (...,I) in reading order, with their positions (...,W), to inputs (...,W)."""
+        with full_precision(z_informative):
+            return self.project_in(z_informative) + positions
+
+    def _run(self, inputs: Tensor, cache: list[LayerCache] | None = None) -> Tensor:
+        """Inputs to outputs of the transformer (B,T,W), normalised and in the dtype of the densities."""
+        hidden = self.transformer(inputs, cache)
+        with full_precision(inputs):
+            return self.norm_out(hidden.to(inputs.dtype))
+
     def _token_mixture(self, hidden: Tensor) -> GaussianMixture:
         """Outputs (...,W) to the mixture of the following token, K_I components over I channels."""
-        return GaussianMixture.from_raw(self.token_head(hidden), self.components)
+        with full_precision(hidden):
+            return GaussianMixture.from_raw(self.token_head(hidden), self.components)
 
     def _redundant_mixture(self, hidden: Tensor) -> GaussianMixture:
         """The output (B,W) at the last token to G_{N+1}, K_R components over R channels; N(0, I) without a head."""
         if self.redundant_head is None:
             zeros = hidden.new_zeros(hidden.shape[0], 1, self.redundant)
             return GaussianMixture(zeros[..., 0], zeros, zeros)
-        return GaussianMixture.from_raw(self.redundant_head(hidden), self.redundant_components)
-
-    def _run(self, condition: Tensor, embedded: Tensor | None = None, cache: list[LayerCache] | None = None) -> Tensor:
-        """Transformer outputs (B,T,W), normalised and in the dtype of the densities."""
-        inputs = condition if embedded is None else torch.cat([condition, embedded], 1)
-        hidden = self.transformer(inputs, cache)
-        with full_precision(inputs):
-            return self.norm_out(hidden.to(inputs.dtype))
+        with full_precision(hidden):
+            return GaussianMixture.from_raw(self.redundant_head(hidden), self.redundant_components)
 
     def mixtures(self, z: Tensor, labels: Tensor | None = None) -> tuple[GaussianMixture, GaussianMixture | None]:
         """The N token mixtures (batch shape (B,N), in image order) and the shared one (B,), given z (B,N,D)."""
-        z_informative = self._order(self.split(z)[0])
-        with full_precision(z):
-            embedded = self.project_in(z_informative) + self._order(self.positions)
-        hidden = self._run(self._condition(labels, z.shape[0]), embedded)
-        with full_precision(z):
-            before = hidden[:, self.condition_repeats - 1 : -1]  # (B,N,W): the outputs that precede a token
-            tokens = self._token_mixture(self._order(before))
-            return tokens, self._redundant_mixture(hidden[:, -1]) if self.redundant else None
+        embedded = self._embed(self._order(self.split(z)[0]), self._order(self.positions))  # (B,N,W)
+        hidden = self._run(torch.cat([self._condition(labels, z.shape[0]), embedded], 1))  # (B,M+N,W)
+        before = hidden[:, self.condition_repeats - 1 : -1]  # (B,N,W): the outputs that precede a token
+        tokens = self._token_mixture(self._order(before))
+        return tokens, self._redundant_mixture(hidden[:, -1]) if self.redundant else None
 
     def log_prob_parts(self, z: Tensor, labels: Tensor | None = None) -> PriorLogProb:
         """log p(Z_I | c) and log p(Z_R | Z_I, c), each (B,), of latents z (B,N,D)   (Eqs. 12 and 14)."""
@@ -141,12 +144,12 @@ class AutoregressivePrior(nn.Module):
         """Latents (B,N,D) for labels (B,) (-1: no label): Z_I token by token with a cache, then Z_R at once (§3.3)."""
         batch, positions = len(labels), self._order(self.positions)
         cache = self.transformer.new_cache(self.condition_repeats + self.tokens)
-        hidden = self._run(self._condition(labels, batch), cache=cache)[:, -1]  # (B,W)
+        hidden = self._run(self._condition(labels, batch), cache)[:, -1]  # (B,W)
         drawn = []
         for i in range(self.tokens):
             drawn.append(self._token_mixture(hidden).sample(generator))  # (B,I)
             if i + 1 < self.tokens or self.redundant:
-                hidden = self._run((self.project_in(drawn[-1]) + positions[i])[:, None], cache=cache)[:, 0]
+                hidden = self._run(self._embed(drawn[-1], positions[i])[:, None], cache)[:, 0]
         z_informative = self._order(torch.stack(drawn, 1))
         if not self.redundant:
             return self.merge(z_informative, z_informative[..., :0])

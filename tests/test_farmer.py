@@ -120,3 +120,17 @@ def test_modules_pick_no_dtype_and_no_device():
     with torch.device("meta"):
         model = Farmer(ModelConfig())
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_bfloat16_autocast_keeps_densities_in_float32():
+    model = small_model().float()
+    x = images(model).float()
+    exact = model.log_prob(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = model.likelihood_terms(x)
+        samples = model.sample(torch.tensor([0, 1]), torch.Generator().manual_seed(0))
+    assert all(term.dtype == torch.float32 for term in terms)
+    assert samples.dtype == torch.float32
+    difference = (terms.total - exact).abs()
+    assert (difference > 0).all()  # the layers did run in bfloat16
+    assert (difference / model.config.dimensions < 0.02).all()
