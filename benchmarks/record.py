@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 def provenance(device: torch.device) -> dict[str, Any]:
     """How a result was made."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    arguments = " ".join(argument for argument in sys.argv[1:] if not os.path.isabs(argument))
+    arguments = " ".join("PATH" if os.path.isabs(argument) else argument for argument in sys.argv[1:])
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "command": f"python -m {module.name if module else sys.argv[0]} {arguments}".strip(),

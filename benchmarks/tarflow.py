@@ -58,7 +58,7 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = cli.parse("tarflow", BenchmarkConfig(), "Time the flow against the public TARFlow code.", argv)
+    config = cli.parse("benchmarks.tarflow", BenchmarkConfig(), "Time the flow against the public TARFlow code.", argv)
     source = Path(config.tarflow) / "transformer_flow.py"
     if not config.tarflow or not source.is_file():
         raise InputError(

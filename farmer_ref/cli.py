@@ -13,9 +13,9 @@ from farmer_ref.errors import InputError
 Settings = TypeVar("Settings")
 
 
-def parse(name: str, default: Settings, description: str, argv: list[str] | None = None) -> Settings:
-    """Settings (a dataclass) from the arguments of `python -m farmer_ref.<name>`; `--help` shows `default`."""
-    prog = f"python -m farmer_ref.{name}"
+def parse(module: str, default: Settings, description: str, argv: list[str] | None = None) -> Settings:
+    """Settings (a dataclass) from the arguments of `python -m <module>`; `--help` shows `default`."""
+    prog = f"python -m {module}"
     return tyro.cli(type(default), prog=prog, description=description, default=default, args=argv)
 
 

@@ -299,7 +299,7 @@ _DIGITS = ModelConfig(
     max_log_scale=4.0,
     dropout=0.3,
 )
-_DIGITS_RUN: dict[str, Any] = {"steps": 4500, "learning_rate": 2e-3, "weight_decay": 0.05}
+_DIGITS_RUN: dict[str, Any] = {"steps": 3500, "learning_rate": 2e-3, "weight_decay": 0.05}
 _MNIST = ModelConfig(
     image_size=28,
     patch_size=4,

@@ -258,7 +258,7 @@ class Trainer:
             self.save()  # from the first moment on the folder can be read and resumed
         if self.progress >= 1:
             return True
-        writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step)
+        writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step + 1)
         began = time.perf_counter() - self.seconds
         handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=self.config.steps, initial=self.step, desc=self.run.name, unit="step", dynamic_ncols=True)

@@ -110,7 +110,9 @@ def describe(figures: dict) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the figures, and write them where `--out` says."""
-    config = cli.parse("evaluate", EvaluateConfig(), "Score a trained FARMER on a split of a data set.", argv)
+    config = cli.parse(
+        "farmer_ref.evaluate", EvaluateConfig(), "Score a trained FARMER on a split of a data set.", argv
+    )
     figures = evaluate(config)
     print(describe(figures))
     if config.out:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from farmer_ref.data import FolderSet, ImageSet, batches
+from farmer_ref.data import FolderSet, ImageSet, batches, random_seed
 from farmer_ref.errors import InputError
 from farmer_ref.farmer import Farmer, LikelihoodTerms
 from farmer_ref.tokens import nats_to_bits_per_dim
@@ -89,9 +89,9 @@ def evaluate_likelihood(
         _require_uniform(model)
     parts, totals = [], []
     for number, (values, labels) in enumerate(batches(data, batch_size, limit)):
-        terms = _terms(model, values, labels, draws, seed + number)
-        parts.append(torch.stack([term.mean(0) for term in terms]).double().cpu())  # (3, B)
-        totals.append(terms.total.double().cpu())  # (draws, B)
+        terms = _terms(model, values, labels, draws, random_seed(seed, number))
+        parts.append(torch.stack([term.mean(0) for term in terms]).cpu().double())  # (3, B)
+        totals.append(terms.total.cpu().double())  # (draws, B)
     part, total = torch.cat(parts, 1), torch.cat(totals, 1)
     informative, redundant, logdet = (-part.mean(1) / config.dimensions).tolist()
     bits = nats_to_bits_per_dim(total.mean(0), config.dimensions, config.levels)

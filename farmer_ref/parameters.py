@@ -52,7 +52,9 @@ class ParametersConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
-    config = cli.parse("parameters", ParametersConfig(), "Count the parameters of each part, beside the paper's.", argv)
+    config = cli.parse(
+        "farmer_ref.parameters", ParametersConfig(), "Count the parameters of each part, beside the paper's.", argv
+    )
     names = list(PRESETS) if config.preset == "all" else [config.preset]
     print("millions          flow (AF)  paper   prior (AR)  paper   of it: token head  shared head      total")
     for name in names:

@@ -41,7 +41,7 @@ class SampleConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """Draw the samples and write the grid."""
-    config = cli.parse("sample", SampleConfig(), "Draw a grid of samples from a trained FARMER.", argv)
+    config = cli.parse("farmer_ref.sample", SampleConfig(), "Draw a grid of samples from a trained FARMER.", argv)
     device = resolve_device(config.device)
     model = load_run(config.run, config.weights).to(device)
     columns = torch.tensor(config.labels) if config.labels else class_labels(model.config.num_classes, per_class=1)

@@ -39,7 +39,7 @@ def settings(argv: list[str] | None = None) -> TrainConfig:
     if known.resume and (folder / "config.json").is_file():
         default = saved_settings(folder)
     description = DESCRIPTION.format(presets=", ".join(PRESETS))
-    return cli.parse("train", default, description, argv)
+    return cli.parse("farmer_ref.train", default, description, argv)
 
 
 def saved_settings(folder: Path) -> TrainConfig:
@@ -94,8 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         log_prob = terms.total.mean()
         logged = {"nats_per_dim": -log_prob.item() / dimensions}
         if uniform:
-            bits = nats_to_bits_per_dim(log_prob.detach(), dimensions, config.model.levels)
-            logged = {"bits_per_dim": bits.item()}
+            logged["bits_per_dim"] = nats_to_bits_per_dim(log_prob.detach(), dimensions, config.model.levels).item()
         logged["logdet_nats_per_dim"] = terms.logdet.mean().item() / dimensions
         return -log_prob / dimensions, logged
 
