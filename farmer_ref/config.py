@@ -68,7 +68,7 @@ class ModelConfig:
     max_log_scale: float | None = 2.5
     """Smooth bound on |log sigma| in each flow block; None leaves it unbounded (TARFlow)."""
     dropout: float = 0.0
-    """Dropout after attention and after the MLP of every transformer layer."""
+    """Dropout after attention and after the MLP of every transformer layer (ours; small data sets need it)."""
     dequantisation: Literal["uniform", "gaussian"] = "uniform"
     """Noise on the pixels: uniform (a bound on discrete bits/dim) or annealed Gaussian (samples, the paper)."""
     noise_start: float = 0.1
@@ -112,6 +112,9 @@ class ModelConfig:
         for name, allowed in _LITERALS.items():
             _require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
         _require(
+            self.num_classes > 0 or not self.flow_sees_class, "flow_sees_class", True, "False in a model without labels"
+        )
+        _require(
             0 < self.noise_final <= self.noise_start,
             "noise_final",
             self.noise_final,
@@ -139,7 +142,12 @@ class ModelConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             _require(name in names, "model configuration field", name, ", ".join(names))
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(
+                f"model configuration is {values!r} ({error}); allowed: values of the fields' types"
+            ) from None
 
 
 _LITERALS: dict[str, tuple[str, ...]] = {
@@ -174,7 +182,7 @@ class TrainConfig:
     steps: int = 1000
     """Optimiser steps of the whole run."""
     max_minutes: float | None = None
-    """End the run after so many minutes of training, with the learning-rate schedule fitted to that time."""
+    """End the run after so many minutes, if its steps take longer; the schedules of learning rate and noise follow."""
     batch_size: int = 64
     """Images per step."""
     learning_rate: float = 1e-3
@@ -184,7 +192,7 @@ class TrainConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     weight_decay: float = 0.03
-    """AdamW's weight decay (matrices only)."""
+    """AdamW's weight decay: of matrices and embeddings, not of biases and norms."""
     ema_decay: float = 0.995
     """Decay of the moving average of the weights, reached gradually."""
     clip_norm: float = 1.0

@@ -58,12 +58,19 @@ class FolderSet(Dataset):
         path, label = self.files[index]
         try:
             with Image.open(path) as opened:
-                image = opened.convert("L" if self.channels == 1 else "RGB")
+                image = _eight_bit(opened).convert("L" if self.channels == 1 else "RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"image {path} cannot be read ({error}); allowed: a whole image file") from None
         image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BICUBIC)
         values = torch.from_numpy(np.array(image)).reshape(self.image_size, self.image_size, self.channels)
         return values.permute(2, 0, 1).contiguous(), label
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey images scaled to 8 bits, which Pillow would clip; the others as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
 
 
 def load_split(
@@ -119,8 +126,8 @@ def _torchvision(name: str, split: str, data_root: str, download: bool) -> Image
         published = getattr(torchvision.datasets, TORCHVISION[name])(
             data_root, train=split != "test", download=download
         )
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"data_root is {data_root!r}, which holds no whole {name} ({reason}); allowed: its folder, or --download"
         ) from None
@@ -145,29 +152,38 @@ def _folder(name: str, split: str, config: ModelConfig) -> FolderSet:
         layout = {"train": root}
     elif "validation" in layout and "test" not in layout:
         layout["test"] = layout.pop("validation")  # ImageNet publishes one held-out set: it is the test set
-    files, classes = _class_files(layout[split if split in layout else "train"])
-    if split not in layout or split == "train":
-        held_out = {s: fold for fold, s in enumerate(s for s in SPLITS if s not in layout)}
-        fold = held_out.get(split)
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(files))
-        kept = [i for i in order if (i % 20 == fold if fold is not None else i % 20 >= len(held_out))]
-        files = [files[i] for i in sorted(kept)]
+    if config.channels not in (1, 3):
+        raise InputError(f"model.channels is {config.channels}; allowed: 1 (grey) or 3 (RGB) for a folder of images")
+    classes = _class_names(layout["train"])
+    files = _class_files(layout[split if split in layout else "train"], classes)
+    held_out = [s for s in SPLITS if s not in layout]
+    if split in held_out or split == "train":
+        fold = np.random.default_rng(SPLIT_SEED).permutation(len(files)) % 20  # the first are the held-out splits
+        kept = fold == held_out.index(split) if split in held_out else fold >= len(held_out)
+        files = [file for file, keep in zip(files, kept, strict=True) if keep]
     if not files:
         raise InputError(f"dataset is {name!r}, which leaves no image for the {split} split; allowed: more images")
-    return FolderSet(name, files, config.image_size, config.channels, classes)
+    return FolderSet(name, files, config.image_size, config.channels, len(classes))
 
 
-def _class_files(root: Path) -> tuple[list[tuple[Path, int]], int]:
-    classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _class_names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _class_files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """The images below a folder of class folders, with their labels: a class's place among the training classes."""
+    unknown = sorted(set(_class_names(root)) - set(classes))
+    if unknown:
+        raise InputError(f"{root / unknown[0]} is a class without training images; allowed: {', '.join(classes)}")
     files = [
         (path, label)
-        for label, folder in enumerate(classes)
-        for path in sorted(folder.rglob("*"))
+        for label, name in enumerate(classes)
+        for path in sorted((root / name).rglob("*"))
         if path.suffix.lower() in SUFFIXES
     ]
     if not files:
         raise InputError(f"{root} holds no class folders with images; allowed: one folder per class, images inside")
-    return files, len(classes)
+    return files
 
 
 # -- the order of training: what happens to sample k of step t depends on (seed, t, k) alone ---------------------------

@@ -41,6 +41,7 @@ from farmer_ref.tokens import Dequantiser
 
 KEEP_CHECKPOINTS = 2
 STATE = "state.json"
+STATE_FIELDS = ("step", "seconds", "skipped", "skipped_in_a_row")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -132,19 +133,20 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    run: Path, step: int, model: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
+    run: Path, model: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
     """Write checkpoints/step-N as a whole, then the EMA as the run's model.safetensors; keep the newest two."""
     folder = run / "checkpoints"
     for leftover in folder.glob(".step-*"):  # of a kill
         shutil.rmtree(leftover)
-    temporary = folder / f".step-{step}.tmp"
+    name = f"step-{state['step']}"
+    temporary = folder / f".{name}.tmp"
     temporary.mkdir(parents=True)
     write_weights(temporary / "model.safetensors", model.state_dict())
     write_weights(temporary / "ema.safetensors", ema.state_dict())
     write_weights(temporary / "optimiser.safetensors", optimiser_tensors(optimiser))
-    replace_file(temporary / STATE, lambda path: path.write_text(json.dumps({"step": step, **state}) + "\n"))
-    temporary.rename(folder / f"step-{step}")
+    replace_file(temporary / STATE, lambda path: path.write_text(json.dumps(state) + "\n"))
+    temporary.rename(folder / name)
     flush(folder)
     write_weights(run / "model.safetensors", ema.state_dict())
     for old in checkpoints(run)[:-KEEP_CHECKPOINTS]:
@@ -154,13 +156,13 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, model: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Read one checkpoint into the three; returns its state. A damaged one raises `InputError`, naming the file."""
     try:
-        state = json.loads((folder / STATE).read_text())
+        state = {name: json.loads((folder / STATE).read_text())[name] for name in STATE_FIELDS}
         load_weights(model, folder / "model.safetensors")
         load_weights(ema, folder / "ema.safetensors")
         load_optimiser_tensors(optimiser, read_weights(folder / "optimiser.safetensors"))
     except InputError as error:
         raise InputError(f"{error}; delete {folder} to resume from the checkpoint before it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / STATE} cannot be read ({error}); allowed: the state of a checkpoint") from None
     return state
 
@@ -235,8 +237,8 @@ class Trainer:
         if not found:
             return
         state = load_checkpoint(found[-1], self.model, self.average.target, self.optimiser)
-        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
-        self.skipped_in_a_row = state["skipped_in_a_row"]
+        for name in STATE_FIELDS:
+            setattr(self, name, state[name])
         keep_metrics_until(self.run, self.step)
 
     @property
@@ -247,15 +249,15 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        state = {"seconds": self.seconds, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
-        save_checkpoint(self.run, self.step, self.model, self.average.target, self.optimiser, state)
+        state = {name: getattr(self, name) for name in STATE_FIELDS}
+        save_checkpoint(self.run, self.model, self.average.target, self.optimiser, state)
 
     def train(self) -> bool:
         """Train to the end of the schedule. False if SIGINT or SIGTERM ended it early; the checkpoint is then saved."""
         from torch.utils.tensorboard import SummaryWriter
 
         if not checkpoints(self.run):
-            self.save()  # from the first moment on the folder can be read and resumed
+            self.save()
         if self.progress >= 1:
             return True
         writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step + 1)
@@ -271,8 +273,10 @@ class Trainer:
                         bar.set_postfix({name: f"{value:.4g}" for name, value in logged.items()}, refresh=False)
                         for name, value in logged.items():
                             writer.add_scalar(f"train/{name}", value, self.step)
-                        record = {"step": self.step, "seconds": round(self.seconds, 3), **logged}
-                        metrics.write(json.dumps(record) + "\n")
+                        finite = {name: value if math.isfinite(value) else None for name, value in logged.items()}
+                        metrics.write(
+                            json.dumps({"step": self.step, "seconds": round(self.seconds, 3), **finite}) + "\n"
+                        )
                     bar.update()
                     for period, event in self.events:
                         if period and (self.step % period == 0 or self.progress >= 1):
@@ -298,7 +302,8 @@ class Trainer:
     def _optimise(self, batch: Batch) -> dict[str, float]:
         """One step; a non-finite gradient changes nothing, is counted, and many in a row end the run."""
         progress = self.progress
-        # Dropout draws from the global generator; seeding it per step makes a resumed run the same, bit for bit.
+        # Dropout draws from the global generator, for the batch as a whole; seeding it per step makes a resumed run the
+        # same, bit for bit.
         torch.manual_seed(random_seed(self.config.seed, "step", self.step))
         rate = learning_rate_at(self.config, self.step, progress)
         for group in self.optimiser.param_groups:

@@ -16,6 +16,8 @@ from farmer_ref.engine import load_run, resolve_device, run_dataset
 from farmer_ref.errors import InputError
 from farmer_ref.metrics import Reader, evaluate_likelihood, frechet_distance, sample_values
 
+READABLE_DIMENSIONS = 4096  # of an image that the classifier of pixels can read in reasonable time
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -37,8 +39,9 @@ class EvaluateConfig:
     """Print the tighter, importance-weighted bound over the draws, too."""
     images: int | None = None
     """Only so many images, spread evenly over the split."""
-    samples: int = 1000
-    """Samples to draw, spread evenly over the classes, and have read; 0 for none."""
+    samples: int | None = None
+    """Samples to draw, spread evenly over the classes, and have read; 0 for none. Not given: 1000, or none where an
+    image has more than 4096 numbers, too many for the classifier of pixels."""
     batch_size: int = 100
     """Images at a time."""
     weights: str = "ema"
@@ -54,8 +57,10 @@ class EvaluateConfig:
         for name in ("draws", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
-        if self.images is not None and self.images < 1:
-            raise InputError(f"images is {self.images}; allowed: 1 or more")
+        if self.images is not None and self.images < 2:
+            raise InputError(f"images is {self.images}; allowed: 2 or more")
+        if self.samples is not None and (self.samples < 0 or self.samples == 1):
+            raise InputError(f"samples is {self.samples}; allowed: 0, or 2 or more")
 
 
 def evaluate(config: EvaluateConfig) -> dict:
@@ -69,12 +74,15 @@ def evaluate(config: EvaluateConfig) -> dict:
     )
     figures: dict[str, Any] = {"run": config.run, "dataset": dataset, "split": config.split, "weights": config.weights}
     figures |= dataclasses.asdict(likelihood)
-    if config.samples and model.config.num_classes:
+    samples = config.samples
+    if samples is None:
+        samples = 1000 if model.config.dimensions <= READABLE_DIMENSIONS else 0
+    if samples and model.config.num_classes:
         reader = Reader(load_split(dataset, "train", model.config, config.data_root, config.download))
-        real, real_labels = next(batches(data, len(data) if config.images is None else config.images))
-        labels = torch.arange(config.samples, device=device) % model.config.num_classes
+        real, real_labels = next(batches(data, len(data), config.images))
+        labels = torch.arange(samples, device=device) % model.config.num_classes
         drawn = sample_values(model, labels, config.seed, config.batch_size)
-        figures["samples"] = config.samples
+        figures["samples"] = samples
         figures["share_read_as_class"] = reader.share_read(drawn, labels)
         figures["share_read_of_real_images"] = reader.share_read(real, real_labels)
         figures["frechet_distance"] = frechet_distance(reader.scores(drawn), reader.scores(real))

@@ -8,10 +8,11 @@ Legend: B batch, N tokens, D channels of a token. A log-density is a per-image s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,7 +119,8 @@ class Farmer(nn.Module):
     def sample(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One image for each label (B,): (B,C,H,W), clipped to [-1, 1]. -1 asks for any class."""
         self._check_labels(labels)
-        return self.decode(self.prior.sample(labels, generator), labels).clamp(-1, 1)
+        with evaluating(self):
+            return self.decode(self.prior.sample(labels, generator), labels).clamp(-1, 1)
 
     def _check_labels(self, labels: Tensor | None) -> None:
         if labels is None or not len(labels):
@@ -149,6 +151,17 @@ class Farmer(nn.Module):
         return model.eval()
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: dropout off, whatever the mode before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def pretrained_folder(name: str | Path) -> Path:
     """The folder of a shipped model's name, or a folder that holds config.json and model.safetensors."""
     shipped = sorted(path.name for path in PRETRAINED.glob("*/"))
@@ -164,7 +177,10 @@ def pretrained_folder(name: str | Path) -> Path:
 def read_config(folder: Path) -> dict:
     """config.json of a run folder."""
     try:
-        return json.loads((folder / "config.json").read_text())
+        values = json.loads((folder / "config.json").read_text())
+        if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+            raise ValueError("it describes no FARMER model")
+        return values
     except (OSError, ValueError) as error:
         raise InputError(
             f"{folder / 'config.json'} cannot be read ({error}); allowed: the file of a run folder"

@@ -43,24 +43,28 @@ class ChannelMixing(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B,N,D) to y (B,N,D) and log|det| (B,)."""
-        lower, upper = self._factors()
-        y = x @ (self.permutation @ lower @ upper).T
+        with full_precision(x):
+            lower, upper = self._factors()
+            y = x @ (self.permutation @ lower @ upper).T
         return y, (x.shape[1] * self.log_magnitude.sum()).expand(x.shape[0])
 
     def inverse(self, y: Tensor) -> Tensor:
         """y (B,N,D) to x (B,N,D), by two triangular solves."""
-        lower, upper = self._factors()
-        columns = (y @ self.permutation).mT  # P is orthogonal
-        columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, columns, upper=True).mT
+        with full_precision(y):
+            lower, upper = self._factors()
+            columns = (y @ self.permutation).mT  # P is orthogonal
+            columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
+            return torch.linalg.solve_triangular(upper, columns, upper=True).mT
 
 
 class FlowBlock(nn.Module):
     """One block of the AF: z_i = (x_i - mu(x_<i)) * sigma(x_<i) for i > 1, z_1 = x_1   (Eq. 8)
 
     mu and log sigma come from a causal transformer whose outputs are shifted right by one token. `reverse` reads the
-    tokens back to front and restores the original order at the end. log sigma is bounded by `max_log_scale` tanh.
-    The last linear layer starts at zero, so a new block is the identity (up to `mixing`).
+    tokens back to front and restores the original order at the end. log sigma is bounded smoothly, max_log_scale *
+    tanh(raw / max_log_scale) (ours: the paper gives no form; the shift mu has no bound). The last linear layer starts
+    at zero, so a new block is the identity (up to `mixing`). With dropout the two directions are inverse to each other
+    in evaluation mode only.
     """
 
     def __init__(
@@ -203,7 +207,13 @@ class AutoregressiveFlow(nn.Module):
         the mean of the class embeddings. Its `var` buffer belongs to the prior, not to the map: the public model
         samples with `flow.inverse(z * state_dict["var"].sqrt(), labels)`.
         """
+        if "blocks.0.proj_in.weight" not in state_dict:
+            raise InputError(
+                f"state_dict has {len(state_dict)} entries and no blocks.0.proj_in.weight; allowed: TARFlow's"
+            )
         width, channels = state_dict["blocks.0.proj_in.weight"].shape
+        if width % head_dim:
+            raise InputError(f"head_dim is {head_dim}; allowed: a divisor of the width, {width}")
         if state_dict["blocks.0.proj_out.weight"].shape[0] != 2 * channels:
             raise InputError("state_dict is of a volume-preserving TARFlow (nvp=False); allowed: nvp=True")
         tokens = state_dict["blocks.0.pos_embed"].shape[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from farmer_ref.data import FolderSet, ImageSet, batches, random_seed
 from farmer_ref.errors import InputError
-from farmer_ref.farmer import Farmer, LikelihoodTerms
+from farmer_ref.farmer import Farmer, LikelihoodTerms, evaluating
 from farmer_ref.tokens import nats_to_bits_per_dim
 
 
@@ -22,9 +22,10 @@ def _terms(model: Farmer, values: Tensor, labels: Tensor | None, draws: int, see
     generator = torch.Generator(device).manual_seed(seed)
     labels = None if labels is None or not model.config.num_classes else labels.to(device)
     rows = []
-    for _ in range(draws):
-        noise = model.dequantiser.draw(tuple(values.shape), generator)
-        rows.append(model.likelihood_terms(model.dequantiser(values.to(device), noise), labels))
+    with evaluating(model):
+        for _ in range(draws):
+            noise = model.dequantiser.draw(tuple(values.shape), generator)
+            rows.append(model.likelihood_terms(model.dequantiser(values.to(device), noise), labels))
     return LikelihoodTerms(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
@@ -105,7 +106,7 @@ def evaluate_likelihood(
         redundant_nats_per_dim=redundant,
         logdet_nats_per_dim=logdet,
         bits_per_dim=float(bits.mean()) if uniform else None,
-        standard_error=float(bits.std() / math.sqrt(len(bits))) if uniform else None,
+        standard_error=float(bits.std() / math.sqrt(len(bits))) if uniform and len(bits) > 1 else None,
         importance_weighted_bits_per_dim=float(tighter_bits.mean()) if importance_weighted else None,
     )
 
@@ -121,14 +122,18 @@ def sample_values(model: Farmer, labels: Tensor, seed: int, batch_size: int = 10
 class Reader:
     """A support-vector classifier of grey levels, trained on real images: it reads samples as a person would.
 
-    Far from what the model was trained with, so that the two do not share their mistakes. `accuracy` on real test
-    images is the ceiling for any sampler.
+    Far from what the model was trained with, so that the two do not share their mistakes. The share of real test
+    images that it reads as their class is the ceiling for any sampler.
     """
 
     def __init__(self, train: ImageSet | FolderSet, limit: int = 10_000):
         from sklearn.svm import SVC
 
-        values, labels = next(batches(train, limit))
+        values, labels = next(batches(train, limit, limit))
+        if labels.unique().numel() < 2:
+            raise InputError(
+                f"dataset is {train.name!r}, of one class; allowed for reading samples: two classes or more"
+            )
         self.scale = train.levels - 1
         self._classifier = SVC(C=10.0).fit(self._pixels(values), labels.numpy())
 
@@ -140,8 +145,8 @@ class Reader:
         return torch.from_numpy(self._classifier.predict(self._pixels(values)))
 
     def scores(self, values: Tensor) -> Tensor:
-        """One score per class (B,classes) of images (B,C,H,W), bytes: the features of our Fréchet distance."""
-        return torch.from_numpy(self._classifier.decision_function(self._pixels(values)))
+        """Class scores of images (B,C,H,W), bytes: the features of our Fréchet distance. One column for two classes."""
+        return torch.from_numpy(self._classifier.decision_function(self._pixels(values))).reshape(len(values), -1)
 
     def share_read(self, values: Tensor, labels: Tensor) -> float:
         """The share of images that are read as their label."""
@@ -154,7 +159,7 @@ def frechet_distance(features: Tensor, other: Tensor) -> float:
     tr (C C')^{1/2} is the sum of the square roots of the eigenvalues of C^{1/2} C' C^{1/2}, which is symmetric.
     """
     a, b = features.double(), other.double()
-    covariance, other_covariance = torch.cov(a.T), torch.cov(b.T)
+    covariance, other_covariance = torch.atleast_2d(torch.cov(a.T)), torch.atleast_2d(torch.cov(b.T))
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp(min=0).sqrt().sum()

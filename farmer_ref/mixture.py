@@ -59,7 +59,7 @@ class GaussianMixture:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One draw from each mixture, (...,D)."""
         channels = self.mean.shape[-1]
-        weights = torch.softmax(self.logits, -1).flatten(0, -2)
+        weights = torch.softmax(self.logits, -1).reshape(-1, self.logits.shape[-1])
         component = torch.multinomial(weights, 1, generator=generator).view(*self.logits.shape[:-1], 1, 1)
         component = component.expand(*component.shape[:-1], channels)
         mean = self.mean.gather(-2, component).squeeze(-2)
@@ -68,7 +68,9 @@ class GaussianMixture:
         return mean + scale * noise
 
     def tempered(self, weight_temperature: float = 1.0, scale_temperature: float = 1.0) -> GaussianMixture:
-        """The mixture at T_pi and T_sigma (A.2): logits times T_pi (so larger is *sharper*), sigma_k times T_sigma."""
-        return GaussianMixture(
-            self.logits * weight_temperature, self.mean, self.log_scale + math.log(scale_temperature)
-        )
+        """The mixture at T_pi and T_sigma (A.2): logits times T_pi (so larger is *sharper*), sigma_k times T_sigma.
+
+        T_sigma = 0 leaves the means alone (Fig. 7): such a mixture can be sampled, and has no density.
+        """
+        log_factor = math.log(scale_temperature) if scale_temperature > 0 else -math.inf
+        return GaussianMixture(self.logits * weight_temperature, self.mean, self.log_scale + log_factor)

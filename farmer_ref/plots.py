@@ -54,16 +54,18 @@ def class_labels(num_classes: int, per_class: int, most: int = 10) -> Tensor:
 def training_curve(run: Path) -> Figure:
     """What metrics.jsonl of a run holds: training and validation likelihood over steps."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    unit = next(name for name in ("bits_per_dim", "nats_per_dim") if any(name in record for record in records))
+    names = {name.removeprefix("validation_") for record in records for name in record}
+    unit = "bits_per_dim" if "bits_per_dim" in names else "nats_per_dim"
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for name, label in ((unit, "training batch"), (f"validation_{unit}", "validation, EMA weights")):
-            points = [(record["step"], record[name]) for record in records if name in record]
+            points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 40 else None, ms=4)
-        values = sorted(record[unit] for record in records if unit in record)
-        axes.set_ylim(values[0] - 0.1, values[int(0.9 * (len(values) - 1))] + 0.1)  # the first steps are off the page
+        values = sorted(record[unit] for record in records if record.get(unit) is not None)
+        if values:  # the first steps are off the page
+            axes.set_ylim(values[0] - 0.1, values[int(0.9 * (len(values) - 1))] + 0.1)
         what = "bits/dim" if unit == "bits_per_dim" else "nats/dim of the noised image"
         axes.set(xlabel="step", ylabel=what, title=f"Training {run.name}")
         axes.legend(frameon=False)

@@ -106,6 +106,13 @@ class Patchify(nn.Module):
         patches = images.reshape(batch, self.channels, side, p, side, p)  # B,C,row,p,column,p
         return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, self.tokens, -1)  # B,N,D
 
+    def _rows(self) -> Tensor:
+        """The basis (D,D), orthonormal to the precision in use."""
+        matrix = self.matrix
+        if matrix.dtype == torch.float64:  # it may come from float32: one Newton step takes 1e-7 to 1e-14
+            matrix = 1.5 * matrix - 0.5 * matrix @ matrix.T @ matrix
+        return matrix
+
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
         """Fit the PCA basis on training images (B,C,H,W) in [-1, 1]; the other bases have nothing to fit.
@@ -135,13 +142,15 @@ class Patchify(nn.Module):
         if self.basis == "pixel":
             return patches
         self._check_fitted()
-        return (patches - self.mean) @ self.matrix.T
+        with torch.autocast(images.device.type, enabled=False):
+            return (patches - self.mean) @ self._rows().T
 
     def inverse(self, tokens: Tensor) -> Tensor:
         """Tokens (B,N,D) to images (B,C,H,W)."""
         if self.basis != "pixel":
             self._check_fitted()
-            tokens = tokens @ self.matrix + self.mean
+            with torch.autocast(tokens.device.type, enabled=False):
+                tokens = tokens @ self._rows() + self.mean
         batch, p, side = tokens.shape[0], self.patch_size, self.image_size // self.patch_size
         patches = tokens.reshape(batch, side, side, self.channels, p, p)  # B,row,column,C,p,p
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, self.channels, self.image_size, self.image_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.data import Batch, load_split, random_seed, training_batches
 from farmer_ref.engine import Trainer, autocast, checkpoints, resolve_device, run_record, training_images
 from farmer_ref.errors import InputError
-from farmer_ref.farmer import Farmer, read_config, write_config
+from farmer_ref.farmer import Farmer, read_config, replace_file, write_config, write_weights
 from farmer_ref.metrics import evaluate_likelihood
 from farmer_ref.plots import class_labels, image_grid, training_curve
 from farmer_ref.tokens import nats_to_bits_per_dim
@@ -23,6 +24,7 @@ DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults be
 
 Presets: {presets}. With --resume, the defaults are those of the run itself."""
 BASIS_PATCHES = 200_000  # a PCA needs no more
+KEPT_BY_RESUME = ["preset", "dataset", "seed", "batch_size", "flip", "label_dropout"]  # else the run is another one
 
 
 def settings(argv: list[str] | None = None) -> TrainConfig:
@@ -59,12 +61,27 @@ def prepare_run(config: TrainConfig) -> Path:
         if not config.resume:
             raise InputError(f"out is {config.out!r}, which holds a run already; allowed: a new folder, or --resume")
         saved = saved_settings(run)
-        for field in dataclasses.fields(saved.model):
-            before, now = getattr(saved.model, field.name), getattr(config.model, field.name)
+        for name in [f"model.{field.name}" for field in dataclasses.fields(config.model)] + KEPT_BY_RESUME:
+            before, now = attrgetter(name)(saved), attrgetter(name)(config)
             if before != now:
-                raise InputError(f"model.{field.name} is {now!r}; allowed: {before!r}, as in the run that is resumed")
+                raise InputError(f"{name} is {now!r}; allowed: {before!r}, as in the run that is resumed")
+    elif holds_trained_weights(run):
+        raise InputError(
+            f"out is {config.out!r}, which holds trained weights without checkpoints; allowed: a new folder"
+        )
     (run / "samples").mkdir(parents=True, exist_ok=True)
     return run
+
+
+def holds_trained_weights(run: Path) -> bool:
+    """Whether a folder without checkpoints has weights that a new run would overwrite.
+
+    A run killed in its first moments has untrained weights, and no metrics yet.
+    """
+    if not (run / "model.safetensors").exists() or not (run / "config.json").exists():
+        return False
+    metrics = run / "metrics.jsonl"
+    return "training" not in read_config(run) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     if config.model.patch_basis == "pca" and not resuming:
         step = max(1, len(data) * config.model.tokens // BASIS_PATCHES)
         values = torch.stack([data[i][0] for i in range(0, len(data), step)])
-        model.patchify.fit((2 * values.double() + 1).to(device) / config.model.levels - 1)
+        model.patchify.fit((2 * values.double() + 1) / config.model.levels - 1)
 
     uniform, dimensions = config.model.dequantisation == "uniform", config.model.dimensions
 
@@ -108,7 +125,8 @@ def main(argv: list[str] | None = None) -> None:
     def draw_samples(step: int) -> dict[str, float]:
         labels = class_labels(config.model.num_classes, per_class=4).to(device)
         images = ema.sample(labels, torch.Generator(device).manual_seed(config.seed))
-        image_grid(images, columns=len(labels) // 4).save(run / "samples" / f"step-{step:07d}.png")
+        grid = image_grid(images, columns=len(labels) // 4)
+        replace_file(run / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
         return {}
 
     def batches(start: int) -> Iterator[Batch]:
@@ -119,10 +137,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     if config.resume:
         trainer.resume()
+    if not resuming:  # first the weights, then what says they are there: from now on the folder can be read and resumed
+        write_weights(run / "model.safetensors", ema.state_dict())
     write_config(run, run_record(config))
     finished = trainer.train()
-    if (run / "metrics.jsonl").stat().st_size:
-        training_curve(run).savefig(run / "curve.png")
+    if (run / "metrics.jsonl").exists():
+        curve = training_curve(run)
+        replace_file(run / "curve.png", lambda path: curve.savefig(path, format="png"))
     measured = validate(trainer.step)
     how = "finished" if finished else "interrupted"
     likelihood = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured.items())

@@ -1,6 +1,7 @@
 """The commands as a user runs them: one clear line and exit code 2 for bad input, help that reads well."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -9,7 +10,7 @@ from test_engine import QUICK
 
 from farmer_ref import evaluate, parameters, sample, train
 from farmer_ref.cli import run as run_command
-from farmer_ref.engine import checkpoints
+from farmer_ref.engine import checkpoints, load_run
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,18 @@ def test_train_does_not_overwrite_a_run(capsys, trained):
     fails_with_one_line(capsys, train.main, [*QUICK, "--out", trained], "holds a run already", "--resume")
     other = [*QUICK, "--out", trained, "--resume", "--model.prior-width", "64"]
     fails_with_one_line(capsys, train.main, other, "model.prior_width is 64", "allowed: 32")
+    other = [*QUICK, "--out", trained, "--resume", "--seed", "7"]
+    fails_with_one_line(capsys, train.main, other, "seed is 7", "allowed: 0, as in the run that is resumed")
     assert (trained / "model.safetensors").read_bytes() == before
+
+
+def test_train_does_not_overwrite_weights_without_checkpoints(capsys, trained, tmp_path):
+    load_run(str(trained)).save_pretrained(tmp_path / "exported")
+    shutil.copytree(trained, tmp_path / "pruned", ignore=shutil.ignore_patterns("checkpoints"))
+    for name in ("exported", "pruned"):
+        arguments = [*QUICK, "--out", tmp_path / name, "--resume"]
+        fails_with_one_line(capsys, train.main, arguments, "", "allowed: a")
+        assert (tmp_path / name / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
 
 
 def test_a_finished_run_stays_as_it_is(capsys, trained):
@@ -114,6 +126,8 @@ def test_sample_refuses(capsys, trained, arguments, parts):
         (["--split", "all"], ["split is 'all'", "train, validation, test"]),
         (["--dataset", "cifar10", "--no-download"], ["no whole cifar10"]),
         (["--draws", "0"], ["draws is 0"]),
+        (["--samples", "1"], ["samples is 1", "0, or 2 or more"]),
+        (["--images", "1"], ["images is 1", "2 or more"]),
     ],
 )
 def test_evaluate_refuses(capsys, trained, tmp_path, arguments, parts):
@@ -159,6 +173,17 @@ def test_evaluate_prints_and_writes_its_figures(capsys, trained, tmp_path, weigh
     assert f"{figures['importance_weighted_bits_per_dim']:.4f} bits/dim, importance-weighted" in printed
     assert "informative" in printed
     assert "log-det" in printed
+
+
+def test_evaluate_on_a_folder_of_two_classes(tmp_path):
+    name = folder_of_images(tmp_path / "images", count=40)
+    size = ["--model.image-size", "16", "--model.channels", "3", "--model.levels", "256", "--model.patch-size", "4"]
+    mixed = ["--model.patch-basis", "pca", "--model.channel-mixing", "learned", "--precision", "bfloat16"]
+    train.main([*QUICK, *size, *mixed, "--dataset", name, "--out", str(tmp_path / "run")])
+    evaluate.main(["--run", str(tmp_path / "run"), "--samples", "20", "--out", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert 0 <= figures["share_read_as_class"] <= 1
+    assert figures["bits_per_dim"] > 0
 
 
 def test_parameters_prints_counts_beside_the_paper_s(capsys):

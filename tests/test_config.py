@@ -82,3 +82,8 @@ def test_unknown_fields_are_named():
         ModelConfig.from_dict({"wings": 2})
     with pytest.raises(InputError, match="training configuration field is 'wings'"):
         TrainConfig.from_dict({"wings": 2, "model": {}})
+
+
+def test_a_flow_that_sees_the_class_needs_classes():
+    with pytest.raises(InputError, match="flow_sees_class is True"):
+        ModelConfig(flow_sees_class=True, num_classes=0)

@@ -23,9 +23,10 @@ def test_likelihood_and_inverse_equal_the_cpu_s():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_train_and_sample(tmp_path, precision):
+@pytest.mark.parametrize("changes", [[], ["--model.patch-basis", "pca", "--model.channel-mixing", "learned"]])
+def test_train_and_sample(tmp_path, precision, changes):
     arguments = [argument if argument != "cpu" else "cuda" for argument in QUICK]
-    train.main([*arguments, "--precision", precision, "--out", str(tmp_path)])
+    train.main([*arguments, *changes, "--precision", precision, "--out", str(tmp_path)])
     model = load_run(str(tmp_path)).cuda()
     images = model.sample(torch.arange(10, device="cuda"), torch.Generator("cuda").manual_seed(0))
     assert torch.isfinite(images).all()

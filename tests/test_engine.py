@@ -25,6 +25,7 @@ from farmer_ref.engine import (
     training_images,
 )
 from farmer_ref.farmer import read_weights
+from farmer_ref.plots import training_curve
 from farmer_ref.tokens import Dequantiser
 
 QUICK = ["--preset", "tiny", "--steps", "20", "--validate-every", "0", "--sample-every", "0", "--device", "cpu"]
@@ -149,6 +150,18 @@ def test_many_non_finite_steps_end_the_run_and_keep_the_checkpoint(tmp_path):
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
+def test_a_loss_that_is_not_finite_spoils_neither_log_nor_curve(tmp_path):
+    def loss(model, step):
+        return sum(p.square().sum() for p in model.parameters()) * float("nan")
+
+    trainer = trainer_with_loss(tmp_path, loss, steps=3, log_every=1)
+    trainer.loss = lambda batch, progress: (loss(trainer.model, 0), {"bits_per_dim": float("nan")})
+    assert trainer.train()
+    assert (trainer.skipped, trainer.step) == (3, 3)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    training_curve(tmp_path).savefig(tmp_path / "curve.png")
+
+
 def test_schedule():
     config = TrainConfig(model=PRESETS["tiny"].model, learning_rate=1.0, final_learning_rate=0.1, warmup_steps=10)
     assert learning_rate_at(config, 0, 0.0) == pytest.approx(0.1)
@@ -161,7 +174,8 @@ def test_max_minutes_fits_the_schedule(tmp_path):
     arguments = [*QUICK, "--out", str(tmp_path), "--steps", "100000", "--max-minutes", "0.05", "--log-every", "1"]
     train.main(arguments)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert 3 <= records[-1]["seconds"] < 5
+    assert records[-1]["seconds"] >= 3
+    assert records[-1]["step"] < 100_000
     assert records[-1]["learning_rate"] < 0.01 * max(record["learning_rate"] for record in records)
 
 
@@ -208,34 +222,35 @@ def test_unknown_device_is_named():
 
 
 def kill_at_random_moments(folder, kills):
-    """Train in a child, kill it with SIGKILL, and each time read the folder and resume; then train to the end.
+    """Train in a child, kill it with SIGKILL, and each time read the folder and resume.
 
-    Checkpoints are written at every step, so that many kills hit one being written.
+    Checkpoints are written at every step, so that many kills hit one being written; the first kills come in the first
+    moments. In the end the run must have the same weights, EMA and optimiser, bit for bit, as one that was left alone.
     """
-    arguments = [*QUICK, "--steps", "1000000", "--checkpoint-every", "1", "--resume", "--out", str(folder)]
-    command = [sys.executable, "-m", "farmer_ref.train", *arguments]
+    arguments = [*QUICK, "--steps", "1000000", "--checkpoint-every", "1"]
+    command = [sys.executable, "-m", "farmer_ref.train", *arguments, "--resume", "--out", str(folder / "killed")]
+    run, reached = folder / "killed", -1
     generator = torch.Generator().manual_seed(0)
-    reached = -1
-    for _ in range(kills):
+    for number in range(kills):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while not (folder / "metrics.jsonl").exists() or newest_step(folder) <= reached:
+        while not (run / "config.json").exists() or (number > kills // 3 and newest_step(run) <= reached):
             assert child.poll() is None, child.stderr.read()
-            time.sleep(0.02)
-        time.sleep(float(torch.rand(1, generator=generator)) * 1.5)
+            time.sleep(0.005)
+        time.sleep(float(torch.rand(1, generator=generator)) * (1.5 if number else 0.05))
         child.kill()
         child.wait()
-        newest = checkpoints(folder)[-1]
-        reached = newest_step(folder)
-        state = json.loads((newest / "state.json").read_text())
-        assert state["step"] == reached
-        optimiser = read_weights(newest / "optimiser.safetensors")
-        assert {int(v) for name, v in optimiser.items() if name.endswith(".step")} <= {
-            reached
-        }  # of one and the same step
-        assert torch.isfinite(load_run(str(folder)).sample(torch.tensor([0]))).all()
-    last = [*arguments[:-3], "--resume", "--out", str(folder), "--steps", str(reached + 2)]
-    train.main(last)
-    assert newest_step(folder) == reached + 2
+        assert torch.isfinite(load_run(str(run)).sample(torch.tensor([0]))).all()
+        if checkpoints(run):
+            newest, reached = checkpoints(run)[-1], newest_step(run)
+            assert json.loads((newest / "state.json").read_text())["step"] == reached
+            optimiser = read_weights(newest / "optimiser.safetensors")
+            assert {int(v) for name, v in optimiser.items() if name.endswith(".step")} <= {reached}
+    assert reached > 0
+    stop_after(reached + 2, [*arguments, "--resume", "--out", str(run)])
+    stop_after(reached + 2, [*QUICK, "--steps", "1000000", "--out", str(folder / "alone")])
+    alone, killed = (checkpoints(folder / name)[-1] for name in ("alone", "killed"))
+    assert alone.name == killed.name == f"step-{reached + 2}"
+    assert_same(contents(alone), contents(killed))
 
 
 def newest_step(folder):
@@ -244,9 +259,9 @@ def newest_step(folder):
 
 
 def test_killing_it_leaves_a_folder_that_resumes(tmp_path):
-    kill_at_random_moments(tmp_path / "run", kills=3)
+    kill_at_random_moments(tmp_path, kills=3)
 
 
 @pytest.mark.slow
 def test_killing_it_twenty_times(tmp_path):
-    kill_at_random_moments(tmp_path / "run", kills=20)
+    kill_at_random_moments(tmp_path, kills=20)

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 from conftest import jacobian, small_model
 
-from farmer_ref import Farmer, ModelConfig
+from farmer_ref import Farmer, ModelConfig, bits_per_dim
 from farmer_ref.errors import InputError
 
 
@@ -17,7 +17,16 @@ def images(model: Farmer, batch: int = 2) -> torch.Tensor:
     return torch.rand(batch, c.channels, c.image_size, c.image_size, generator=generator, dtype=torch.float64) * 2 - 1
 
 
-@pytest.mark.parametrize("variant", [{}, {"patch_basis": "pca"}, {"channel_mixing": "learned"}, {"informative": None}])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"patch_basis": "pca"},
+        {"patch_basis": "dct", "image_size": 8, "patch_size": 4, "informative": 20},
+        {"channel_mixing": "learned"},
+        {"informative": None},
+    ],
+)
 def test_encode_decode_and_logdet(variant):
     model = small_model(**variant)
     model.patchify.fit(images(model, 50))
@@ -39,23 +48,26 @@ def test_terms_add_up():
     assert terms.total.shape == (2,)
 
 
-@pytest.mark.parametrize("basis", ["pixel", "dct"])
-def test_a_tiny_model_integrates_to_one(basis):
-    """The density of a 2x2 image over its four pixels, by quasi-random importance sampling: E_q[p / q] = 1.
+@pytest.mark.parametrize(("channels", "informative"), [(1, None), (2, 1)])
+def test_a_tiny_model_integrates_to_one(channels, informative):
+    """The density of a 2x2 image over its pixels, by quasi-random importance sampling: E_q[p / q] = 1.
 
-    A lost constant or a wrong sign of the log-determinant moves it by a factor.
+    Without and with a split. A lost constant or a wrong sign of the log-determinant moves it by a factor.
     """
     model = small_model(
-        image_size=2, channels=1, patch_size=1, flow_blocks=2, informative=None, components=2, flow_width=8,
-        prior_width=8, prior_layers=1, patch_basis=basis,
+        image_size=2, channels=channels, patch_size=1, flow_blocks=2, informative=informative, components=2,
+        flow_width=8, prior_width=8, prior_layers=1,
     )  # fmt: skip
-    uniform = torch.quasirandom.SobolEngine(4, scramble=True, seed=0).draw(2**15, dtype=torch.float64)
+    for block in model.flow.blocks:
+        block.project_out.weight.data *= 0.3  # light tails, which importance sampling needs
+    uniform = torch.quasirandom.SobolEngine(4 * channels, scramble=True, seed=0).draw(2**16, dtype=torch.float64)
     proposal = torch.distributions.StudentT(5.0, scale=1.5)  # heavier tails than the model's
     x = torch.from_numpy(scipy.stats.t(5, scale=1.5).ppf(uniform))
     with torch.no_grad():
-        weights = torch.exp(model(x.view(-1, 1, 2, 2)).total - proposal.log_prob(x).sum(1))
-    assert abs(model(x[:1].view(1, 1, 2, 2)).logdet) > 1e-2  # the flow does something
-    assert float(weights.mean()) == pytest.approx(1, abs=0.03)
+        images = x.view(-1, channels, 2, 2)
+        weights = torch.cat([model(part).total for part in images.split(2**14)]) - proposal.log_prob(x).sum(1)
+        assert model(images[:50]).logdet.abs().min() > 1e-3  # the flow does something
+    assert float(weights.exp().mean()) == pytest.approx(1, abs=0.05)
 
 
 def test_samples_follow_the_seed_and_are_finite():
@@ -122,15 +134,37 @@ def test_modules_pick_no_dtype_and_no_device():
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
-def test_bfloat16_autocast_keeps_densities_in_float32():
-    model = small_model().float()
+@pytest.mark.parametrize("basis", ["pixel", "pca", "dct"])
+@pytest.mark.parametrize("mixing", ["none", "learned"])
+def test_bfloat16_autocast_keeps_densities_in_float32(basis, mixing):
+    model = small_model(patch_basis=basis, channel_mixing=mixing).float()
+    model.patchify.fit(images(model, 50))
     x = images(model).float()
     exact = model.log_prob(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = model.likelihood_terms(x)
         samples = model.sample(torch.tensor([0, 1]), torch.Generator().manual_seed(0))
+        z, _ = model.encode(x)
+        assert (model.decode(z) - x).abs().max() < 0.2  # the layers round differently one token at a time
     assert all(term.dtype == torch.float32 for term in terms)
     assert samples.dtype == torch.float32
     difference = (terms.total - exact).abs()
     assert (difference > 0).all()  # the layers did run in bfloat16
-    assert (difference / model.config.dimensions < 0.02).all()
+    assert (difference / model.config.dimensions < 0.05).all()
+
+
+def test_sampling_and_scoring_switch_dropout_off_for_a_while():
+    model = small_model(dropout=0.5, levels=17).float().train()
+    values = torch.zeros(2, 2, 6, 6, dtype=torch.uint8)
+    assert torch.equal(bits_per_dim(model, values), bits_per_dim(model, values))
+    a, b = (model.sample(torch.tensor([0]), torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(a, b)
+    assert model.training
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"model_type": "bert"}', '{"model": {"patch_size": "2"}}', "{"])
+def test_a_foreign_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"config.json cannot be read|model configuration is"):
+        Farmer.from_pretrained(tmp_path)

@@ -47,6 +47,12 @@ def test_temperatures_scale_logits_and_sigma():
     tempered = mixture.tempered(weight_temperature=2.0, scale_temperature=0.5)
     assert torch.allclose(tempered.logits, 2 * mixture.logits)
     assert torch.allclose(tempered.log_scale.exp(), 0.5 * mixture.log_scale.exp())
+    means = mixture.tempered(scale_temperature=0.0).sample(torch.Generator().manual_seed(0))  # (2,D)
+    assert ((means[:, None] - mixture.mean).abs().sum(-1).amin(-1) == 0).all()
+
+
+def test_one_mixture_without_a_batch():
+    assert random_mixture().sample(torch.Generator().manual_seed(0)).shape == (3,)
 
 
 def test_scale_has_a_smooth_floor():

@@ -17,7 +17,7 @@ from farmer_ref.farmer import PRETRAINED
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "farmer_ref"
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHIPPED = ["digits", "digits-noise"]
 
 # What each room of the package may import of the others. Commands may import anything but commands.

@@ -123,4 +123,11 @@ def test_volume_preserving_release_is_refused():
     for t in range(BLOCKS):
         state[f"blocks.{t}.proj_out.weight"] = state[f"blocks.{t}.proj_out.weight"][:CHANNELS]
     with pytest.raises(InputError, match="volume-preserving"):
-        AutoregressiveFlow.from_tarflow(state)
+        AutoregressiveFlow.from_tarflow(state, head_dim=HEAD)
+
+
+def test_foreign_weights_are_named():
+    with pytest.raises(InputError, match=r"no blocks\.0\.proj_in\.weight"):
+        AutoregressiveFlow.from_tarflow({"weight": torch.zeros(1)})
+    with pytest.raises(InputError, match="head_dim is 7"):
+        AutoregressiveFlow.from_tarflow(state_dict(False), head_dim=7)
