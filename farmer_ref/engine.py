@@ -156,7 +156,8 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, model: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Read one checkpoint into the three; returns its state. A damaged one raises `InputError`, naming the file."""
     try:
-        state = {name: json.loads((folder / STATE).read_text())[name] for name in STATE_FIELDS}
+        saved = json.loads((folder / STATE).read_text())
+        state = {name: saved[name] for name in STATE_FIELDS}
         load_weights(model, folder / "model.safetensors")
         load_weights(ema, folder / "ema.safetensors")
         load_optimiser_tensors(optimiser, read_weights(folder / "optimiser.safetensors"))
@@ -274,9 +275,8 @@ class Trainer:
                         for name, value in logged.items():
                             writer.add_scalar(f"train/{name}", value, self.step)
                         finite = {name: value if math.isfinite(value) else None for name, value in logged.items()}
-                        metrics.write(
-                            json.dumps({"step": self.step, "seconds": round(self.seconds, 3), **finite}) + "\n"
-                        )
+                        record = {"step": self.step, "seconds": round(self.seconds, 3), **finite}
+                        metrics.write(json.dumps(record) + "\n")
                     bar.update()
                     for period, event in self.events:
                         if period and (self.step % period == 0 or self.progress >= 1):
