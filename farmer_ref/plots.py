@@ -68,5 +68,6 @@ def training_curve(run: Path) -> Figure:
             axes.set_ylim(values[0] - 0.1, values[int(0.9 * (len(values) - 1))] + 0.1)
         what = "bits/dim" if unit == "bits_per_dim" else "nats/dim of the noised image"
         axes.set(xlabel="step", ylabel=what, title=f"Training {run.name}")
-        axes.legend(frameon=False)
+        if axes.lines:
+            axes.legend(frameon=False)
     return figure

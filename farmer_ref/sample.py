@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     images = model.sample(labels, torch.Generator(device).manual_seed(config.seed))
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, columns=len(columns)).save(out)
+    image_grid(model.dequantiser.rounded(images), columns=len(columns)).save(out)
     print(f"{len(labels)} samples of {config.run}, columns {', '.join(map(str, columns.tolist()))}: {out}")
 
 

@@ -55,6 +55,10 @@ class Dequantiser:
         values = (unit * self.levels).floor() if self.kind == "uniform" else (unit * (self.levels - 1)).round()
         return values.clamp(0, self.levels - 1).to(torch.uint8)
 
+    def rounded(self, images: Tensor) -> Tensor:
+        """Continuous images (B,C,H,W) without their noise: the nearest images of whole grey levels, in [-1, 1]."""
+        return 2 * self.quantise(images).to(images.dtype) / (self.levels - 1) - 1
+
 
 def nats_to_bits_per_dim(log_prob: Tensor, dimensions: int, levels: int) -> Tensor:
     """Discrete bits/dim from the log-density of uniformly dequantised images: -log p / (d ln 2) + log2(L / 2).
