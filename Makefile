@@ -38,4 +38,4 @@ format: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

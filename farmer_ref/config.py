@@ -21,7 +21,7 @@ def _require(condition: bool, name: str, given: object, allowed: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a `Farmer` is made of (Table 1 and §11 of the method). Saved with the weights as JSON."""
+    """What a `Farmer` is made of (Table 1 of the paper). Saved with the weights as JSON."""
 
     image_size: int = 8
     """Height and width of the (square) images."""
@@ -242,7 +242,10 @@ class TrainConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             _require(name in names, "training configuration field", name, ", ".join(names))
-        return cls(**{**values, "model": ModelConfig.from_dict(values["model"])})
+        try:
+            return cls(**{**values, "model": ModelConfig.from_dict(values["model"])})
+        except TypeError as error:
+            raise InputError(f"training configuration is damaged ({error}); allowed: a run's own") from None
 
 
 def _preset(name: str, model: ModelConfig, **training: Any) -> TrainConfig:

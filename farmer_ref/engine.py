@@ -26,8 +26,8 @@ from tqdm import tqdm
 from farmer_ref.config import TrainConfig
 from farmer_ref.data import Batch, random_seed
 from farmer_ref.errors import InputError
-from farmer_ref.farmer import (
-    Farmer,
+from farmer_ref.farmer import Farmer
+from farmer_ref.files import (
     flush,
     load_weights,
     pretrained_folder,
@@ -183,10 +183,10 @@ def load_run(name: str, weights: str = "ema") -> Farmer:
 
 def run_dataset(name: str) -> str:
     """The data set that a run folder or a shipped model was trained on."""
-    training = read_config(pretrained_folder(name)).get("training")
-    if training is None:
+    dataset = read_config(pretrained_folder(name)).get("training", {}).get("dataset")
+    if dataset is None:
         raise InputError(f"dataset is not given, and {name} records none; allowed: --dataset NAME")
-    return training["dataset"]
+    return dataset
 
 
 def keep_metrics_until(run: Path, step: int) -> None:
@@ -241,6 +241,7 @@ class Trainer:
         for name in STATE_FIELDS:
             setattr(self, name, state[name])
         keep_metrics_until(self.run, self.step)
+        write_weights(self.run / "model.safetensors", self.average.target.state_dict())  # a kill may have come between
 
     @property
     def progress(self) -> float:
@@ -249,7 +250,9 @@ class Trainer:
         return min(1.0, max(self.step / self.config.steps, by_time))
 
     def save(self) -> None:
-        """Write a checkpoint of this step."""
+        """Write a checkpoint of this step, unless it is there."""
+        if (self.run / "checkpoints" / f"step-{self.step}").exists():
+            return
         state = {name: getattr(self, name) for name in STATE_FIELDS}
         save_checkpoint(self.run, self.model, self.average.target, self.optimiser, state)
 
@@ -267,7 +270,7 @@ class Trainer:
         bar = tqdm(total=self.config.steps, initial=self.step, desc=self.run.name, unit="step", dynamic_ncols=True)
         try:
             with open(self.run / "metrics.jsonl", "a", buffering=1) as metrics:
-                for batch in self.batches(self.step):
+                for batch in self._until_interrupted(self.batches(self.step)):
                     logged = self._optimise(batch)
                     self.seconds = time.perf_counter() - began
                     if self.step % self.config.log_every == 0 or self.progress >= 1:
@@ -281,7 +284,7 @@ class Trainer:
                     for period, event in self.events:
                         if period and (self.step % period == 0 or self.progress >= 1):
                             for name, value in (measured := event(self.step)).items():
-                                writer.add_scalar(f"validation/{name}", value, self.step)
+                                writer.add_scalar(name.replace("_", "/", 1), value, self.step)
                             if measured:
                                 metrics.write(json.dumps({"step": self.step, **measured}) + "\n")
                     finished = self.progress >= 1
@@ -294,10 +297,19 @@ class Trainer:
             writer.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        return True
+        self.save()  # only an interrupted run comes here: its batches ended
+        return False
 
     def _interrupt(self, *_: object) -> None:
         self._interrupted = True
+
+    def _until_interrupted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; they end where a signal to all processes of the run has ended the loader's workers."""
+        try:
+            yield from batches
+        except (RuntimeError, OSError):
+            if not self._interrupted:
+                raise
 
     def _optimise(self, batch: Batch) -> dict[str, float]:
         """One step; a non-finite gradient changes nothing, is counted, and many in a row end the run."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from farmer_ref import cli
 from farmer_ref.data import batches, load_split
 from farmer_ref.engine import load_run, resolve_device, run_dataset
 from farmer_ref.errors import InputError
+from farmer_ref.files import output_file
 from farmer_ref.metrics import Reader, evaluate_likelihood, frechet_distance, sample_values
 
 READABLE_DIMENSIONS = 4096  # of an image that the classifier of pixels can read in reasonable time
@@ -69,18 +69,22 @@ def evaluate(config: EvaluateConfig) -> dict:
     model = load_run(config.run, config.weights).to(device)
     dataset = config.dataset or run_dataset(config.run)
     data = load_split(dataset, config.split, model.config, config.data_root, config.download)
+    if len(data) < 2:
+        raise InputError(f"split is {config.split!r}, of {len(data)} image of {dataset}; allowed: a split of 2 or more")
+    samples = config.samples
+    if samples is None:
+        samples = 1000 if model.config.dimensions <= READABLE_DIMENSIONS else 0
+    reader = None
+    if samples and model.config.num_classes:
+        reader = Reader(load_split(dataset, "train", model.config, config.data_root, config.download))
     likelihood = evaluate_likelihood(
         model, data, config.draws, config.batch_size, config.images, config.seed, config.importance_weighted
     )
     figures: dict[str, Any] = {"run": config.run, "dataset": dataset, "split": config.split, "weights": config.weights}
     figures |= dataclasses.asdict(likelihood)
-    samples = config.samples
-    if samples is None:
-        samples = 1000 if model.config.dimensions <= READABLE_DIMENSIONS else 0
-    if samples and model.config.num_classes:
-        reader = Reader(load_split(dataset, "train", model.config, config.data_root, config.download))
+    if reader is not None:
         real, real_labels = next(batches(data, len(data), config.images))
-        labels = torch.arange(samples, device=device) % model.config.num_classes
+        labels = torch.arange(samples, device=device) % data.num_classes
         drawn = sample_values(model, labels, config.seed, config.batch_size)
         figures["samples"] = samples
         figures["share_read_as_class"] = reader.share_read(drawn, labels)
@@ -105,7 +109,7 @@ def describe(figures: dict) -> str:
         kind = "nats/dim of the noised image (no bits/dim: the noise is Gaussian)"
     lines.append(
         f"  {figures['nats_per_dim']:.4f} {kind} = informative {figures['informative_nats_per_dim']:.4f} "
-        f"+ redundant {figures['redundant_nats_per_dim']:.4f} + log-det {figures['logdet_nats_per_dim']:.4f}"
+        f"+ redundant {figures['redundant_nats_per_dim']:.4f} + minus log-det {figures['logdet_nats_per_dim']:.4f}"
     )
     if "samples" in figures:
         lines.append(
@@ -121,11 +125,11 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.parse(
         "farmer_ref.evaluate", EvaluateConfig(), "Score a trained FARMER on a split of a data set.", argv
     )
+    out = output_file(config.out) if config.out else None
     figures = evaluate(config)
     print(describe(figures))
-    if config.out:
-        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.out).write_text(json.dumps(figures, indent=2) + "\n")
+    if out:
+        out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,34 @@
 """FARMER on one page: patches, the flow, the prior, and what they give together - exact likelihood and samples.
 
+A flow is an invertible map from an image X to a latent Z of the same size. If we know the density of Z, we know that of
+X: the density of Z at the mapped point, times the factor |det dZ/dX| by which the map stretches volume around it, so
+that the total stays 1 (change of variables). FARMER learns the map and, with a transformer that predicts one token of
+Z from those before it (an autoregressive model), the density of Z. Sampling draws Z and inverts the map.
+
     image --patchify--> X --flow--> Z, log|det| --split--> Z_I, Z_R --prior--> mixtures --> log p(Z)
     log p(image | c) = log p(Z_I | c) + log p(Z_R | Z_I, c) + log|det dZ/dX|
 
-Legend: B batch, N tokens, D channels of a token. A log-density is a per-image sum in nats, (B,).
+Legend: B batch, C colour channels, H = W image size, N tokens, D channels of a token, c the class label; Z_I and Z_R
+are the informative and the redundant channels of Z. A log-density is a per-image sum in nats, (B,).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from farmer_ref.config import ModelConfig
 from farmer_ref.errors import InputError
+from farmer_ref.files import load_weights, pretrained_folder, read_config, write_config, write_weights
 from farmer_ref.flow import AutoregressiveFlow
 from farmer_ref.prior import NULL_LABEL, AutoregressivePrior
 from farmer_ref.tokens import Dequantiser, Patchify
-
-PRETRAINED = Path(__file__).parent / "pretrained"  # weights that ship with the package
 
 
 class LikelihoodTerms(NamedTuple):
@@ -67,6 +68,7 @@ class Farmer(nn.Module):
             dropout=config.dropout,
         )
         last_block_reversed = config.flow_blocks % 2 == 0
+        opposite, same = not last_block_reversed, last_block_reversed
         self.prior = AutoregressivePrior(
             config.tokens,
             config.token_channels,
@@ -80,7 +82,7 @@ class Farmer(nn.Module):
             config.redundant_components,
             config.redundant_prior,
             config.condition_repeats,
-            reverse=last_block_reversed != config.final_permutation,  # on: opposite to the last block (§4.2)
+            reverse=opposite if config.final_permutation else same,  # against the last flow block's order, or with it
             dropout=config.dropout,
         )
 
@@ -130,7 +132,7 @@ class Farmer(nn.Module):
             given = low if low < NULL_LABEL else high
             raise InputError(f"label is {given}; allowed: 0 to {self.config.num_classes - 1}, or -1 for no label")
 
-    # -- weights on disk: safetensors and JSON, nothing is ever unpickled --------------------------------------------
+    # -- weights on disk ---------------------------------------------------------------------------------------------
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write model.safetensors and config.json into the folder `path`, each replaced by one rename."""
@@ -160,75 +162,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def pretrained_folder(name: str | Path) -> Path:
-    """The folder of a shipped model's name, or a folder that holds config.json and model.safetensors."""
-    shipped = sorted(path.name for path in PRETRAINED.glob("*/"))
-    for folder in (Path(name), PRETRAINED / str(name)):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-            return folder
-    raise InputError(
-        f"model is {str(name)!r}, which holds no config.json with model.safetensors; "
-        f"allowed: a run folder, or one of {', '.join(shipped)}"
-    )
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of a run folder."""
-    try:
-        values = json.loads((folder / "config.json").read_text())
-        if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
-            raise ValueError("it describes no FARMER model")
-        return values
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder / 'config.json'} cannot be read ({error}); allowed: the file of a run folder"
-        ) from None
-
-
-def write_config(folder: Path, values: dict) -> None:
-    """config.json of a run folder, replaced by one rename."""
-    replace_file(folder / "config.json", lambda path: path.write_text(json.dumps(values, indent=2) + "\n"))
-
-
-def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """A safetensors file, replaced by one rename."""
-    plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    replace_file(path, lambda temporary: save_file(plain, temporary))
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file; a missing or damaged one raises `InputError` with its name."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}); allowed: a whole safetensors file") from None
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a model; weights that do not fit raise `InputError`."""
-    try:
-        model.load_state_dict(read_weights(path))
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit its config.json ({str(error).splitlines()[-1].strip()})") from None
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, flush to the disk, then rename: at any instant the old file or the new one is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    flush(temporary)
-    os.replace(temporary, path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Force a file or a folder onto the disk. Windows, which cannot open a folder, keeps renames safe by itself."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

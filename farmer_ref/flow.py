@@ -1,5 +1,8 @@
 """The invertible autoregressive flow, AF (Eqs. 8-10), with its cached sequential inverse.
 
+Autoregressive: a token is changed by numbers that a network computes from the tokens before it. So the matrix of
+derivatives dz/dx is triangular, its determinant the product of its diagonal, and log|det| a sum of log-scales.
+
 Legend: B batch, N tokens, D channels of a token, W width. Log-determinants are per-image sums in nats, (B,).
 """
 
@@ -16,9 +19,9 @@ from farmer_ref.transformer import LayerCache, Transformer, full_precision
 
 
 class ChannelMixing(nn.Module):
-    """y_i = W x_i for every token i: Glow's invertible 1x1 convolution (Kingma and Dhariwal 2018, Eq. 10).
+    """y_i = A x_i for every token i: Glow's invertible 1x1 convolution (Kingma and Dhariwal 2018, Eq. 10).
 
-    W = P L (U + diag s) with P a fixed permutation, L unit lower and U strictly upper triangular, the signs of s
+    A = P L (U + diag s) with P a fixed permutation, L unit lower and U strictly upper triangular, the signs of s
     fixed; log|det| = N * sum log|s|. It starts at a random rotation. One of two cures (the other: a patch basis) for
     the blind spot of an affine AF, which is elementwise inside a token.
     """
@@ -91,12 +94,13 @@ class FlowBlock(nn.Module):
         nn.init.zeros_(self.project_out.weight)
         nn.init.zeros_(self.project_out.bias)
 
-    def _order(self, tokens: Tensor) -> Tensor:
+    def _flip_if_reversed(self, tokens: Tensor) -> Tensor:
+        """Image order to reading order, or back."""
         return tokens.flip(-2) if self.reverse else tokens
 
     def _embedded_positions(self, labels: Tensor | None) -> Tensor:
         """Positions in reading order, plus the label if this flow sees it: (1,N,W) or (B,N,W)."""
-        positions = self._order(self.positions).unsqueeze(0)
+        positions = self._flip_if_reversed(self.positions).unsqueeze(0)
         if self.class_embedding is None:
             return positions
         null = self.class_embedding.mean(0)  # no label: the mean of all, as in TARFlow
@@ -123,17 +127,17 @@ class FlowBlock(nn.Module):
         logdet = x.new_zeros(x.shape[0])
         if self.mixing is not None:
             x, logdet = self.mixing(x)
-        x = self._order(x)
+        x = self._flip_if_reversed(x)
         positions = self._embedded_positions(labels)
         # What follows the last token is not needed, so N - 1 tokens go in; token 1 passes through (shift 0, scale 1).
         shift, log_scale = self._shift_and_log_scale(x[:, :-1], positions[:, :-1])
         z = (x - F.pad(shift, (0, 0, 1, 0))) * F.pad(log_scale, (0, 0, 1, 0)).exp()
-        return self._order(z), logdet + log_scale.sum((1, 2))
+        return self._flip_if_reversed(z), logdet + log_scale.sum((1, 2))
 
     @torch.no_grad()
     def inverse(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z (B,N,D) to x (B,N,D): x_i = z_i / sigma(x_<i) + mu(x_<i), token by token with a cache   (Eq. 9)."""
-        z = self._order(z)
+        z = self._flip_if_reversed(z)
         positions = self._embedded_positions(labels)
         cache = self.transformer.new_cache(z.shape[1] - 1)
         x = torch.empty_like(z)
@@ -141,7 +145,7 @@ class FlowBlock(nn.Module):
         for i in range(z.shape[1] - 1):
             shift, log_scale = self._shift_and_log_scale(x[:, i : i + 1], positions[:, i : i + 1], cache)
             x[:, i + 1] = z[:, i + 1] * torch.exp(-log_scale[:, 0]) + shift[:, 0]
-        x = self._order(x)
+        x = self._flip_if_reversed(x)
         return x if self.mixing is None else self.mixing.inverse(x)
 
 

@@ -52,6 +52,12 @@ def bits_per_dim(
     trained with Gaussian noise, which has no discrete bits/dim.
     """
     _require_uniform(model)
+    if images.is_floating_point():
+        raise InputError(f"images are {images.dtype}; allowed: whole grey levels, as model.dequantiser.quantise gives")
+    if int(images.max()) >= model.config.levels:
+        raise InputError(f"images hold {int(images.max())}; allowed: grey levels 0 to {model.config.levels - 1}")
+    if draws < 1:
+        raise InputError(f"draws is {draws}; allowed: 1 or more")
     total = _terms(model, images, labels, draws, seed).total  # (draws, B)
     log_prob = torch.logsumexp(total, 0) - math.log(draws) if importance_weighted else total.mean(0)
     return nats_to_bits_per_dim(log_prob, model.config.dimensions, model.config.levels)
@@ -68,7 +74,7 @@ class Likelihood:
     informative_nats_per_dim: float
     redundant_nats_per_dim: float
     logdet_nats_per_dim: float
-    """The three parts of nats_per_dim: they add up to it."""
+    """The three parts of nats_per_dim, which they add up to: each is minus its term of the log-density."""
     bits_per_dim: float | None
     standard_error: float | None
     """Of bits_per_dim, over images."""
@@ -120,7 +126,7 @@ def sample_values(model: Farmer, labels: Tensor, seed: int, batch_size: int = 10
 
 
 class Reader:
-    """A support-vector classifier of grey levels, trained on real images: it reads samples as a person would.
+    """A support-vector classifier of grey levels, trained on real images: it reads samples.
 
     Far from what the model was trained with, so that the two do not share their mistakes. The share of real test
     images that it reads as their class is the ceiling for any sampler.
@@ -131,9 +137,7 @@ class Reader:
 
         values, labels = next(batches(train, limit, limit))
         if labels.unique().numel() < 2:
-            raise InputError(
-                f"dataset is {train.name!r}, of one class; allowed for reading samples: two classes or more"
-            )
+            raise InputError(f"dataset is {train.name!r}, of one class; allowed: two classes or more, or samples 0")
         self.scale = train.levels - 1
         self._classifier = SVC(C=10.0).fit(self._pixels(values), labels.numpy())
 

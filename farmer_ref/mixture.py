@@ -1,4 +1,7 @@
-"""Gaussian mixtures with diagonal covariance, the heads of the prior (Eqs. 11-12)."""
+"""Gaussian mixtures with diagonal covariance, the heads of the prior (Eqs. 11-12).
+
+Legend: K components, D channels of whatever is drawn (here I or R of a token's).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class GaussianMixture:
     def from_raw(cls, raw: Tensor, components: int) -> GaussianMixture:
         """The mixture that a network's output (..., K (1 + 2 D)) describes: K logits, K D means, K D log-scales.
 
-        log sigma has a smooth floor (§11: the paper says nothing of the form of sigma_k).
+        log sigma has a smooth floor (ours: the paper says nothing of the form of sigma_k).
         """
         channels = (raw.shape[-1] // components - 1) // 2
         logits, mean, log_scale = raw.split([components, components * channels, components * channels], -1)
@@ -68,7 +71,8 @@ class GaussianMixture:
         return mean + scale * noise
 
     def tempered(self, weight_temperature: float = 1.0, scale_temperature: float = 1.0) -> GaussianMixture:
-        """The mixture at T_pi and T_sigma (A.2): logits times T_pi (so larger is *sharper*), sigma_k times T_sigma.
+        """The mixture at T_pi and T_sigma (A.2, for guidance): logits times T_pi, so larger is *sharper*; sigma_k
+        times T_sigma.
 
         T_sigma = 0 leaves the means alone (Fig. 7): such a mixture can be sampled, and has no density.
         """

@@ -1,7 +1,8 @@
 """The autoregressive prior with Gaussian-mixture heads (Eqs. 11-13) and the split into two kinds of channels (Eq. 14).
 
-Legend: B batch, N tokens, D = I + R channels of a token (I informative, R redundant), K components, M condition
-tokens, W width. Log-densities are per-image sums in nats, (B,).
+Legend: B batch, N tokens, D = I + R channels of a token (I informative, R redundant; Z_I and Z_R are these parts of the
+latents Z), K_I and K_R components of a token's mixture and of the shared one, G_{N+1}, M condition tokens, c the class
+label, W width. Log-densities are per-image sums in nats, (B,).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from farmer_ref.mixture import GaussianMixture
 from farmer_ref.transformer import LayerCache, Transformer, full_precision
 
-NULL_LABEL = -1  # "no label": the learned null class that guidance and label dropout use
+NULL_LABEL = -1  # "no label": the null class, learned from training labels dropped at random
 
 
 class PriorLogProb(NamedTuple):
@@ -31,7 +32,7 @@ class AutoregressivePrior(nn.Module):
     A causal transformer reads M copies of the class embedding, then the informative channels of the N tokens. The
     output before a token gives that token's K_I-component mixture. The output after the last token gives *one*
     K_R-component mixture G_{N+1}, shared by the redundant channels of all tokens; with `redundant_prior="normal"`
-    these are N(0, I) instead (JetFormer). Without a split (I = D) there is no redundant part.
+    these are standard normal instead (JetFormer). Without a split (I = D) there is no redundant part.
     """
 
     channel_order: Tensor
@@ -82,7 +83,8 @@ class AutoregressivePrior(nn.Module):
         """The inverse of `split`."""
         return torch.cat([z_informative, z_redundant], -1)[..., self.channel_order.argsort()]
 
-    def _order(self, tokens: Tensor) -> Tensor:
+    def _flip_if_reversed(self, tokens: Tensor) -> Tensor:
+        """Image order to reading order, or back."""
         return tokens.flip(-2) if self.reverse else tokens
 
     def _condition(self, labels: Tensor | None, batch: int) -> Tensor:
@@ -109,7 +111,7 @@ class AutoregressivePrior(nn.Module):
             return GaussianMixture.from_raw(self.token_head(hidden), self.components)
 
     def _redundant_mixture(self, hidden: Tensor) -> GaussianMixture:
-        """The output (B,W) at the last token to G_{N+1}, K_R components over R channels; N(0, I) without a head."""
+        """The output (B,W) at the last token to G_{N+1}: K_R components over R channels, or standard normal."""
         if self.redundant_head is None:
             zeros = hidden.new_zeros(hidden.shape[0], 1, self.redundant)
             return GaussianMixture(zeros[..., 0], zeros, zeros)
@@ -118,10 +120,11 @@ class AutoregressivePrior(nn.Module):
 
     def mixtures(self, z: Tensor, labels: Tensor | None = None) -> tuple[GaussianMixture, GaussianMixture | None]:
         """The N token mixtures (batch shape (B,N), in image order) and the shared one (B,), given z (B,N,D)."""
-        embedded = self._embed(self._order(self.split(z)[0]), self._order(self.positions))  # (B,N,W)
+        z_informative = self._flip_if_reversed(self.split(z)[0])
+        embedded = self._embed(z_informative, self._flip_if_reversed(self.positions))  # (B,N,W)
         hidden = self._run(torch.cat([self._condition(labels, z.shape[0]), embedded], 1))  # (B,M+N,W)
         before = hidden[:, self.condition_repeats - 1 : -1]  # (B,N,W): the outputs that precede a token
-        tokens = self._token_mixture(self._order(before))
+        tokens = self._token_mixture(self._flip_if_reversed(before))
         return tokens, self._redundant_mixture(hidden[:, -1]) if self.redundant else None
 
     def log_prob_parts(self, z: Tensor, labels: Tensor | None = None) -> PriorLogProb:
@@ -142,7 +145,7 @@ class AutoregressivePrior(nn.Module):
     @torch.no_grad()
     def sample(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents (B,N,D) for labels (B,) (-1: no label): Z_I token by token with a cache, then Z_R at once (§3.3)."""
-        batch, positions = len(labels), self._order(self.positions)
+        batch, positions = len(labels), self._flip_if_reversed(self.positions)
         cache = self.transformer.new_cache(self.condition_repeats + self.tokens)
         hidden = self._run(self._condition(labels, batch), cache)[:, -1]  # (B,W)
         drawn = []
@@ -150,7 +153,7 @@ class AutoregressivePrior(nn.Module):
             drawn.append(self._token_mixture(hidden).sample(generator))  # (B,I)
             if i + 1 < self.tokens or self.redundant:
                 hidden = self._run(self._embed(drawn[-1], positions[i])[:, None], cache)[:, 0]
-        z_informative = self._order(torch.stack(drawn, 1))
+        z_informative = self._flip_if_reversed(torch.stack(drawn, 1))
         if not self.redundant:
             return self.merge(z_informative, z_informative[..., :0])
         shared = self._redundant_mixture(hidden).unsqueeze().expand(self.tokens)

@@ -10,6 +10,7 @@ import torch
 from farmer_ref import cli
 from farmer_ref.engine import load_run, resolve_device
 from farmer_ref.errors import InputError
+from farmer_ref.files import output_file
 from farmer_ref.plots import class_labels, image_grid
 
 
@@ -42,14 +43,12 @@ class SampleConfig:
 def main(argv: list[str] | None = None) -> None:
     """Draw the samples and write the grid."""
     config = cli.parse("farmer_ref.sample", SampleConfig(), "Draw a grid of samples from a trained FARMER.", argv)
-    device = resolve_device(config.device)
+    device, out = resolve_device(config.device), output_file(config.out)
     model = load_run(config.run, config.weights).to(device)
     columns = torch.tensor(config.labels) if config.labels else class_labels(model.config.num_classes, per_class=1)
     labels = columns.repeat(config.rows).to(device)
     images = model.sample(labels, torch.Generator(device).manual_seed(config.seed))
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(model.dequantiser.rounded(images), columns=len(columns)).save(out)
+    image_grid(model.dequantiser.without_noise(images), columns=len(columns)).save(out)
     print(f"{len(labels)} samples of {config.run}, columns {', '.join(map(str, columns.tolist()))}: {out}")
 
 

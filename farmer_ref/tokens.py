@@ -1,6 +1,7 @@
 """Images and tokens: dequantisation, the noise schedule, patches and their bases, and the unit bits/dim.
 
-Legend: B batch, C colour channels, H = W image size, p patch size, N = (H/p)^2 tokens, D = C p^2 channels of a token.
+Legend: B batch, C colour channels, H = W image size, p patch size, N = (H/p)^2 tokens, D = C p^2 channels of a token,
+L grey levels of a pixel.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from farmer_ref.errors import InputError
 class Dequantiser:
     """Discrete grey levels to continuous images in [-1, 1] and back (§3.2). Which kind is saved with the model.
 
-    `uniform`: x = 2 (v + u) / L - 1 with u ~ U[0, 1). Every level becomes a cell of volume (2/L)^(CHW), so the
-    expected log-density of x, corrected by that volume, bounds the log-probability of the image from below.
+    `uniform`: x = 2 (v + u) / L - 1 with u ~ U[0, 1). Every level v becomes an interval of width 2/L, every image a
+    cell of volume (2/L)^(CHW), so the expected log-density of x, corrected by that volume, bounds the log-probability
+    of the image from below.
     `gaussian`: x = 2 v / (L - 1) - 1 + noise_std * e with e ~ N(0, I). The density of such an x is that of a *noised*
     image: it says nothing about discrete bits/dim.
     """
@@ -55,8 +57,8 @@ class Dequantiser:
         values = (unit * self.levels).floor() if self.kind == "uniform" else (unit * (self.levels - 1)).round()
         return values.clamp(0, self.levels - 1).to(torch.uint8)
 
-    def rounded(self, images: Tensor) -> Tensor:
-        """Continuous images (B,C,H,W) without their noise: the nearest images of whole grey levels, in [-1, 1]."""
+    def without_noise(self, images: Tensor) -> Tensor:
+        """The grey levels of continuous images (B,C,H,W), as images in [-1, 1] to look at (not for `log_prob`)."""
         return 2 * self.quantise(images).to(images.dtype) / (self.levels - 1) - 1
 
 
@@ -81,9 +83,9 @@ class Patchify(nn.Module):
     """Patches and back: images (B,C,H,W) to tokens (B,N,D), in an orthonormal basis of the patch.
 
     Patches run row by row; the channels of a patch are ordered (colour, row, column) as in `F.unfold` and TARFlow.
-    The basis (log-determinant 0) is the one cure among two for the blind spot of a token-wise affine flow, which
-    never mixes the channels inside a token; the paper's own is `pixel`. `pca` must be fitted once, on training
-    images; what it learned is stored with the weights.
+    The paper's basis is `pixel`. Another one (log-determinant 0) helps because the flow scales and shifts each channel
+    of a token by itself and never mixes the channels inside a token (see `flow.FlowBlock`). `pca` must be fitted once,
+    on training images; what it learned is stored with the weights.
     """
 
     mean: Tensor

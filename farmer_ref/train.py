@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
@@ -15,7 +16,8 @@ from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.data import Batch, load_split, random_seed, training_batches
 from farmer_ref.engine import Trainer, autocast, checkpoints, resolve_device, run_record, training_images
 from farmer_ref.errors import InputError
-from farmer_ref.farmer import Farmer, read_config, replace_file, write_config, write_weights
+from farmer_ref.farmer import Farmer
+from farmer_ref.files import read_config, replace_file, write_config, write_weights
 from farmer_ref.metrics import evaluate_likelihood
 from farmer_ref.plots import class_labels, image_grid, training_curve
 from farmer_ref.tokens import nats_to_bits_per_dim
@@ -69,7 +71,10 @@ def prepare_run(config: TrainConfig) -> Path:
         raise InputError(
             f"out is {config.out!r}, which holds trained weights without checkpoints; allowed: a new folder"
         )
-    (run / "samples").mkdir(parents=True, exist_ok=True)
+    try:
+        (run / "samples").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out is {config.out!r}, which cannot be made ({error}); allowed: a folder to write") from None
     return run
 
 
@@ -112,9 +117,10 @@ def main(argv: list[str] | None = None) -> None:
         logged = {"nats_per_dim": -log_prob.item() / dimensions}
         if uniform:
             logged["bits_per_dim"] = nats_to_bits_per_dim(log_prob.detach(), dimensions, config.model.levels).item()
-        logged["logdet_nats_per_dim"] = terms.logdet.mean().item() / dimensions
+        logged["logdet_nats_per_dim"] = -terms.logdet.mean().item() / dimensions  # its part of nats_per_dim
         return -log_prob / dimensions, logged
 
+    @functools.cache
     def validate(step: int) -> dict[str, float]:
         measured = evaluate_likelihood(ema, validation, draws=4, batch_size=config.batch_size, limit=1000)
         unit, value = "nats_per_dim", measured.nats_per_dim
@@ -123,9 +129,9 @@ def main(argv: list[str] | None = None) -> None:
         return {f"validation_{unit}": value}
 
     def draw_samples(step: int) -> dict[str, float]:
-        labels = class_labels(config.model.num_classes, per_class=4).to(device)
+        labels = class_labels(min(config.model.num_classes, data.num_classes), per_class=4).to(device)
         images = ema.sample(labels, torch.Generator(device).manual_seed(config.seed))
-        grid = image_grid(model.dequantiser.rounded(images), columns=len(labels) // 4)
+        grid = image_grid(model.dequantiser.without_noise(images), columns=len(labels) // 4)
         replace_file(run / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
         return {}
 

@@ -134,6 +134,37 @@ def test_evaluate_refuses(capsys, trained, tmp_path, arguments, parts):
     fails_with_one_line(capsys, evaluate.main, ["--run", trained, "--data-root", tmp_path, *arguments], *parts)
 
 
+def test_outputs_that_cannot_be_written_are_named_before_the_work(capsys, trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    run = ["--run", trained, "--out"]
+    fails_with_one_line(capsys, sample.main, [*run, tmp_path / "file" / "a.png"], "whose folder cannot be made")
+    fails_with_one_line(capsys, sample.main, [*run, tmp_path / "folder.png"], "which is a folder")
+    fails_with_one_line(capsys, evaluate.main, [*run, tmp_path], "which is a folder")
+    fails_with_one_line(capsys, train.main, [*QUICK, "--out", tmp_path / "file" / "run"], "cannot be made")
+
+
+@pytest.mark.parametrize("damage", [{"steps": "many"}, {"wings": 2}])
+def test_a_damaged_run_configuration_is_named(capsys, trained, tmp_path, damage):
+    shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["training"] |= damage
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    fails_with_one_line(capsys, train.main, ["--out", tmp_path / "run", "--resume"], "training configuration")
+
+
+def test_a_split_of_one_image_is_refused(capsys, tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for i in range(15):
+        Image.new("L", (8, 8)).save(tmp_path / "images" / "a" / f"{i}.png")
+    size = ["--model.levels", "256", "--model.num-classes", "3", "--dataset", f"folder:{tmp_path / 'images'}"]
+    train.main([*QUICK, *size, "--out", str(tmp_path / "run")])
+    capsys.readouterr()
+    fails_with_one_line(capsys, evaluate.main, ["--run", tmp_path / "run"], "split is 'test', of 1 image")
+    arguments = ["--run", tmp_path / "run", "--split", "train"]
+    fails_with_one_line(capsys, evaluate.main, arguments, "of one class", "samples 0")
+
+
 def test_truncated_weights_are_named(capsys, trained, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((trained / name).read_bytes())

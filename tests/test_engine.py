@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from farmer_ref.engine import (
     resolve_device,
     training_images,
 )
-from farmer_ref.farmer import read_weights
+from farmer_ref.files import read_weights
 from farmer_ref.plots import training_curve
 from farmer_ref.tokens import Dequantiser
 
@@ -104,6 +105,34 @@ def test_a_pca_basis_is_fitted_once_and_kept(tmp_path):
     assert not torch.equal(before, torch.eye(4))
     train.main([*arguments, "--resume"])
     assert torch.equal(load_run(str(tmp_path)).patchify.matrix, before)
+
+
+def test_resuming_mends_weights_that_a_kill_left_behind(tmp_path):
+    """Killed between the last checkpoint and model.safetensors: the folder must not keep the older weights."""
+    arguments = [*QUICK, "--out", str(tmp_path)]
+    train.main(arguments)
+    last = (tmp_path / "model.safetensors").read_bytes()
+    load_run(str(tmp_path), "raw").save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() != last
+    train.main([*arguments, "--resume"])
+    assert (tmp_path / "model.safetensors").read_bytes() == last
+
+
+def test_an_interruption_that_ends_the_loader_s_workers_still_saves(tmp_path):
+    trainer = trainer_with_loss(tmp_path, lambda model, step: sum(p.square().sum() for p in model.parameters()))
+    whole = trainer.batches
+
+    def dying(start):
+        for batch in whole(start):
+            if batch.step == 3:
+                signal.raise_signal(signal.SIGTERM)
+                raise RuntimeError("DataLoader worker exited unexpectedly")
+            yield batch
+
+    trainer.batches = dying
+    assert not trainer.train()
+    assert checkpoints(tmp_path)[-1].name == "step-3"
 
 
 def test_metrics_after_the_checkpoint_are_written_once(tmp_path):

@@ -85,3 +85,16 @@ def test_frechet_distance_against_scipy():
     assert frechet_distance(a, b) == pytest.approx(float(exact), rel=1e-6)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(a, a + 1) == pytest.approx(6)
+
+
+@pytest.mark.parametrize(
+    ("images", "draws", "message"),
+    [
+        (torch.zeros(1, 1, 8, 8), 1, "images are torch.float32; allowed: whole grey levels"),
+        (torch.full((1, 1, 8, 8), 17, dtype=torch.uint8), 1, "images hold 17; allowed: grey levels 0 to 16"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), 0, "draws is 0; allowed: 1 or more"),
+    ],
+)
+def test_bits_per_dim_refuses_what_would_be_silently_wrong(images, draws, message):
+    with pytest.raises(InputError, match=message):
+        bits_per_dim(digits_model(levels=17), images, draws=draws)

@@ -13,7 +13,7 @@ import torch
 
 from farmer_ref import PRESETS, Farmer
 from farmer_ref.evaluate import EvaluateConfig, evaluate
-from farmer_ref.farmer import PRETRAINED
+from farmer_ref.files import PRETRAINED
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "farmer_ref"
@@ -29,11 +29,12 @@ ROOMS = {
     "mixture": set(),
     "flow": {"errors", "transformer"},
     "prior": {"mixture", "transformer"},
-    "farmer": {"config", "errors", "tokens", "flow", "prior"},
+    "files": {"errors"},
+    "farmer": {"config", "errors", "files", "tokens", "flow", "prior"},
     "data": {"config", "errors"},
     "metrics": {"data", "errors", "farmer", "tokens"},
     "plots": set(),
-    "engine": {"config", "data", "errors", "farmer", "prior", "tokens"},
+    "engine": {"config", "data", "errors", "farmer", "files", "prior", "tokens"},
     "cli": {"errors"},
 }
 COMMANDS = {"train", "sample", "evaluate", "parameters"}
