@@ -39,7 +39,7 @@ class BenchmarkConfig:
     """Layers per block."""
     width: int = 256
     """Width."""
-    rounds: int = 15
+    rounds: int = 9
     """Counted rounds, after one of warm-up."""
     threads: int = 2
     """CPU threads."""

@@ -128,10 +128,11 @@ class FlowBlock(nn.Module):
         if self.mixing is not None:
             x, logdet = self.mixing(x)
         x = self._flip_if_reversed(x)
-        positions = self._embedded_positions(labels)
-        # What follows the last token is not needed, so N - 1 tokens go in; token 1 passes through (shift 0, scale 1).
-        shift, log_scale = self._shift_and_log_scale(x[:, :-1], positions[:, :-1])
-        z = (x - F.pad(shift, (0, 0, 1, 0))) * F.pad(log_scale, (0, 0, 1, 0)).exp()
+        # Shifted right by one: token 1 passes through (shift 0, scale 1), what would follow the last token is dropped.
+        # (To feed N - 1 tokens instead is slower: N is the rounder number.)
+        parameters = self._shift_and_log_scale(x, self._embedded_positions(labels))
+        shift, log_scale = (F.pad(part[:, :-1], (0, 0, 1, 0)) for part in parameters)
+        z = (x - shift) * log_scale.exp()
         return self._flip_if_reversed(z), logdet + log_scale.sum((1, 2))
 
     @torch.no_grad()
