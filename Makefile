@@ -20,7 +20,7 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-# Every acceptance figure, written to results/: about 40 minutes on 2 cores.
+# Every acceptance figure, written to results/: about half an hour on 2 cores.
 check: .venv/.installed
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m benchmarks.digits
