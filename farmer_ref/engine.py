@@ -277,16 +277,14 @@ class Trainer:
                         bar.set_postfix({name: f"{value:.4g}" for name, value in logged.items()}, refresh=False)
                         for name, value in logged.items():
                             writer.add_scalar(f"train/{name}", value, self.step)
-                        finite = {name: value if math.isfinite(value) else None for name, value in logged.items()}
-                        record = {"step": self.step, "seconds": round(self.seconds, 3), **finite}
-                        metrics.write(json.dumps(record) + "\n")
+                        metrics.write(self._metrics_line({"seconds": round(self.seconds, 3), **logged}))
                     bar.update()
                     for period, event in self.events:
                         if period and (self.step % period == 0 or self.progress >= 1):
                             for name, value in (measured := event(self.step)).items():
                                 writer.add_scalar(name.replace("_", "/", 1), value, self.step)
                             if measured:
-                                metrics.write(json.dumps({"step": self.step, **measured}) + "\n")
+                                metrics.write(self._metrics_line(measured))
                     finished = self.progress >= 1
                     if finished or self._interrupted or self.step % self.config.checkpoint_every == 0:
                         self.save()
@@ -299,6 +297,11 @@ class Trainer:
                 signal.signal(number, handler)
         self.save()  # only an interrupted run comes here: its batches ended
         return False
+
+    def _metrics_line(self, values: dict[str, float]) -> str:
+        """A line of metrics.jsonl for this step; JSON has no word for what is not finite, so that is null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        return json.dumps({"step": self.step, **finite}) + "\n"
 
     def _interrupt(self, *_: object) -> None:
         self._interrupted = True

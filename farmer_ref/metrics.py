@@ -37,6 +37,11 @@ def _require_uniform(model: Farmer) -> None:
         )
 
 
+def _log_prob_bound(total: Tensor, importance_weighted: bool) -> Tensor:
+    """The bound (B,) on log P of an image from log p under each draw (draws, B): mean of logs, or log of means."""
+    return torch.logsumexp(total, 0) - math.log(len(total)) if importance_weighted else total.mean(0)
+
+
 def bits_per_dim(
     model: Farmer,
     images: Tensor,
@@ -59,7 +64,7 @@ def bits_per_dim(
     if draws < 1:
         raise InputError(f"draws is {draws}; allowed: 1 or more")
     total = _terms(model, images, labels, draws, seed).total  # (draws, B)
-    log_prob = torch.logsumexp(total, 0) - math.log(draws) if importance_weighted else total.mean(0)
+    log_prob = _log_prob_bound(total, importance_weighted)
     return nats_to_bits_per_dim(log_prob, model.config.dimensions, model.config.levels)
 
 
@@ -101,9 +106,10 @@ def evaluate_likelihood(
         totals.append(terms.total.cpu().double())  # (draws, B)
     part, total = torch.cat(parts, 1), torch.cat(totals, 1)
     informative, redundant, logdet = (-part.mean(1) / config.dimensions).tolist()
-    bits = nats_to_bits_per_dim(total.mean(0), config.dimensions, config.levels)
-    tighter = torch.logsumexp(total, 0) - math.log(draws)
-    tighter_bits = nats_to_bits_per_dim(tighter, config.dimensions, config.levels)
+    bits, tighter_bits = (
+        nats_to_bits_per_dim(_log_prob_bound(total, weighted), config.dimensions, config.levels)
+        for weighted in (False, True)
+    )
     return Likelihood(
         images=total.shape[1],
         draws=draws,
