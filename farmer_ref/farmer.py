@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from farmer_ref.config import ModelConfig
 from farmer_ref.errors import InputError
 from farmer_ref.files import load_weights, pretrained_folder, read_config, write_config, write_weights
 from farmer_ref.flow import AutoregressiveFlow
+from farmer_ref.guidance import Guidance
 from farmer_ref.prior import NULL_LABEL, AutoregressivePrior
 from farmer_ref.tokens import Dequantiser, Patchify
 
@@ -110,19 +111,67 @@ class Farmer(nn.Module):
         self._check_labels(labels)
         return self.flow(self.patchify(images), labels)
 
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Latents z (B,N,D) to images: the exact inverse of `encode`, not clipped."""
+    def decode(
+        self,
+        z: Tensor,
+        labels: Tensor | None = None,
+        student: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        method: str = "sequential",
+        progress: bool = False,
+    ) -> Tensor:
+        """Latents z (B,N,D) to images (B,C,H,W), not clipped: the inverse of `encode`.
+
+        Exact, token by token (`method="sequential"`) or in parallel ("jacobi"); or about, by a one-step student.
+        """
         self._check_labels(labels)
-        return self.patchify.inverse(self.flow.inverse(z, labels))
+        if student is not None:
+            return self.patchify.inverse(student(z, labels))
+        if method == "jacobi":
+            return self.patchify.inverse(self.flow.inverse_jacobi(z, labels)[0])
+        if method != "sequential":
+            raise InputError(f"method is {method!r}; allowed: sequential, jacobi")
+        return self.patchify.inverse(self.flow.inverse(z, labels, progress=progress))
 
     # -- samples ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One image for each label (B,): (B,C,H,W), clipped to [-1, 1]. -1 asks for any class."""
+    def sample(
+        self,
+        labels: Tensor,
+        guidance: Guidance | None = None,
+        student: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        method: str = "sequential",
+        redundant_temperature: float = 1.0,
+        denoise: bool = False,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """One image for each label (B,): (B,C,H,W), clipped to [-1, 1]. -1 asks for any class.
+
+        `student` or `method` decode the latents; `denoise` takes the noise off that a Gaussian-noise model learned.
+        """
         self._check_labels(labels)
+        if guidance is not None and guidance.scale and not self.config.num_classes:
+            raise InputError(f"guidance scale is {guidance.scale}; allowed: 0 in a model without labels")
         with evaluating(self):
-            return self.decode(self.prior.sample(labels, generator), labels).clamp(-1, 1)
+            z = self.prior.sample(labels, guidance, redundant_temperature, generator, progress)
+            images = self.decode(z, labels, student, method, progress)
+            return (self.denoise(images, labels) if denoise else images).clamp(-1, 1)
+
+    def denoise(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """E[clean image | noisy image] = x + sigma^2 grad_x log p(x | c), where p is the density of noisy images.
+
+        Tweedie's formula, as in TARFlow (Eq. 9 there); sigma is the noise at the end of training, which samples carry.
+        Raises `InputError` for a model without Gaussian noise.
+        """
+        if self.config.dequantisation != "gaussian":
+            raise InputError(
+                "denoise is asked of a model with uniform dequantisation; allowed: one trained with 'gaussian' noise"
+            )
+        with torch.enable_grad(), evaluating(self):
+            noisy = images.detach().requires_grad_()
+            (score,) = torch.autograd.grad(self.log_prob(noisy, labels).sum(), noisy)
+        return images + self.config.noise_final**2 * score
 
     def _check_labels(self, labels: Tensor | None) -> None:
         if labels is None or not len(labels):

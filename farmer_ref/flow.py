@@ -1,4 +1,4 @@
-"""The invertible autoregressive flow, AF (Eqs. 8-10), with its cached sequential inverse.
+"""The invertible autoregressive flow, AF (Eqs. 8-10), and its exact inverses, sequential and parallel.
 
 Autoregressive: a token is changed by numbers that a network computes from the tokens before it. So the matrix of
 derivatives dz/dx is triangular, its determinant the product of its diagonal, and log|det| a sum of log-scales.
@@ -9,13 +9,16 @@ Legend: B batch, N tokens, D channels of a token, W width. Log-determinants are 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from farmer_ref.errors import InputError
-from farmer_ref.transformer import LayerCache, Transformer, full_precision
+from farmer_ref.transformer import FixedCache, LayerCache, Transformer, full_precision, record_step
 
 
 class ChannelMixing(nn.Module):
@@ -94,13 +97,13 @@ class FlowBlock(nn.Module):
         nn.init.zeros_(self.project_out.weight)
         nn.init.zeros_(self.project_out.bias)
 
-    def _flip_if_reversed(self, tokens: Tensor) -> Tensor:
+    def flip_if_reversed(self, tokens: Tensor) -> Tensor:
         """Image order to reading order, or back."""
         return tokens.flip(-2) if self.reverse else tokens
 
-    def _embedded_positions(self, labels: Tensor | None) -> Tensor:
+    def embedded_positions(self, labels: Tensor | None) -> Tensor:
         """Positions in reading order, plus the label if this flow sees it: (1,N,W) or (B,N,W)."""
-        positions = self._flip_if_reversed(self.positions).unsqueeze(0)
+        positions = self.flip_if_reversed(self.positions).unsqueeze(0)
         if self.class_embedding is None:
             return positions
         null = self.class_embedding.mean(0)  # no label: the mean of all, as in TARFlow
@@ -109,8 +112,8 @@ class FlowBlock(nn.Module):
         embedded = torch.where(labels[:, None] < 0, null, self.class_embedding[labels.clamp(min=0)])
         return positions + embedded[:, None]
 
-    def _shift_and_log_scale(
-        self, x: Tensor, positions: Tensor, cache: list[LayerCache] | None = None
+    def shift_and_log_scale(
+        self, x: Tensor, positions: Tensor, cache: Sequence[LayerCache] | None = None
     ) -> tuple[Tensor, Tensor]:
         """mu and log sigma (B,T,D) of the tokens that follow x (B,T,D)."""
         with full_precision(x):
@@ -127,27 +130,91 @@ class FlowBlock(nn.Module):
         logdet = x.new_zeros(x.shape[0])
         if self.mixing is not None:
             x, logdet = self.mixing(x)
-        x = self._flip_if_reversed(x)
+        x = self.flip_if_reversed(x)
         # Shifted right by one: token 1 passes through (shift 0, scale 1), what would follow the last token is dropped.
         # (To feed N - 1 tokens instead is slower: N is the rounder number.)
-        parameters = self._shift_and_log_scale(x, self._embedded_positions(labels))
+        parameters = self.shift_and_log_scale(x, self.embedded_positions(labels))
         shift, log_scale = (F.pad(part[:, :-1], (0, 0, 1, 0)) for part in parameters)
         z = (x - shift) * log_scale.exp()
-        return self._flip_if_reversed(z), logdet + log_scale.sum((1, 2))
+        return self.flip_if_reversed(z), logdet + log_scale.sum((1, 2))
 
     @torch.no_grad()
-    def inverse(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z (B,N,D) to x (B,N,D): x_i = z_i / sigma(x_<i) + mu(x_<i), token by token with a cache   (Eq. 9)."""
-        z = self._flip_if_reversed(z)
-        positions = self._embedded_positions(labels)
-        cache = self.transformer.new_cache(z.shape[1] - 1)
-        x = torch.empty_like(z)
-        x[:, 0] = z[:, 0]
-        for i in range(z.shape[1] - 1):
-            shift, log_scale = self._shift_and_log_scale(x[:, i : i + 1], positions[:, i : i + 1], cache)
-            x[:, i + 1] = z[:, i + 1] * torch.exp(-log_scale[:, 0]) + shift[:, 0]
-        x = self._flip_if_reversed(x)
+    def inverse(self, z: Tensor, labels: Tensor | None = None, recorded: bool | None = None) -> Tensor:
+        """z (B,N,D) to x (B,N,D): x_i = z_i / sigma(x_<i) + mu(x_<i), token by token with a cache   (Eq. 9).
+
+        `recorded` (not given: on a GPU) makes all steps alike, and on a GPU records one and replays it.
+        """
+        z = self.flip_if_reversed(z)
+        positions = self.embedded_positions(labels)
+        x = z.clone()  # token 1 passes through
+        if z.is_cuda if recorded is None else recorded:
+            self._decode_recorded(x, z, positions)
+        else:
+            cache = self.transformer.new_cache(z.shape[1] - 1)
+            for i in range(z.shape[1] - 1):
+                shift, log_scale = self.shift_and_log_scale(x[:, i : i + 1], positions[:, i : i + 1], cache)
+                x[:, i + 1] = z[:, i + 1] * torch.exp(-log_scale[:, 0]) + shift[:, 0]
+        x = self.flip_if_reversed(x)
         return x if self.mixing is None else self.mixing.inverse(x)
+
+    def _decode_recorded(self, x: Tensor, z: Tensor, positions: Tensor) -> None:
+        """Fill in x (B,N,D), in reading order, from its first token on: one step, replayed N - 1 times."""
+        cache = FixedCache(self.transformer, z.shape[0], z.shape[1] - 1, like=z)
+        here = torch.zeros(1, dtype=torch.long, device=z.device)  # the token that is known last
+        steps = z.shape[1] - 1
+
+        def step() -> None:
+            shift, log_scale = self.shift_and_log_scale(
+                x.index_select(1, here), positions.index_select(1, here), cache.at(here)
+            )
+            after = here + 1
+            x.index_copy_(1, after, z.index_select(1, after) * torch.exp(-log_scale) + shift)
+            here.add_(1).remainder_(steps)
+
+        step = record_step(step, z.device)
+        here.zero_()
+        for _ in range(steps):
+            step()
+
+    @torch.no_grad()
+    def inverse_jacobi(
+        self, z: Tensor, labels: Tensor | None = None, tolerance: float = 1e-5, tokens_at_once: int | None = None
+    ) -> tuple[Tensor, int, float]:
+        """z (B,N,D) to x (B,N,D) in parallel; with it the sweeps and the last change of any number   (Eq. 9).
+
+        Eq. 9 is a fixed point, x = z / sigma(x) + mu(x), in which token i depends on earlier ones only. A Jacobi sweep
+        evaluates the right-hand side for all tokens at once: i sweeps make the first i tokens exact, and far fewer
+        usually bring all of them within `tolerance` (Song et al. 2021). `tokens_at_once` sweeps so many tokens until
+        they stand still, then the next ones (Gauss-Seidel between such blocks). Non-finite iterates become 0.
+        """
+        z = self.flip_if_reversed(z)
+        positions = self.embedded_positions(labels)
+        steps = z.shape[1] - 1
+        cache = self.transformer.new_cache(steps)
+        x = z.clone()  # token 1 passes through; for the others the guess that sigma = 1, mu = 0
+        sweeps, worst = 0, 0.0
+        for begin in range(0, steps, tokens_at_once or steps):
+            end = min(begin + (tokens_at_once or steps), steps)
+            for _ in range(begin, end):  # so many sweeps at most: then all of them are exact
+                for layer in cache:
+                    layer.length = begin
+                shift, log_scale = self.shift_and_log_scale(x[:, begin:end], positions[:, begin:end], cache)
+                new = torch.nan_to_num(z[:, begin + 1 : end + 1] * torch.exp(-log_scale) + shift, 0.0, 0.0, 0.0)
+                change = float((new - x[:, begin + 1 : end + 1]).abs().max())
+                x[:, begin + 1 : end + 1] = new
+                sweeps += 1
+                if change <= tolerance:
+                    break
+            worst = max(worst, change)
+        x = self.flip_if_reversed(x)
+        return (x if self.mixing is None else self.mixing.inverse(x)), sweeps, worst
+
+
+class JacobiReport(NamedTuple):
+    """Of each flow block, first to last: passes of its network, and the largest change in the last ones."""
+
+    sweeps: list[int]
+    residual: list[float]
 
 
 class AutoregressiveFlow(nn.Module):
@@ -197,11 +264,31 @@ class AutoregressiveFlow(nn.Module):
             logdet = logdet + block_logdet
         return x, logdet
 
-    def inverse(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Latents z (B,N,D) to x (B,N,D), exact: n blocks of N - 1 sequential steps   (Eq. 9)."""
-        for block in reversed(self.blocks):
-            z = block.inverse(z, labels)
+    def inverse(
+        self, z: Tensor, labels: Tensor | None = None, recorded: bool | None = None, progress: bool = False
+    ) -> Tensor:
+        """Latents z (B,N,D) to x (B,N,D), exact: n blocks of N - 1 sequential steps   (Eq. 9).
+
+        On a GPU the step is recorded as a CUDA graph; `recorded` says otherwise.
+        """
+        for block in tqdm(self.blocks[::-1], desc="flow", unit="block", leave=False, disable=not progress):
+            z = block.inverse(z, labels, recorded)
         return z
+
+    def inverse_jacobi(
+        self, z: Tensor, labels: Tensor | None = None, tolerance: float = 1e-5, tokens_at_once: int | None = None
+    ) -> tuple[Tensor, JacobiReport]:
+        """Latents z (B,N,D) to x (B,N,D), exact to `tolerance` in each block, and what it took   (Eq. 9).
+
+        The change of a sweep bounds nothing by itself; that the result equals the sequential inverse to the tolerance
+        is what the tests show. `tokens_at_once`: see `FlowBlock.inverse_jacobi`.
+        """
+        sweeps, residuals = [], []
+        for block in reversed(self.blocks):
+            z, count, residual = block.inverse_jacobi(z, labels, tolerance, tokens_at_once)
+            sweeps.append(count)
+            residuals.append(residual)
+        return z, JacobiReport(sweeps[::-1], residuals[::-1])
 
     @classmethod
     def from_tarflow(cls, state_dict: dict[str, Tensor], head_dim: int = 64) -> AutoregressiveFlow:

@@ -127,7 +127,9 @@ def evaluate_likelihood(
 def sample_values(model: Farmer, labels: Tensor, seed: int, batch_size: int = 100) -> Tensor:
     """One sample per label, as bytes (n,C,H,W) on the CPU, drawn in batches."""
     generator = torch.Generator(labels.device).manual_seed(seed)
-    drawn = [model.dequantiser.quantise(model.sample(part, generator)).cpu() for part in labels.split(batch_size)]
+    drawn = [
+        model.dequantiser.quantise(model.sample(part, generator=generator)).cpu() for part in labels.split(batch_size)
+    ]
     return torch.cat(drawn)
 
 

@@ -38,6 +38,10 @@ class GaussianMixture:
         shape = (*raw.shape[:-1], components, channels)
         return cls(logits, mean.reshape(shape), log_scale.reshape(shape))
 
+    def __getitem__(self, rows: slice) -> GaussianMixture:
+        """Some of the mixtures along the first batch dimension."""
+        return GaussianMixture(self.logits[rows], self.mean[rows], self.log_scale[rows])
+
     def unsqueeze(self) -> GaussianMixture:
         """The same mixtures with a batch dimension of 1 added last: one mixture for many tokens."""
         return GaussianMixture(self.logits.unsqueeze(-2), self.mean.unsqueeze(-3), self.log_scale.unsqueeze(-3))
@@ -59,16 +63,21 @@ class GaussianMixture:
         log_normal = -0.5 * (standardised.square() + math.log(2 * math.pi)) - self.log_scale
         return torch.logsumexp(torch.log_softmax(self.logits, -1) + log_normal.sum(-1), -1)
 
+    def draw_component(self, generator: torch.Generator | None = None) -> Tensor:
+        """The number k (...) of a component of each mixture, drawn by weight."""
+        weights = torch.softmax(self.logits, -1).reshape(-1, self.logits.shape[-1])
+        return torch.multinomial(weights, 1, generator=generator).view(self.logits.shape[:-1])
+
+    def component(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-scale, each (...,D), of the components k (...)."""
+        k = k[..., None, None].expand(*k.shape, 1, self.mean.shape[-1])
+        return self.mean.gather(-2, k).squeeze(-2), self.log_scale.gather(-2, k).squeeze(-2)
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One draw from each mixture, (...,D)."""
-        channels = self.mean.shape[-1]
-        weights = torch.softmax(self.logits, -1).reshape(-1, self.logits.shape[-1])
-        component = torch.multinomial(weights, 1, generator=generator).view(*self.logits.shape[:-1], 1, 1)
-        component = component.expand(*component.shape[:-1], channels)
-        mean = self.mean.gather(-2, component).squeeze(-2)
-        scale = self.log_scale.gather(-2, component).squeeze(-2).exp()
+        mean, log_scale = self.component(self.draw_component(generator))
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return mean + scale * noise
+        return mean + log_scale.exp() * noise
 
     def tempered(self, weight_temperature: float = 1.0, scale_temperature: float = 1.0) -> GaussianMixture:
         """The mixture at T_pi and T_sigma (A.2, for guidance): logits times T_pi, so larger is *sharper*; sigma_k

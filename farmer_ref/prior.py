@@ -7,15 +7,20 @@ label, W width. Log-densities are per-image sums in nats, (B,).
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import trange
 
+from farmer_ref.guidance import Drawn, Guidance, draw_pool, draw_token
 from farmer_ref.mixture import GaussianMixture
-from farmer_ref.transformer import LayerCache, Transformer, full_precision
+from farmer_ref.transformer import FixedCache, LayerCache, Transformer, full_precision, record_step
 
+Decoder = tuple[Tensor, Callable[[Tensor, int], Tensor]]
 NULL_LABEL = -1  # "no label": the null class, learned from training labels dropped at random
 
 
@@ -24,6 +29,14 @@ class PriorLogProb(NamedTuple):
 
     informative: Tensor
     redundant: Tensor
+
+
+class GuidanceReport(NamedTuple):
+    """What resampling had to choose from, image by image; None where it chose nothing."""
+
+    effective_sample_size: Tensor | None  # (B,N), of the s_c + s_u candidates of each token
+    redundant_effective_sample_size: Tensor | None  # (B,), of the pool
+    distinct_redundant: Tensor | None  # (B,), vectors among the N redundant ones of an image that differ
 
 
 class AutoregressivePrior(nn.Module):
@@ -83,7 +96,7 @@ class AutoregressivePrior(nn.Module):
         """The inverse of `split`."""
         return torch.cat([z_informative, z_redundant], -1)[..., self.channel_order.argsort()]
 
-    def _flip_if_reversed(self, tokens: Tensor) -> Tensor:
+    def flip_if_reversed(self, tokens: Tensor) -> Tensor:
         """Image order to reading order, or back."""
         return tokens.flip(-2) if self.reverse else tokens
 
@@ -99,7 +112,7 @@ class AutoregressivePrior(nn.Module):
         with full_precision(z_informative):
             return self.project_in(z_informative) + positions
 
-    def _run(self, inputs: Tensor, cache: list[LayerCache] | None = None) -> Tensor:
+    def _run(self, inputs: Tensor, cache: Sequence[LayerCache] | None = None) -> Tensor:
         """Inputs to outputs of the transformer (B,T,W), normalised and in the dtype of the densities."""
         hidden = self.transformer(inputs, cache)
         with full_precision(inputs):
@@ -120,11 +133,11 @@ class AutoregressivePrior(nn.Module):
 
     def mixtures(self, z: Tensor, labels: Tensor | None = None) -> tuple[GaussianMixture, GaussianMixture | None]:
         """The N token mixtures (batch shape (B,N), in image order) and the shared one (B,), given z (B,N,D)."""
-        z_informative = self._flip_if_reversed(self.split(z)[0])
-        embedded = self._embed(z_informative, self._flip_if_reversed(self.positions))  # (B,N,W)
+        z_informative = self.flip_if_reversed(self.split(z)[0])
+        embedded = self._embed(z_informative, self.flip_if_reversed(self.positions))  # (B,N,W)
         hidden = self._run(torch.cat([self._condition(labels, z.shape[0]), embedded], 1))  # (B,M+N,W)
         before = hidden[:, self.condition_repeats - 1 : -1]  # (B,N,W): the outputs that precede a token
-        tokens = self._token_mixture(self._flip_if_reversed(before))
+        tokens = self._token_mixture(self.flip_if_reversed(before))
         return tokens, self._redundant_mixture(hidden[:, -1]) if self.redundant else None
 
     def log_prob_parts(self, z: Tensor, labels: Tensor | None = None) -> PriorLogProb:
@@ -142,22 +155,126 @@ class AutoregressivePrior(nn.Module):
         parts = self.log_prob_parts(z, labels)
         return parts.informative + parts.redundant
 
+    def sample(
+        self,
+        labels: Tensor,
+        guidance: Guidance | None = None,
+        redundant_temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Latents (B,N,D) for labels (B,) (-1: no label): Z_I token by token with a cache, then Z_R at once (§3.3).
+
+        `redundant_temperature` multiplies the sigma_k of the shared mixture (Fig. 7; the paper's prose says variance,
+        its symbol is the standard deviation's).
+        """
+        return self.sample_with_report(labels, guidance, redundant_temperature, generator, progress)[0]
+
     @torch.no_grad()
-    def sample(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents (B,N,D) for labels (B,) (-1: no label): Z_I token by token with a cache, then Z_R at once (§3.3)."""
-        batch, positions = len(labels), self._flip_if_reversed(self.positions)
-        cache = self.transformer.new_cache(self.condition_repeats + self.tokens)
-        hidden = self._run(self._condition(labels, batch), cache)[:, -1]  # (B,W)
-        drawn = []
-        for i in range(self.tokens):
-            drawn.append(self._token_mixture(hidden).sample(generator))  # (B,I)
-            if i + 1 < self.tokens or self.redundant:
-                hidden = self._run(self._embed(drawn[-1], positions[i])[:, None], cache)[:, 0]
-        z_informative = self._flip_if_reversed(torch.stack(drawn, 1))
+    def sample_with_report(
+        self,
+        labels: Tensor,
+        guidance: Guidance | None = None,
+        redundant_temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> tuple[Tensor, GuidanceReport]:
+        """`sample`, and how many of the candidates of guidance counted."""
+        guidance = guidance or Guidance()
+        z_informative, token_size = self._sample_informative(labels, guidance, generator, progress)
         if not self.redundant:
-            return self.merge(z_informative, z_informative[..., :0])
-        shared = self._redundant_mixture(hidden).unsqueeze().expand(self.tokens)
-        return self.merge(z_informative, shared.sample(generator))
+            return self.merge(z_informative, z_informative[..., :0]), GuidanceReport(token_size, None, None)
+        drawn = self._sample_redundant(z_informative, labels, guidance, redundant_temperature, generator)
+        report = GuidanceReport(token_size, drawn.effective_sample_size, drawn.distinct)
+        return self.merge(z_informative, drawn.z), report
+
+    @torch.no_grad()
+    def sample_redundant(
+        self,
+        z_informative: Tensor,
+        labels: Tensor,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Z_R (B,N,R) for Z_I (B,N,I) and labels (B,), its sigma_k times `temperature`   (Eq. 14, Fig. 7)."""
+        return self._sample_redundant(z_informative, labels, Guidance(), temperature, generator).z
+
+    def _sample_informative(
+        self, labels: Tensor, guidance: Guidance, generator: torch.Generator | None, progress: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Z_I (B,N,I) and the effective sample sizes (B,N), in image order   (Alg. 1)."""
+        rows = _with_null_rows(labels, guidance)  # (B',): the conditional rows, then the unconditional ones
+        hidden, advance = self._decoder(rows)
+        drawn = []
+        for i in trange(self.tokens, desc="prior", unit="token", leave=False, disable=not progress):
+            drawn.append(draw_token(*_halves(self._token_mixture(hidden), len(labels)), guidance, generator))
+            if i + 1 < self.tokens:
+                hidden = advance(drawn[-1].z.repeat(len(rows) // len(labels), 1), i)
+        z, sizes, _ = zip(*drawn, strict=True)
+        z_informative = self.flip_if_reversed(torch.stack(z, 1))
+        if sizes[0] is None:
+            return z_informative, None
+        return z_informative, self.flip_if_reversed(torch.stack(sizes, 1).unsqueeze(-1)).squeeze(-1)
+
+    def _decoder(self, rows: Tensor) -> Decoder:
+        """The output (B',W) before token 1, and a function of token i and of i to the output after it."""
+        return self._recorded_decoder(rows) if rows.is_cuda else self._growing_decoder(rows)
+
+    def _growing_decoder(self, rows: Tensor) -> Decoder:
+        """With a cache that grows: each step attends to no more than there is."""
+        cache = self.transformer.new_cache(self.condition_repeats + self.tokens)
+        positions = self.flip_if_reversed(self.positions)
+        first = self._run(self._condition(rows, len(rows)), cache)[:, -1]
+        return first, lambda z, i: self._run(self._embed(z, positions[i])[:, None], cache)[:, 0]
+
+    def _recorded_decoder(self, rows: Tensor) -> Decoder:
+        """With steps of one shape, of which one is recorded and replayed on a GPU (`transformer.record_step`)."""
+        condition, positions = self._condition(rows, len(rows)), self.flip_if_reversed(self.positions)
+        cache = FixedCache(self.transformer, len(rows), self.condition_repeats + self.tokens, like=condition)
+        hidden = self._run(condition, cache.at(torch.arange(self.condition_repeats, device=rows.device)))[:, -1].clone()
+        token = condition.new_zeros(len(rows), self.informative)
+        here = torch.zeros(1, dtype=torch.long, device=rows.device)
+
+        def step() -> None:
+            inputs = self._embed(token, positions.index_select(0, here))[:, None]
+            hidden.copy_(self._run(inputs, cache.at(here + self.condition_repeats))[:, 0])
+
+        first, replay = hidden.clone(), record_step(step, rows.device)
+
+        def advance(z: Tensor, i: int) -> Tensor:
+            token.copy_(z)
+            here.fill_(i)
+            replay()
+            return hidden
+
+        return first, advance
+
+    def _sample_redundant(
+        self,
+        z_informative: Tensor,
+        labels: Tensor,
+        guidance: Guidance,
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> Drawn:
+        """Z_R (B,N,R) and the effective sample size of its pool (B,)   (Eq. 14, A.2)."""
+        rows = _with_null_rows(labels, guidance)
+        tokens = self.flip_if_reversed(z_informative).repeat(len(rows) // len(labels), 1, 1)
+        embedded = self._embed(tokens, self.flip_if_reversed(self.positions))
+        hidden = self._run(torch.cat([self._condition(rows, len(rows)), embedded], 1))[:, -1]
+        halves = _halves(self._redundant_mixture(hidden), len(labels))
+        guidance = dataclasses.replace(guidance, scale_temperature=guidance.scale_temperature * temperature)
+        return draw_pool(*halves, self.tokens, guidance, generator)
+
+
+def _with_null_rows(labels: Tensor, guidance: Guidance) -> Tensor:
+    """Labels (B,), followed by as many null labels if guidance needs p_u: one pass of the network serves both."""
+    return torch.cat([labels, torch.full_like(labels, NULL_LABEL)]) if guidance.scale else labels
+
+
+def _halves(mixtures: GaussianMixture, batch: int) -> tuple[GaussianMixture, GaussianMixture | None]:
+    """p_c and p_u of a pass over B or 2 B rows."""
+    return mixtures[:batch], mixtures[batch:] if len(mixtures.logits) > batch else None
 
 
 def _channel_order(channels: int, informative: int, rule: str) -> Tensor:

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     model = load_run(config.run, config.weights).to(device)
     columns = torch.tensor(config.labels) if config.labels else class_labels(model.config.num_classes, per_class=1)
     labels = columns.repeat(config.rows).to(device)
-    images = model.sample(labels, torch.Generator(device).manual_seed(config.seed))
+    images = model.sample(labels, generator=torch.Generator(device).manual_seed(config.seed))
     image_grid(model.dequantiser.without_noise(images), columns=len(columns)).save(out)
     print(f"{len(labels)} samples of {config.run}, columns {', '.join(map(str, columns.tolist()))}: {out}")
 

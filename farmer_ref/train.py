@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw_samples(step: int) -> dict[str, float]:
         labels = class_labels(min(config.model.num_classes, data.num_classes), per_class=4).to(device)
-        images = ema.sample(labels, torch.Generator(device).manual_seed(config.seed))
+        images = ema.sample(labels, generator=torch.Generator(device).manual_seed(config.seed))
         grid = image_grid(model.dequantiser.without_noise(images), columns=len(labels) // 4)
         replace_file(run / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
         return {}

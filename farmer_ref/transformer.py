@@ -1,9 +1,12 @@
-"""Pre-norm causal transformer layers with an explicit key/value cache: the network of the flow and of the prior.
+"""Pre-norm transformer layers with an explicit key/value cache: the network of the flow, the prior and the student.
 
 Legend: B batch, T positions, W width, d width of an attention head.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,23 +18,87 @@ def full_precision(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-class LayerCache:
-    """Keys and values of one attention layer for positions 0 .. length-1; memory for `capacity` is taken once."""
+class LayerCache(Protocol):
+    """Keys and values of one attention layer for the positions so far."""
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store keys and values (B,heads,T,d) of T new positions; returns those that these positions attend to, and
+        which of them each may see (None: plain causality, or all if T = 1)."""
+
+
+class GrowingLayerCache:
+    """Keys and values of positions 0 .. length-1; memory for `capacity` is taken once, at the first call."""
 
     def __init__(self, capacity: int):
         self.capacity, self.length = capacity, 0
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (B,heads,T,d) of the next T positions; returns those of all positions so far."""
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The next T positions, whatever T. To lower `length` is to forget the last ones."""
         if self._keys is None or self._values is None:
             shape = (*keys.shape[:2], self.capacity, keys.shape[3])
             self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
-        start, self.length = self.length, self.length + keys.shape[2]
+        start, count = self.length, keys.shape[2]
+        self.length += count
         self._keys[:, :, start : self.length] = keys
         self._values[:, :, start : self.length] = values
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+        visible = None
+        if start and count > 1:
+            visible = torch.ones(count, self.length, dtype=torch.bool, device=keys.device).tril(start)
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length], visible
+
+
+class FixedLayerCache:
+    """One layer of a `FixedCache` for the step at `position`."""
+
+    def __init__(self, keys: Tensor, values: Tensor, position: Tensor, visible: Tensor):
+        self._keys, self._values, self._position, self._visible = keys, values, position, visible
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store at `position`; returns all of the memory, with what lies after each position hidden."""
+        self._keys.index_copy_(2, self._position, keys)
+        self._values.index_copy_(2, self._position, values)
+        return self._keys, self._values, self._visible
+
+
+class FixedCache:
+    """Keys and values of a whole transformer in memory of one shape, addressed by a *tensor*: so that every step is the
+    same list of kernels, which `record_step` can record."""
+
+    def __init__(self, transformer: Transformer, batch: int, capacity: int, like: Tensor):
+        # Zeros, not `empty`: what is hidden is multiplied by 0, and 0 times a stray NaN is NaN.
+        self._memory = [
+            [like.new_zeros(batch, layer.heads, capacity, layer.head_dim) for _ in ("keys", "values")]
+            for layer in transformer.layers
+        ]
+        self._places = torch.arange(capacity, device=like.device)
+
+    def at(self, position: Tensor) -> list[LayerCache]:
+        """What `Transformer.forward` takes for the step at `position` (T,), whole numbers."""
+        visible = self._places <= position[:, None]  # (T,capacity)
+        return [FixedLayerCache(keys, values, position, visible) for keys, values in self._memory]
+
+
+def record_step(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """`step` as a CUDA graph: the same kernels on the same memory, launched at once instead of one by one.
+
+    A step of decoding is dozens of small kernels, and launching them takes longer than running them. `step` takes and
+    returns nothing: it reads and writes tensors that stay where they are. It runs a few times before it is recorded,
+    so the caller sets its state afterwards. On other devices it is returned as it is.
+    """
+    if device.type != "cuda":
+        return step
+    aside = torch.cuda.Stream(device)
+    aside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # libraries choose their kernels and take their workspaces now
+            step()
+    torch.cuda.current_stream(device).wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 class TokenDropout(nn.Module):
@@ -53,11 +120,11 @@ class TokenDropout(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x)); causal, GELU, dropout on both branches."""
+    """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x)); GELU, dropout on both branches, causal or not."""
 
     def __init__(self, width: int, head_dim: int, dropout: float):
         super().__init__()
-        self.head_dim = head_dim
+        self.heads, self.head_dim, self.causal = width // head_dim, head_dim, True
         self.attention_norm = nn.LayerNorm(width)
         self.attention_in = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
@@ -67,33 +134,38 @@ class TransformerLayer(nn.Module):
         self.dropout = TokenDropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """x (B,T,W) to (B,T,W). With a cache, x holds the positions that follow those in it.
-
-        A cache takes either all first positions at once or one position at a time.
-        """
+        """x (B,T,W) to (B,T,W). With a cache, x holds the positions that follow those in it."""
         batch, length, width = x.shape
         heads = self.attention_in(self.attention_norm(x)).view(batch, length, 3, -1, self.head_dim)
         query, keys, values = heads.permute(2, 0, 3, 1, 4)  # each (B,heads,T,d)
+        visible = None
         if cache is not None:
-            keys, values = cache.append(keys, values)
-        attended = F.scaled_dot_product_attention(query, keys, values, is_causal=length > 1)
+            keys, values, visible = cache.append(keys, values)
+        causal = self.causal and visible is None and length > 1
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible, is_causal=causal)
         x = x + self.dropout(self.attention_out(attended.transpose(1, 2).reshape(batch, length, width)))
         return x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
 
 
 class Transformer(nn.Module):
-    """A stack of causal layers. Embedding, positions and heads belong to whoever uses it."""
+    """A stack of layers. Embedding, positions and heads belong to whoever uses it."""
 
     def __init__(self, layers: int, width: int, head_dim: int, dropout: float = 0.0):
         super().__init__()
         self.layers = nn.ModuleList(TransformerLayer(width, head_dim, dropout) for _ in range(layers))
 
-    def new_cache(self, capacity: int) -> list[LayerCache]:
-        """An empty cache for `capacity` positions, to be passed to `forward`."""
-        return [LayerCache(capacity) for _ in self.layers]
+    def bidirectional(self) -> Transformer:
+        """From now on every position sees all of them (the one-step student, §3.5)."""
+        for layer in self.layers:
+            layer.causal = False
+        return self
 
-    def forward(self, x: Tensor, cache: list[LayerCache] | None = None) -> Tensor:
-        """x (B,T,W) to (B,T,W); output i depends on positions 0 .. i only."""
+    def new_cache(self, capacity: int) -> list[GrowingLayerCache]:
+        """An empty cache for `capacity` positions, to be passed to `forward`."""
+        return [GrowingLayerCache(capacity) for _ in self.layers]
+
+    def forward(self, x: Tensor, cache: Sequence[LayerCache] | None = None) -> Tensor:
+        """x (B,T,W) to (B,T,W); unless bidirectional, output i depends on positions 0 .. i only."""
         for i, layer in enumerate(self.layers):
             x = layer(x, cache[i] if cache is not None else None)
         return x

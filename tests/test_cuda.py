@@ -28,13 +28,13 @@ def test_train_and_sample(tmp_path, precision, changes):
     arguments = [argument if argument != "cpu" else "cuda" for argument in QUICK]
     train.main([*arguments, *changes, "--precision", precision, "--out", str(tmp_path)])
     model = load_run(str(tmp_path)).cuda()
-    images = model.sample(torch.arange(10, device="cuda"), torch.Generator("cuda").manual_seed(0))
+    images = model.sample(torch.arange(10, device="cuda"), generator=torch.Generator("cuda").manual_seed(0))
     assert torch.isfinite(images).all()
 
 
 def test_shipped_weights_score_the_same_on_both_devices():
     cpu = Farmer.from_pretrained("digits")
-    images = cpu.sample(torch.arange(10), torch.Generator().manual_seed(0))
+    images = cpu.sample(torch.arange(10), generator=torch.Generator().manual_seed(0))
     wanted = cpu.log_prob(images, torch.arange(10))
     gpu = cpu.cuda().log_prob(images.cuda(), torch.arange(10, device="cuda"))
     assert torch.allclose(gpu.cpu(), wanted, atol=0.05)

@@ -73,9 +73,9 @@ def test_a_tiny_model_integrates_to_one(channels, informative):
 def test_samples_follow_the_seed_and_are_finite():
     model = small_model()
     labels = torch.tensor([0, 1, 2, -1])
-    first = model.sample(labels, torch.Generator().manual_seed(0))
-    again = model.sample(labels, torch.Generator().manual_seed(0))
-    other = model.sample(labels, torch.Generator().manual_seed(1))
+    first = model.sample(labels, generator=torch.Generator().manual_seed(0))
+    again = model.sample(labels, generator=torch.Generator().manual_seed(0))
+    other = model.sample(labels, generator=torch.Generator().manual_seed(1))
     assert first.shape == (4, 2, 6, 6)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.abs().max() <= 1
@@ -143,7 +143,7 @@ def test_bfloat16_autocast_keeps_densities_in_float32(basis, mixing):
     exact = model.log_prob(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = model.likelihood_terms(x)
-        samples = model.sample(torch.tensor([0, 1]), torch.Generator().manual_seed(0))
+        samples = model.sample(torch.tensor([0, 1]), generator=torch.Generator().manual_seed(0))
         z, _ = model.encode(x)
         assert (model.decode(z) - x).abs().max() < 0.2  # the layers round differently one token at a time
     assert all(term.dtype == torch.float32 for term in terms)
@@ -157,7 +157,7 @@ def test_sampling_and_scoring_switch_dropout_off_for_a_while():
     model = small_model(dropout=0.5, levels=17).float().train()
     values = torch.zeros(2, 2, 6, 6, dtype=torch.uint8)
     assert torch.equal(bits_per_dim(model, values), bits_per_dim(model, values))
-    a, b = (model.sample(torch.tensor([0]), torch.Generator().manual_seed(0)) for _ in range(2))
+    a, b = (model.sample(torch.tensor([0]), generator=torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(a, b)
     assert model.training
 

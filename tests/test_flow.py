@@ -77,7 +77,7 @@ def test_a_broken_mask_is_noticed(monkeypatch, broken):
     if broken:
         attention = F.scaled_dot_product_attention
         monkeypatch.setattr(
-            transformer.F, "scaled_dot_product_attention", lambda q, k, v, is_causal: attention(q, k, v)
+            transformer.F, "scaled_dot_product_attention", lambda q, k, v, attn_mask, is_causal: attention(q, k, v)
         )
     flow = small_flow()
     assert (round_trip_error(flow, tokens()) > 1e-3) == broken

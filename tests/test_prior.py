@@ -37,7 +37,7 @@ def test_cached_sampling_equals_the_parallel_likelihood(variant, monkeypatch):
 
     monkeypatch.setattr(GaussianMixture, "sample", recording)
     labels = torch.tensor([0, 2, -1])
-    z = prior.sample(labels, torch.Generator().manual_seed(0))
+    z = prior.sample(labels, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(torch.stack(drawn_from).sum(0), prior.log_prob(z, labels), atol=1e-9)
 
 

@@ -1,0 +1,126 @@
+"""The one-step student of the flow's inverse and what it learns from (§3.5, Alg. 2).
+
+The exact inverse takes n (N - 1) sequential steps. But the teacher's *forward* pass shows the whole way, X = Z^0 to
+Z^n, for any image, in parallel; so a student can learn to walk it backwards, one pass of the network per block.
+
+Legend: B batch, N tokens, D channels of a token, n flow blocks; Z^t is what block t of the flow gives, X = Z^0.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from farmer_ref.errors import InputError
+from farmer_ref.farmer import Farmer
+from farmer_ref.files import load_weights, pretrained_folder
+from farmer_ref.flow import AutoregressiveFlow, FlowBlock
+
+STUDENT = "student.safetensors"
+
+
+class StudentBlock(nn.Module):
+    """Z^t to about Z^{t-1} in one step: (z - mu(z)) * sigma(z), where mu and sigma see *all* tokens   (Alg. 2)
+
+    A copy of the teacher's block with bidirectional attention. Ours, where the paper is silent: the affine form is that
+    of the flow's forward (Eq. 8), outputs are not shifted by a token, the positions and the token order stay.
+    """
+
+    def __init__(self, teacher: FlowBlock):
+        super().__init__()
+        self.network = copy.deepcopy(teacher)
+        self.network.transformer.bidirectional()
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z (B,N,D) to x (B,N,D), about what the teacher's block maps to z."""
+        z = self.network.flip_if_reversed(z)
+        shift, log_scale = self.network.shift_and_log_scale(z, self.network.embedded_positions(labels))
+        x = self.network.flip_if_reversed((z - shift) * log_scale.exp())
+        return x if self.network.mixing is None else self.network.mixing.inverse(x)
+
+
+class OneStepStudent(nn.Module):
+    """n student blocks, last flow block first: latents to tokens in one pass. Not invertible, and not exact."""
+
+    def __init__(self, teacher: AutoregressiveFlow):
+        super().__init__()
+        self.blocks = nn.ModuleList(StudentBlock(block) for block in teacher.blocks)
+
+    @classmethod
+    def from_teacher(cls, flow: AutoregressiveFlow) -> OneStepStudent:
+        """A student that starts at the teacher's weights and can be trained (§3.5)."""
+        return cls(flow).requires_grad_(True)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> OneStepStudent:
+        """The trained student of a run folder or of a shipped model, in evaluation mode."""
+        folder = pretrained_folder(name)
+        if not (folder / STUDENT).is_file():
+            raise InputError(f"student is that of {str(name)!r}, which has none; allowed: a run that was distilled")
+        student = cls(Farmer.from_pretrained(name).flow)
+        load_weights(student, folder / STUDENT)
+        return student.eval()
+
+    def path(self, z: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """The student's Z^{n-1}, ..., Z^0, each (B,N,D), on its own way down from z = Z^n (B,N,D)   (Alg. 2)."""
+        levels = []
+        for block in reversed(self.blocks):
+            z = block(z, labels)
+            levels.append(z)
+        return levels
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Latents z (B,N,D) to about `flow.inverse(z)` (B,N,D)."""
+        return self.path(z, labels)[-1]
+
+
+@torch.no_grad()
+def teacher_path(flow: AutoregressiveFlow, x: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+    """The teacher's Z^0 = x, Z^1, ..., Z^n, each (B,N,D), in one pass   (Alg. 2)."""
+    levels = [x]
+    for block in flow.blocks:
+        levels.append(block(levels[-1], labels)[0])
+    return levels
+
+
+class StudentLoss(nn.Module):
+    """What the student minimises, from the teacher's path and its own   (Alg. 2)
+
+    `hidden`, the paper's: the squared error of every level, mean over blocks (and over B, N, D). With a Gaussian of
+    fixed variance v around each prediction, it is the KL divergence from teacher to student times 2 v.
+    `output`: the squared error of Z^0 alone.
+    `alignment`: that of Z^0, plus the mean over the other levels of the error of a small head that reads the teacher's
+    level off the student's, which then need not be the same (BiFlow, Lu et al. 2025). The heads are thrown away.
+    """
+
+    def __init__(self, kind: str, channels: int, blocks: int, width: int):
+        super().__init__()
+        self.kind = kind
+        heads = blocks - 1 if kind == "alignment" else 0
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, channels)) for _ in range(heads)
+        )
+
+    def forward(self, student_levels: list[Tensor], teacher_levels: list[Tensor]) -> Tensor:
+        """The loss, a scalar, from the student's Z^{n-1} ... Z^0 and the teacher's Z^0 ... Z^n."""
+        targets = teacher_levels[-2::-1]  # Z^{n-1}, ..., Z^0
+        output = (student_levels[-1] - targets[-1]).square().mean()
+        if self.kind == "output":
+            return output
+        predicted = student_levels[:-1]
+        if self.kind == "alignment":
+            predicted = [head(level) for head, level in zip(self.heads, predicted, strict=True)]
+        errors = [(a - b).square().mean() for a, b in zip(predicted, targets[:-1], strict=True)]
+        if self.kind == "alignment":
+            return output + (torch.stack(errors).mean() if errors else 0.0)
+        return torch.stack([*errors, output]).mean()
+
+
+@torch.no_grad()
+def relative_errors(student_levels: list[Tensor], teacher_levels: list[Tensor]) -> list[float]:
+    """|student - teacher| / |teacher| of Z^{n-1}, ..., Z^0, each over the whole batch."""
+    targets = teacher_levels[-2::-1]
+    return [float((a - b).norm() / b.norm()) for a, b in zip(student_levels, targets, strict=True)]
