@@ -9,9 +9,11 @@ from farmer_ref.config import PRESETS, ModelConfig, TrainConfig
 from farmer_ref.errors import InputError
 from farmer_ref.farmer import Farmer, LikelihoodTerms
 from farmer_ref.flow import AutoregressiveFlow
+from farmer_ref.guidance import Guidance
 from farmer_ref.metrics import bits_per_dim
 from farmer_ref.mixture import GaussianMixture
 from farmer_ref.prior import AutoregressivePrior
+from farmer_ref.student import OneStepStudent
 from farmer_ref.tokens import nats_to_bits_per_dim
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "AutoregressivePrior",
     "Farmer",
     "GaussianMixture",
+    "Guidance",
     "InputError",
     "LikelihoodTerms",
     "ModelConfig",
+    "OneStepStudent",
     "TrainConfig",
     "bits_per_dim",
     "nats_to_bits_per_dim",

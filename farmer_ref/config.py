@@ -6,10 +6,11 @@ The command lines are derived from these classes, so a field's docstring is also
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from farmer_ref.errors import InputError
+from farmer_ref.guidance import Guidance
 
 OVERFLOW_BOUND = 80.0  # e^88.7 is float32's largest number; the sum of all log-scales of one channel stays below
 
@@ -159,22 +160,10 @@ _LITERALS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run: what it learns from, for how long, and where it writes."""
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What `train` and `distill` share: where a run writes, for how long it optimises, and how."""
 
-    model: ModelConfig
-    """The model."""
-    preset: str = "digits"
-    """The preset that the other defaults come from."""
-    dataset: str = "digits"
-    """digits, mnist, fashion-mnist, cifar10, or folder:PATH with one folder of images per class."""
-    data_root: str = "data"
-    """Where torchvision keeps its data sets."""
-    download: bool = True
-    """Download a missing data set."""
-    flip: bool = False
-    """Mirror images left to right at random."""
     out: str = "runs/digits"
     """The run folder."""
     resume: bool = False
@@ -197,8 +186,6 @@ class TrainConfig:
     """Decay of the moving average of the weights, reached gradually."""
     clip_norm: float = 1.0
     """Gradients are clipped to this norm."""
-    label_dropout: float = 0.1
-    """Share of labels replaced by the null class, for guidance."""
     max_skipped_steps: int = 20
     """So many steps in a row with a non-finite gradient stop the run."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -233,8 +220,33 @@ class TrainConfig:
         )
         _require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", self.max_minutes, "above 0")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 up to (not including) 1")
-        _require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "0 to 1")
         _require(self.precision in ("float32", "bfloat16"), "precision", self.precision, "float32, bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """One training run: what it learns from, for how long, and where it writes."""
+
+    model: ModelConfig
+    """The model."""
+    preset: str = "digits"
+    """The preset that the other defaults come from."""
+    dataset: str = "digits"
+    """digits, mnist, fashion-mnist, cifar10, or folder:PATH with one folder of images per class."""
+    data_root: str = "data"
+    """Where torchvision keeps its data sets."""
+    download: bool = True
+    """Download a missing data set."""
+    flip: bool = False
+    """Mirror images left to right at random."""
+    label_dropout: float = 0.1
+    """Share of labels replaced by the null class, for guidance."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """How samples of this model are drawn, here and by `sample`, unless that is told otherwise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "0 to 1")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -243,7 +255,11 @@ class TrainConfig:
         for name in values:
             _require(name in names, "training configuration field", name, ", ".join(names))
         try:
-            return cls(**{**values, "model": ModelConfig.from_dict(values["model"])})
+            parts = {
+                "model": ModelConfig.from_dict(values["model"]),
+                "guidance": Guidance(**values.get("guidance", {})),
+            }
+            return cls(**{**values, **parts})
         except TypeError as error:
             raise InputError(f"training configuration is damaged ({error}); allowed: a run's own") from None
 
@@ -252,8 +268,22 @@ def _preset(name: str, model: ModelConfig, **training: Any) -> TrainConfig:
     return TrainConfig(model=model, preset=name, out=f"runs/{name}", **training)
 
 
-def _paper(name: str, patch_size: int, blocks: int, layers: int, prior_layers: int, prior_width: int) -> TrainConfig:
-    """Table 1 and §4.1 at 256x256. At patch 8 the paper gives no I, R, K: we take I = 32 of 192, and the same K."""
+def _paper(
+    name: str,
+    patch_size: int,
+    blocks: int,
+    layers: int,
+    prior_layers: int,
+    prior_width: int,
+    scale: float,
+    scoring: tuple[float, float] = (0.2, 0.9),
+) -> TrainConfig:
+    """Table 1 and §4.1 at 256x256, guidance from Table 6: w, and (T_pi,v, T_sigma,v) of the weights.
+
+    At patch 8 the paper gives no I, R, K: we take I = 32 of 192, and the same K. The pools of redundant candidates have
+    the default sizes of `Guidance`, 192 + 64, which are ours: with R = 640 about five of them count, and more than a
+    few hundred do not fit into memory.
+    """
     model = ModelConfig(
         image_size=256,
         channels=3,
@@ -275,6 +305,16 @@ def _paper(name: str, patch_size: int, blocks: int, layers: int, prior_layers: i
         name,
         model,
         dataset="folder:data/imagenet",
+        guidance=Guidance(
+            scale=scale,
+            candidates_conditional=5,
+            candidates_unconditional=5,
+            weight_temperature=1.0,
+            scale_temperature=0.9 if patch_size == 16 else 1.0,
+            scoring_weight_temperature=scoring[0],
+            scoring_scale_temperature=scoring[1],
+            resampling_temperature=1.1,
+        ),
         flip=True,
         steps=1_600_000,  # 320 epochs of ImageNet at batch 256 (§4.1; the batch size is ours)
         batch_size=256,
@@ -416,10 +456,19 @@ PRESETS: dict[str, TrainConfig] = {
             sample_every=10_000,
             checkpoint_every=5000,
         ),
-        _paper("farmer-1.1b-p16", 16, blocks=28, layers=4, prior_layers=12, prior_width=768),
-        _paper("farmer-1.1b-p8", 8, blocks=28, layers=4, prior_layers=12, prior_width=768),
-        _paper("farmer-1.9b-p16", 16, blocks=32, layers=6, prior_layers=24, prior_width=1024),
-        _paper("farmer-1.9b-p8", 8, blocks=32, layers=6, prior_layers=24, prior_width=1024),
+        _paper("farmer-1.1b-p16", 16, blocks=28, layers=4, prior_layers=12, prior_width=768, scale=2.5),
+        _paper("farmer-1.1b-p8", 8, blocks=28, layers=4, prior_layers=12, prior_width=768, scale=2.0),
+        _paper("farmer-1.9b-p16", 16, blocks=32, layers=6, prior_layers=24, prior_width=1024, scale=3.5),
+        _paper(
+            "farmer-1.9b-p8",
+            8,
+            blocks=32,
+            layers=6,
+            prior_layers=24,
+            prior_width=1024,
+            scale=1.5,
+            scoring=(0.1, 1.0),
+        ),
     )
 }
 """Every preset, by name: `PRESETS["digits"]` is a run, `PRESETS["digits"].model` its model."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from farmer_ref.config import TrainConfig
+from farmer_ref.config import RunConfig, TrainConfig
 from farmer_ref.data import Batch, random_seed
 from farmer_ref.errors import InputError
 from farmer_ref.farmer import Farmer
@@ -57,7 +57,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def learning_rate_at(config: TrainConfig, step: int, progress: float) -> float:
+def learning_rate_at(config: RunConfig, step: int, progress: float) -> float:
     """Linear warm-up over steps, then a cosine over the progress in [0, 1] of the run (§4.1)."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
@@ -84,7 +84,7 @@ class MovingAverage:
         torch._foreach_lerp_(list(self.target.parameters()), list(self.source.parameters()), weight)
 
 
-def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimiser(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     """AdamW(.9, .95); weight decay on matrices, none on biases and norms."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
@@ -135,7 +135,7 @@ def checkpoints(run: Path) -> list[Path]:
 def save_checkpoint(
     run: Path, model: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
-    """Write checkpoints/step-N as a whole, then the EMA as the run's model.safetensors; keep the newest two."""
+    """Write checkpoints/step-N as a whole; keep the newest two."""
     folder = run / "checkpoints"
     for leftover in folder.glob(".step-*"):  # of a kill
         shutil.rmtree(leftover)
@@ -148,7 +148,6 @@ def save_checkpoint(
     replace_file(temporary / STATE, lambda path: path.write_text(json.dumps(state) + "\n"))
     temporary.rename(folder / name)
     flush(folder)
-    write_weights(run / "model.safetensors", ema.state_dict())
     for old in checkpoints(run)[:-KEEP_CHECKPOINTS]:
         shutil.rmtree(old.rename(folder / f".{old.name}.old"))  # renamed first: what has a checkpoint's name is whole
 
@@ -216,17 +215,20 @@ class Trainer:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: RunConfig,
+        run: Path,
         model: nn.Module,
         ema: nn.Module,
+        export: Callable[[], None],
         loss: Loss,
         batches: Callable[[int], Iterator[Batch]],
         events: list[tuple[int, Callable[[int], dict[str, float]]]],
     ):
-        """`batches(start)` iterates over the steps from `start`; `events` are a period in steps (0: never) and what is
+        """`run` holds checkpoints and logs; `export()` writes the EMA where it is used, after each checkpoint;
+        `batches(start)` iterates over the steps from `start`; `events` are a period in steps (0: never) and what is
         then done; what they return is logged."""
         self.config, self.model, self.loss, self.batches, self.events = config, model, loss, batches, events
-        self.run = Path(config.out)
+        self.run, self.export = run, export
         self.average = MovingAverage(model, ema, config.ema_decay)
         self.optimiser = make_optimiser(model, config)
         self.step, self.seconds, self.skipped, self.skipped_in_a_row = 0, 0.0, 0, 0
@@ -241,7 +243,7 @@ class Trainer:
         for name in STATE_FIELDS:
             setattr(self, name, state[name])
         keep_metrics_until(self.run, self.step)
-        write_weights(self.run / "model.safetensors", self.average.target.state_dict())  # a kill may have come between
+        self.export()  # a kill may have come between
 
     @property
     def progress(self) -> float:
@@ -255,6 +257,7 @@ class Trainer:
             return
         state = {name: getattr(self, name) for name in STATE_FIELDS}
         save_checkpoint(self.run, self.model, self.average.target, self.optimiser, state)
+        self.export()
 
     def train(self) -> bool:
         """Train to the end of the schedule. False if SIGINT or SIGTERM ended it early; the checkpoint is then saved."""

@@ -18,6 +18,7 @@ from farmer_ref.errors import InputError
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import load_weights, pretrained_folder
 from farmer_ref.flow import AutoregressiveFlow, FlowBlock
+from farmer_ref.transformer import TokenDropout
 
 STUDENT = "student.safetensors"
 
@@ -45,14 +46,25 @@ class StudentBlock(nn.Module):
 class OneStepStudent(nn.Module):
     """n student blocks, last flow block first: latents to tokens in one pass. Not invertible, and not exact."""
 
+    teacher_norms: Tensor
+
     def __init__(self, teacher: AutoregressiveFlow):
         super().__init__()
         self.blocks = nn.ModuleList(StudentBlock(block) for block in teacher.blocks)
+        # Saved with the weights: whose student this is. Another flow, or the same one trained further, has other norms.
+        norms = [
+            torch.stack([p.detach().double().norm() for p in block.parameters()]).norm() for block in teacher.blocks
+        ]
+        self.register_buffer("teacher_norms", torch.stack(norms).cpu())
 
     @classmethod
-    def from_teacher(cls, flow: AutoregressiveFlow) -> OneStepStudent:
-        """A student that starts at the teacher's weights and can be trained (§3.5)."""
-        return cls(flow).requires_grad_(True)
+    def from_teacher(cls, flow: AutoregressiveFlow, dropout: float = 0.0) -> OneStepStudent:
+        """A student that starts at the teacher's weights, to be trained (§3.5). Dropout is its own."""
+        student = cls(flow).requires_grad_(True)
+        for module in student.modules():
+            if isinstance(module, TokenDropout):
+                module.probability = dropout
+        return student
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> OneStepStudent:
@@ -61,7 +73,13 @@ class OneStepStudent(nn.Module):
         if not (folder / STUDENT).is_file():
             raise InputError(f"student is that of {str(name)!r}, which has none; allowed: a run that was distilled")
         student = cls(Farmer.from_pretrained(name).flow)
+        norms = student.teacher_norms.clone()
         load_weights(student, folder / STUDENT)
+        if not torch.allclose(norms, student.teacher_norms, rtol=1e-6):
+            raise InputError(
+                f"{folder / STUDENT} was distilled from other weights than {folder / 'model.safetensors'}; "
+                "allowed: the student of these (distil again)"
+            )
         return student.eval()
 
     def path(self, z: Tensor, labels: Tensor | None = None) -> list[Tensor]:
@@ -86,37 +104,37 @@ def teacher_path(flow: AutoregressiveFlow, x: Tensor, labels: Tensor | None = No
     return levels
 
 
-class StudentLoss(nn.Module):
-    """What the student minimises, from the teacher's path and its own   (Alg. 2)
+class Distillation(nn.Module):
+    """A student and what it minimises, from the teacher's path and its own   (Alg. 2)
 
     `hidden`, the paper's: the squared error of every level, mean over blocks (and over B, N, D). With a Gaussian of
     fixed variance v around each prediction, it is the KL divergence from teacher to student times 2 v.
     `output`: the squared error of Z^0 alone.
     `alignment`: that of Z^0, plus the mean over the other levels of the error of a small head that reads the teacher's
-    level off the student's, which then need not be the same (BiFlow, Lu et al. 2025). The heads are thrown away.
+    level off the student's, which then need not be the same (as BiFlow's, arXiv 2512.10953). The heads are thrown away.
     """
 
-    def __init__(self, kind: str, channels: int, blocks: int, width: int):
+    def __init__(self, student: OneStepStudent, loss: str, channels: int, width: int):
         super().__init__()
-        self.kind = kind
-        heads = blocks - 1 if kind == "alignment" else 0
+        self.student, self.loss = student, loss
+        heads = len(student.blocks) - 1 if loss == "alignment" else 0
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, channels)) for _ in range(heads)
         )
 
-    def forward(self, student_levels: list[Tensor], teacher_levels: list[Tensor]) -> Tensor:
-        """The loss, a scalar, from the student's Z^{n-1} ... Z^0 and the teacher's Z^0 ... Z^n."""
-        targets = teacher_levels[-2::-1]  # Z^{n-1}, ..., Z^0
-        output = (student_levels[-1] - targets[-1]).square().mean()
-        if self.kind == "output":
-            return output
-        predicted = student_levels[:-1]
-        if self.kind == "alignment":
-            predicted = [head(level) for head, level in zip(self.heads, predicted, strict=True)]
-        errors = [(a - b).square().mean() for a, b in zip(predicted, targets[:-1], strict=True)]
-        if self.kind == "alignment":
-            return output + (torch.stack(errors).mean() if errors else 0.0)
-        return torch.stack([*errors, output]).mean()
+    def forward(self, z: Tensor, teacher_levels: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        """The loss, a scalar, of the student's way down from z (B,N,D) beside the teacher's Z^0, ..., Z^n."""
+        *levels, output = self.student.path(z, labels)
+        *targets, image = teacher_levels[-2::-1]  # Z^{n-1}, ..., Z^1 and Z^0
+        errors = [(output - image).square().mean()]
+        if self.loss == "hidden":
+            errors += [(a - b).square().mean() for a, b in zip(levels, targets, strict=True)]
+            return torch.stack(errors).mean()
+        hidden = [
+            (head(level) - target).square().mean()
+            for head, level, target in zip(self.heads, levels, targets, strict=self.loss == "alignment")
+        ]
+        return errors[0] + (torch.stack(hidden).mean() if hidden else 0.0)
 
 
 @torch.no_grad()

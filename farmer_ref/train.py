@@ -130,7 +130,11 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw_samples(step: int) -> dict[str, float]:
         labels = class_labels(min(config.model.num_classes, data.num_classes), per_class=4).to(device)
-        images = ema.sample(labels, generator=torch.Generator(device).manual_seed(config.seed))
+        images = ema.sample(
+            labels,
+            config.guidance if config.model.num_classes else None,
+            generator=torch.Generator(device).manual_seed(config.seed),
+        )
         grid = image_grid(model.dequantiser.without_noise(images), columns=len(labels) // 4)
         replace_file(run / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
         return {}
@@ -138,13 +142,15 @@ def main(argv: list[str] | None = None) -> None:
     def batches(start: int) -> Iterator[Batch]:
         return training_batches(data, config.batch_size, config.seed, start, config.flip, config.workers)
 
-    trainer = Trainer(
-        config, model, ema, loss, batches, [(config.validate_every, validate), (config.sample_every, draw_samples)]
-    )
+    def export() -> None:
+        write_weights(run / "model.safetensors", ema.state_dict())
+
+    events = [(config.validate_every, validate), (config.sample_every, draw_samples)]
+    trainer = Trainer(config, run, model, ema, export, loss, batches, events)
     if config.resume:
         trainer.resume()
     if not resuming:  # first the weights, then what says they are there: from now on the folder can be read and resumed
-        write_weights(run / "model.safetensors", ema.state_dict())
+        export()
     write_config(run, run_record(config))
     finished = trainer.train()
     if (run / "metrics.jsonl").exists():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,7 +153,16 @@ def trainer_with_loss(tmp_path, loss, **changes):
         for step in range(start, 10_000):
             yield Batch(step, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))
 
-    return Trainer(config, model, ema, lambda batch, progress: (loss(model, batch.step), {"loss": 0.0}), batches, [])
+    return Trainer(
+        config,
+        Path(config.out),
+        model,
+        ema,
+        lambda: None,
+        lambda batch, progress: (loss(model, batch.step), {"loss": 0.0}),
+        batches,
+        [],
+    )
 
 
 def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(tmp_path):

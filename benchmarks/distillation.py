@@ -1,0 +1,132 @@
+"""Which loss teaches the one-step student best? `python -m benchmarks.distillation`.
+
+Students of the shipped digits model, one for each loss and seed, all with the same number of steps. For each: the
+relative error block by block on the validation split; and, for 1,000 class-conditional latents from the prior, decoded
+by the exact inverse and by the student, the difference of the images and the share read as their class. Writes
+results/distillation.json and results/distillation.png; `--ship` puts the first seed of the best loss (the smallest
+mean difference of the images) beside its teacher.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.record import ROOT, provenance
+from farmer_ref import Farmer, OneStepStudent, cli, distill
+from farmer_ref.data import batches, load_split
+from farmer_ref.engine import checkpoints
+from farmer_ref.files import PRETRAINED
+from farmer_ref.metrics import Reader, frechet_distance
+from farmer_ref.plots import image_grid
+from farmer_ref.student import STUDENT
+
+AVERAGED = ("sample_error", "share_read_as_class", "frechet_distance")
+
+
+@dataclass(frozen=True)
+class DistillationBenchmark:
+    """Losses, seeds and the budget."""
+
+    losses: tuple[str, ...] = ("hidden", "output", "alignment")
+    """Losses to compare."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One student each."""
+    steps: int = 4000
+    """Optimiser steps of each."""
+    samples: int = 1000
+    """Latents that both decode."""
+    threads: int = 2
+    """CPU threads."""
+    ship: bool = False
+    """Ship the student of the first seed and the best loss."""
+    out: str = "distillation"
+    """Name of the files in results/."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = cli.parse("benchmarks.distillation", DistillationBenchmark(), "Compare the student's losses.", argv)
+    torch.set_num_threads(config.threads)
+    made = provenance(torch.device("cpu"))
+    model = Farmer.from_pretrained("digits")
+    reader = Reader(load_split("digits", "train", model.config, "data", False))
+    validation = load_split("digits", "validation", model.config, "data", False)
+    real = reader.scores(next(batches(validation, len(validation)))[0])
+    labels = torch.arange(config.samples) % model.config.num_classes
+    z = model.prior.sample(labels, generator=torch.Generator().manual_seed(0))
+    exact = model.decode(z).clamp(-1, 1)
+
+    def read(images: torch.Tensor) -> dict[str, float]:
+        values = model.dequantiser.quantise(images)
+        return {
+            "share_read_as_class": reader.share_read(values, labels),
+            "frechet_distance": frechet_distance(reader.scores(values), real),
+        }
+
+    runs = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for loss in config.losses:
+            for seed in config.seeds:
+                folder = Path(temporary) / f"{loss}-{seed}"
+                arguments = ["--loss", loss, "--seed", str(seed), "--steps", str(config.steps), "--device", "cpu"]
+                distill.main(["--run", "digits", "--out", str(folder), *arguments])
+                student = OneStepStudent.from_pretrained(folder)
+                with torch.no_grad():
+                    images = model.decode(z, student=student).clamp(-1, 1)
+                records = [json.loads(x) for x in (folder / "distillation" / "metrics.jsonl").read_text().splitlines()]
+                last = [r for r in records if "validation_error_block_1" in r][-1]
+                state = json.loads((checkpoints(folder / "distillation")[-1] / "state.json").read_text())
+                run = {
+                    "loss": loss,
+                    "seed": seed,
+                    "steps": state["step"],
+                    "training_minutes": state["seconds"] / 60,
+                    "validation_relative_error_from_block_1": [
+                        last[f"validation_error_block_{t}"] for t in range(1, 5)
+                    ],
+                    "sample_error": float((images - exact).square().mean().sqrt()),
+                    **read(images),
+                }
+                runs.append(run)
+                print(json.dumps(run), flush=True)
+
+        table = {}
+        for loss in config.losses:
+            mine = [run for run in runs if run["loss"] == loss]
+            table[loss] = {
+                name: {
+                    "mean": statistics.mean(run[name] for run in mine),
+                    "standard_deviation": statistics.stdev(run[name] for run in mine) if len(mine) > 1 else None,
+                }
+                for name in AVERAGED
+            }
+        best = min(table, key=lambda loss: table[loss]["sample_error"]["mean"])
+        folder = Path(temporary) / f"{best}-{config.seeds[0]}"
+        student = OneStepStudent.from_pretrained(folder)
+        with torch.no_grad():
+            pair = [model.decode(z[:60], student=s).clamp(-1, 1) for s in (None, student)]
+        halves = [images.unflatten(0, (-1, 10)) for images in pair]
+        both = model.dequantiser.without_noise(torch.stack(halves, 1).flatten(0, 2))
+        image_grid(both, columns=10).save(ROOT / "results" / f"{config.out}.png")
+        if config.ship:
+            shutil.copy(folder / STUDENT, PRETRAINED / "digits")
+            settings = json.loads((folder / "distillation" / "config.json").read_text())
+            settings |= {"out": "", "run": "digits"}
+            figures = next(run for run in runs if run["loss"] == best and run["seed"] == config.seeds[0])
+            record = {**made, "settings": settings, **figures, "exact": read(exact)}
+            (PRETRAINED / "digits" / "student.json").write_text(json.dumps(record, indent=2) + "\n")
+
+    record = {**made, **dataclasses.asdict(config), "exact": read(exact), "best": best, "table": table, "runs": runs}
+    (ROOT / "results" / f"{config.out}.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps({"exact": record["exact"], **table}, indent=2))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,215 @@
+"""Train the one-step student of a trained flow (Alg. 2): `python -m farmer_ref.distill --run runs/digits`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from farmer_ref import cli
+from farmer_ref.config import RunConfig
+from farmer_ref.data import Batch, batches, load_split, random_seed, training_batches
+from farmer_ref.engine import Trainer, autocast, checkpoints, resolve_device, training_images
+from farmer_ref.errors import InputError
+from farmer_ref.farmer import Farmer
+from farmer_ref.files import PRETRAINED, pretrained_folder, read_config, replace_file, write_weights
+from farmer_ref.plots import class_labels, image_grid
+from farmer_ref.student import STUDENT, Distillation, OneStepStudent, relative_errors, teacher_path
+
+KEPT_BY_RESUME = ("loss", "max_noise", "dropout", "seed", "batch_size")  # else the run is another one
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(RunConfig):
+    """One distillation: whose student, and what it minimises."""
+
+    run: str = "runs/digits"
+    """The teacher: a run folder, or a model that ships with the package."""
+    out: str = ""
+    """The folder that gets student.safetensors and distillation/; empty: the teacher's own. Another folder gets a copy
+    of the teacher, too."""
+    loss: Literal["hidden", "output", "alignment"] = "hidden"
+    """Squared error of every block's output (the paper), of the last one's, or of the last one's with projection heads
+    on the others (BiFlow)."""
+    max_noise: float = 0.3
+    """The student's input is disturbed by s * noise, s uniform in [0, max_noise] for each image (the paper's .3)."""
+    dropout: float = 0.0
+    """The student's dropout."""
+    data_root: str = "data"
+    """Where torchvision keeps its data sets."""
+    download: bool = True
+    """Download a missing data set."""
+    steps: int = 3000
+    """Optimiser steps of the whole distillation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_noise < 0:
+            raise InputError(f"max_noise is {self.max_noise}; allowed: 0 or more")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}; allowed: 0 up to (not including) 1")
+
+
+def settings(argv: list[str] | None = None) -> DistillConfig:
+    """The configuration from the command line; resuming, over that of the distillation itself."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--run", default=DistillConfig().run)
+    first.add_argument("--out", default="")
+    first.add_argument("--resume", action="store_true")
+    known, _ = first.parse_known_args(argv)
+    default = DistillConfig()
+    saved = Path(known.out or known.run) / "distillation" / "config.json"
+    if known.resume and saved.is_file():
+        default = dataclasses.replace(saved_settings(saved.parent), run=known.run, out=known.out)
+    description = "Train a one-step student of a trained flow."
+    return cli.parse("farmer_ref.distill", default, description, argv)
+
+
+def saved_settings(folder: Path) -> DistillConfig:
+    """The configuration that a folder `distillation` was made with."""
+    try:
+        return DistillConfig(**json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder / 'config.json'} cannot be read ({error}); allowed: a distillation's own") from None
+
+
+def prepare(config: DistillConfig) -> Path:
+    """The run folder with the teacher in it, checked: it gets student.safetensors and distillation/."""
+    teacher = pretrained_folder(config.run)
+    if not config.out and teacher.parent == PRETRAINED:
+        raise InputError(
+            f"out is empty, and {config.run} ships with the package; allowed: a folder, which gets a copy of it"
+        )
+    run = Path(config.out or teacher)
+    folder = run / "distillation"
+    if checkpoints(folder):
+        if not config.resume:
+            raise InputError(
+                f"out is {str(run)!r}, which holds a distillation already; allowed: another folder, or --resume"
+            )
+        saved = saved_settings(folder)
+        for name in KEPT_BY_RESUME:
+            if getattr(saved, name) != getattr(config, name):
+                raise InputError(
+                    f"{name} is {getattr(config, name)!r}; allowed: {getattr(saved, name)!r}, "
+                    "as in the distillation that is resumed"
+                )
+    elif (run / STUDENT).exists():
+        raise InputError(f"out is {str(run)!r}, which holds a student already; allowed: another folder")
+    try:
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        if run.resolve() != teacher.resolve():
+            for name in ("config.json", "model.safetensors"):
+                if (run / name).exists() and (run / name).read_bytes() != (teacher / name).read_bytes():
+                    raise InputError(f"out is {str(run)!r}, which holds another model; allowed: a new folder")
+                replace_file(run / name, lambda path, name=name: shutil.copy(teacher / name, path))
+    except OSError as error:
+        raise InputError(f"out is {str(run)!r}, which cannot be made ({error}); allowed: a folder to write") from None
+    return run
+
+
+def disturbed(z: Tensor, max_noise: float, seed: int, step: int) -> Tensor:
+    """z + s * noise with s ~ U[0, max_noise] for each image (Alg. 2): a function of (seed, step, sample) only."""
+    generator = torch.Generator(z.device)
+    rows = []
+    for k, row in enumerate(z):
+        generator.manual_seed(random_seed(seed, "disturb", step, k))
+        size = max_noise * torch.rand(1, generator=generator, device=z.device, dtype=z.dtype)
+        rows.append(row + size * torch.randn(row.shape, generator=generator, device=z.device, dtype=z.dtype))
+    return torch.stack(rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train a student, measuring its error block by block and drawing it beside its teacher at intervals."""
+    config = settings(argv)
+    device = resolve_device(config.device)
+    model = Farmer.from_pretrained(config.run).to(device).requires_grad_(False)
+    trained = read_config(pretrained_folder(config.run)).get("training", {})
+    if "dataset" not in trained:
+        raise InputError(f"run is {config.run!r}, which does not say what it was trained on; allowed: a run folder")
+    data, validation = (
+        load_split(trained["dataset"], split, model.config, config.data_root, config.download)
+        for split in ("train", "validation")
+    )
+    run = prepare(config)
+
+    torch.manual_seed(random_seed(config.seed, "heads"))
+    both = [
+        Distillation(
+            OneStepStudent.from_teacher(model.flow, config.dropout),
+            config.loss,
+            model.config.token_channels,
+            model.config.flow_width,
+        ).to(device)
+        for _ in ("trained", "average")
+    ]
+    distillation, ema = both
+
+    def levels_of(batch: Batch) -> tuple[list[Tensor], Tensor]:
+        images, labels = training_images(batch, model.dequantiser, config.seed, 1.0, 0.0, device)
+        return teacher_path(model.flow, model.patchify(images), labels), labels
+
+    def loss(batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        with autocast(device, config.precision):
+            levels, labels = levels_of(batch)
+            z = disturbed(levels[-1], config.max_noise, config.seed, batch.step)
+            value = distillation(z, levels, labels)
+        return value, {"loss": value.item()}
+
+    @functools.cache
+    def validate(step: int) -> dict[str, float]:
+        return {f"validation_error_block_{t}": error for t, error in enumerate(block_errors(), 1)}
+
+    def block_errors() -> list[float]:
+        """Relative error after the student's block for Z^0 (t = 1), ..., Z^{n-1} (t = n), on validation images."""
+        totals = torch.zeros(len(model.flow.blocks))
+        count = 0
+        for number, (values, labels) in enumerate(batches(validation, config.batch_size, 1000)):
+            levels, labels = levels_of(Batch(number, values, labels))
+            totals += len(values) * torch.tensor(relative_errors(ema.student.path(levels[-1], labels), levels))
+            count += len(values)
+        return (totals / count).flip(0).tolist()
+
+    def draw_samples(step: int) -> dict[str, float]:
+        columns = class_labels(model.config.num_classes, per_class=1).to(device)
+        labels = columns.repeat(3)
+        z = model.prior.sample(labels, generator=torch.Generator(device).manual_seed(config.seed))
+        exact, approximate = (model.decode(z, labels, student).clamp(-1, 1) for student in (None, ema.student))
+        pairs = [half.unflatten(0, (3, len(columns))) for half in (exact, approximate)]
+        rows = torch.stack(pairs, 1).flatten(0, 2)  # three pairs of rows: teacher above, student below
+        grid = image_grid(model.dequantiser.without_noise(rows), columns=len(columns))
+        replace_file(folder / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
+        return {}
+
+    def export() -> None:
+        write_weights(run / STUDENT, ema.student.state_dict())
+
+    def steps_from(start: int) -> Iterator[Batch]:
+        return training_batches(data, config.batch_size, config.seed, start, trained.get("flip", False), config.workers)
+
+    folder = run / "distillation"
+    events = [(config.validate_every, validate), (config.sample_every, draw_samples)]
+    trainer = Trainer(config, folder, distillation, ema, export, loss, steps_from, events)
+    if config.resume:
+        trainer.resume()
+    replace_file(folder / "config.json", lambda path: path.write_text(json.dumps(dataclasses.asdict(config), indent=2)))
+    finished = trainer.train()
+    errors = ", ".join(f"{error:.1%}" for error in validate(trainer.step).values())
+    print(
+        f"{'finished' if finished else 'interrupted'} at step {trainer.step} after {trainer.seconds / 60:.1f} minutes; "
+        f"relative error on validation images from Z^0 to Z^{len(model.flow.blocks) - 1}: {errors}; "
+        f"student in {run / STUDENT}, teacher beside student in {folder / 'samples'}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
