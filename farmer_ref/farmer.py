@@ -153,6 +153,8 @@ class Farmer(nn.Module):
         self._check_labels(labels)
         if guidance is not None and guidance.scale and not self.config.num_classes:
             raise InputError(f"guidance scale is {guidance.scale}; allowed: 0 in a model without labels")
+        if denoise:
+            self._require_noise()
         with evaluating(self):
             z = self.prior.sample(labels, guidance, redundant_temperature, generator, progress)
             images = self.decode(z, labels, student, method, progress)
@@ -164,14 +166,17 @@ class Farmer(nn.Module):
         Tweedie's formula, as in TARFlow (Eq. 9 there); sigma is the noise at the end of training, which samples carry.
         Raises `InputError` for a model without Gaussian noise.
         """
-        if self.config.dequantisation != "gaussian":
-            raise InputError(
-                "denoise is asked of a model with uniform dequantisation; allowed: one trained with 'gaussian' noise"
-            )
+        self._require_noise()
         with torch.enable_grad(), evaluating(self):
             noisy = images.detach().requires_grad_()
             (score,) = torch.autograd.grad(self.log_prob(noisy, labels).sum(), noisy)
         return images + self.config.noise_final**2 * score
+
+    def _require_noise(self) -> None:
+        if self.config.dequantisation != "gaussian":
+            raise InputError(
+                "denoise is asked of a model with uniform dequantisation; allowed: one trained with 'gaussian' noise"
+            )
 
     def _check_labels(self, labels: Tensor | None) -> None:
         if labels is None or not len(labels):

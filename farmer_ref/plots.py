@@ -29,12 +29,16 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """Images (B,C,H,W) in [-1, 1] as bytes 0..255 of the same shape, on the CPU."""
+    return ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def image_grid(images: Tensor, columns: int, cell: int = 40, gap: int = 2) -> Image.Image:
     """Images (B,C,H,W) in [-1, 1], row by row in `columns` columns; small ones are enlarged to about `cell` pixels."""
     batch, channels, height, width = images.shape
     factor = max(1, round(cell / height))
-    unit = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    large = unit.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    large = to_bytes(images).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     rows = math.ceil(batch / columns)
     tall, wide = height * factor + gap, width * factor + gap
     canvas = np.full((rows * tall + gap, columns * wide + gap, channels), 128, dtype=np.uint8)

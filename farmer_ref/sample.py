@@ -1,31 +1,67 @@
-"""Draw images: `python -m farmer_ref.sample --run runs/digits --out grid.png`."""
+"""Draw images: `python -m farmer_ref.sample --run runs/digits --guidance 1.5 --out grid.png`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
 
 from farmer_ref import cli
+from farmer_ref.config import TrainConfig
+from farmer_ref.data import random_seed
 from farmer_ref.engine import load_run, resolve_device
 from farmer_ref.errors import InputError
-from farmer_ref.files import output_file
-from farmer_ref.plots import class_labels, image_grid
+from farmer_ref.farmer import Farmer
+from farmer_ref.files import output_file, pretrained_folder, read_config, replace_file
+from farmer_ref.guidance import Guidance
+from farmer_ref.plots import class_labels, image_grid, to_bytes
+from farmer_ref.student import STUDENT, OneStepStudent
+
+DESCRIPTION = """Draw samples from a trained FARMER.
+
+--out NAME.png is one picture, a column per class; NAME.npz holds `count` images as the field's evaluators read them
+(arr_0: uint8, count x H x W x 3; arr_1: labels); any other NAME is a folder of single PNG files, and the same command
+again draws what is missing there. `--guidance 1.5` is short for `--guidance.scale 1.5`."""
+SETTINGS_FILE = "samples.json"
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """A grid of samples, one column per class."""
+    """What to draw, how, and where to."""
 
     run: str = "digits"
     """A run folder, or a model that ships with the package (digits, digits-noise)."""
     out: str = "samples.png"
-    """The PNG to write."""
+    """A name that ends in .png or .npz, or a folder."""
     labels: tuple[int, ...] = ()
-    """The classes of the columns; none given: the first ten. -1 asks for any class."""
+    """The classes, in turn; none given: the first ten for a picture, all otherwise. -1 asks for any class."""
     rows: int = 10
-    """Rows of the grid."""
+    """Rows of a picture."""
+    count: int = 1000
+    """Images in an .npz file or a folder."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """Guidance: the run's own unless given."""
+    student: bool = False
+    """Decode with the run's one-step student in place of the exact inverse."""
+    method: Literal["sequential", "jacobi"] = "sequential"
+    """The exact inverse of the flow: token by token, or in parallel sweeps to 1e-5."""
+    redundant_temperature: float = 1.0
+    """Standard deviation of the redundant channels' mixture, times this (Fig. 7)."""
+    denoise: bool = False
+    """Take off the noise that samples of a model trained with Gaussian noise carry (Tweedie's formula)."""
+    batch_size: int = 100
+    """Images drawn at a time. Part of what the seed means: other batches give other images."""
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
     seed: int = 0
@@ -34,22 +70,158 @@ class SampleConfig:
     """auto (CUDA when there is one), cpu, cuda, ..."""
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise InputError(f"rows is {self.rows}; allowed: 1 or more")
-        if Path(self.out).suffix.lower() != ".png":
-            raise InputError(f"out is {self.out!r}; allowed: a name that ends in .png")
+        for name in ("rows", "count", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.redundant_temperature < 0:
+            raise InputError(f"redundant_temperature is {self.redundant_temperature}; allowed: 0 or more")
+        if self.student and self.method != "sequential":
+            raise InputError(f"method is {self.method!r}, with a student; allowed: one of the two")
+        if self.student and self.weights == "raw":
+            raise InputError("weights is 'raw', with a student; allowed: ema, whose student it is")
+        if Path(self.out).suffix.lower() not in (".png", ".npz", ""):
+            raise InputError(f"out is {self.out!r}; allowed: a name that ends in .png or .npz, or a folder")
+
+
+def settings(argv: list[str] | None = None) -> SampleConfig:
+    """The configuration from the command line, over the guidance that the run was trained to be sampled with."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--run", default=SampleConfig().run)
+    first.add_argument("--guidance")
+    known, others = first.parse_known_args(argv)
+    default = SampleConfig(run=known.run)
+    if "-h" not in others and "--help" not in others:
+        saved = read_config(pretrained_folder(known.run))
+        if "training" in saved:
+            trained = TrainConfig.from_dict({**saved["training"], "model": saved["model"]})
+            default = dataclasses.replace(default, guidance=trained.guidance)
+    scale = ["--guidance.scale", known.guidance] if known.guidance is not None else []
+    return cli.parse("farmer_ref.sample", default, DESCRIPTION, [*others, "--run", known.run, *scale])
+
+
+class Sampler:
+    """A model with all that decides which images it draws."""
+
+    def __init__(self, config: SampleConfig):
+        self.config, self.device = config, resolve_device(config.device)
+        self.model: Farmer = load_run(config.run, config.weights).to(self.device)
+        self.student = OneStepStudent.from_pretrained(config.run).to(self.device) if config.student else None
+
+    def draw(self, labels: Tensor, batch: int, progress: bool) -> Tensor:
+        """One image (n,C,H,W) for each label (n,), on the CPU: a function of the seed and the batch's number."""
+        images = self.model.sample(
+            labels.to(self.device),
+            self.config.guidance,
+            self.student,
+            self.config.method,
+            self.config.redundant_temperature,
+            self.config.denoise,
+            torch.Generator(self.device).manual_seed(random_seed(self.config.seed, "sample", batch)),
+            progress,
+        )
+        return self.model.dequantiser.without_noise(images).cpu()
+
+    def batches(self, labels: Tensor, done: set[int] = frozenset()) -> Iterator[tuple[range, Tensor]]:
+        """The images' numbers and the images, batch by batch; without the batches that are all `done`."""
+        parts = labels.split(self.config.batch_size)
+        with tqdm(total=len(labels), unit="image", disable=len(parts) == 1) as bar:
+            for batch, part in enumerate(parts):
+                numbers = range(batch * self.config.batch_size, batch * self.config.batch_size + len(part))
+                if not done.issuperset(numbers):
+                    yield numbers, self.draw(part, batch, progress=len(parts) == 1)
+                bar.update(len(part))
+
+    def labels(self, count: int) -> Tensor:
+        """Labels (count,), the classes in turn."""
+        classes = self.config.labels or tuple(range(self.model.config.num_classes)) or (-1,)
+        return torch.tensor(classes).repeat(count // len(classes) + 1)[:count]
+
+
+def write_picture(sampler: Sampler, out: Path) -> str:
+    """A grid with one column per class."""
+    config = sampler.config
+    columns = torch.tensor(config.labels)
+    if not config.labels:
+        columns = class_labels(sampler.model.config.num_classes, per_class=1)
+    labels = columns.repeat(config.rows)
+    images = torch.cat([images for _, images in sampler.batches(labels)])
+    grid = image_grid(images, columns=len(columns))
+    replace_file(out, lambda path: grid.save(path, format="PNG"))
+    return f"{len(labels)} samples of {config.run}, columns {', '.join(map(str, columns.tolist()))}: {out}"
+
+
+def write_array(sampler: Sampler, out: Path) -> str:
+    """arr_0: images (count,H,W,3), uint8; arr_1: labels (count,)."""
+    labels = sampler.labels(sampler.config.count)
+    images = torch.cat([to_bytes(images) for _, images in sampler.batches(labels)])
+    array = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:
+            np.savez(file, arr_0=array, arr_1=labels.numpy())
+
+    replace_file(out, write)
+    return f"{len(labels)} samples of {sampler.config.run}: {out}"
+
+
+def write_folder(sampler: Sampler, out: Path) -> str:
+    """One PNG per image, named by its number and label; what is there already is not drawn again."""
+    config = sampler.config
+    # Always whole batches, so that a longer count later goes on with the same images.
+    labels = sampler.labels(-(-config.count // config.batch_size) * config.batch_size)
+    deciding = images_depend_on(config)
+    noted = out / SETTINGS_FILE
+    if noted.exists():
+        before = json.loads(noted.read_text())
+        for name, value in deciding.items():
+            if before.get(name) != value:
+                raise InputError(
+                    f"{name} is {value!r}; allowed: {before.get(name)!r}, with which the images in {out} were drawn, "
+                    "or another folder"
+                )
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"out is {config.out!r}, a folder that holds other things; allowed: a new folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(noted, lambda path: path.write_text(json.dumps(deciding, indent=2) + "\n"))
+    except OSError as error:
+        raise InputError(f"out is {config.out!r}, which cannot be made ({error}); allowed: a folder to write") from None
+
+    def path_of(number: int) -> Path:
+        label = int(labels[number])
+        return out / (f"{number:06d}_class{label}.png" if label >= 0 else f"{number:06d}.png")
+
+    done = {number for number in range(len(labels)) if number >= config.count or path_of(number).exists()}
+    drawn = 0
+    for numbers, images in sampler.batches(labels, done):
+        for number, image in zip(numbers, to_bytes(images), strict=True):
+            if number not in done:
+                picture = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
+                replace_file(path_of(number), lambda path, picture=picture: picture.save(path, format="PNG"))
+                drawn += 1
+    return f"{config.count} samples of {config.run}, {drawn} of them drawn now: {out}"
+
+
+def images_depend_on(config: SampleConfig) -> dict[str, Any]:
+    """All that decides what image number k is, as JSON values."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    for name in ("out", "rows", "count", "device"):
+        del values[name]
+    folder = pretrained_folder(config.run)
+    for name in ("model.safetensors", *([STUDENT] if config.student else [])):
+        with open(folder / name, "rb") as file:
+            values[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return values
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Draw the samples and write the grid."""
-    config = cli.parse("farmer_ref.sample", SampleConfig(), "Draw a grid of samples from a trained FARMER.", argv)
-    device, out = resolve_device(config.device), output_file(config.out)
-    model = load_run(config.run, config.weights).to(device)
-    columns = torch.tensor(config.labels) if config.labels else class_labels(model.config.num_classes, per_class=1)
-    labels = columns.repeat(config.rows).to(device)
-    images = model.sample(labels, generator=torch.Generator(device).manual_seed(config.seed))
-    image_grid(model.dequantiser.without_noise(images), columns=len(columns)).save(out)
-    print(f"{len(labels)} samples of {config.run}, columns {', '.join(map(str, columns.tolist()))}: {out}")
+    """Draw the samples and write them."""
+    config = settings(argv)
+    write = {".png": write_picture, ".npz": write_array}.get(Path(config.out).suffix.lower())
+    out = output_file(config.out) if write else Path(config.out)
+    if out.is_file() and not write:
+        raise InputError(f"out is {config.out!r}, which is a file; allowed: a folder, or a name in .png or .npz")
+    print((write or write_folder)(Sampler(config), out))
 
 
 if __name__ == "__main__":
