@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import trange
 
 from benchmarks.record import ROOT
 from farmer_ref.files import load_weights, replace_file, write_weights
 from farmer_ref.flow import AutoregressiveFlow
+from farmer_ref.student import Distillation, OneStepStudent, teacher_path
 from farmer_ref.tokens import Patchify
 
 PATCH_SIZE, CHANNELS, NOISE = 4, 48, 0.05
@@ -51,31 +52,64 @@ def crops(images: list[Tensor], batch: int, side: int, generator: torch.Generato
     return clean + NOISE * torch.randn(clean.shape, generator=generator)
 
 
-def trained_flow(tokens: int, steps: int, seed: int = 0) -> tuple[AutoregressiveFlow, Path]:
-    """A flow of N tokens trained for `steps`, kept in runs/ for the next time; and its folder."""
-    side = round(math.sqrt(tokens)) * PATCH_SIZE
-    folder = ROOT / "runs" / f"photographs-n{tokens}-steps{steps}-seed{seed}"
+def trained_flow(tokens: int, steps: int, seed: int = 0) -> AutoregressiveFlow:
+    """A flow of N tokens trained for `steps`; kept in runs/ for the next time."""
     torch.manual_seed(seed)
     flow = AutoregressiveFlow(tokens, CHANNELS, BLOCKS, LAYERS, WIDTH, max_log_scale=MAX_LOG_SCALE)
-    if (folder / "flow.safetensors").exists():
-        load_weights(flow, folder / "flow.safetensors")
-        return flow.eval(), folder
-    folder.mkdir(parents=True, exist_ok=True)
-    patchify, images = Patchify(side, 3, PATCH_SIZE), photographs()
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(flow.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=1e-4)
-    losses = []
-    for step in (bar := trange(steps, desc=f"flow, N = {tokens}")):
-        rate = min((step + 1) / WARMUP, (1 + math.cos(math.pi * step / steps)) / 2)
-        optimiser.param_groups[0]["lr"] = LEARNING_RATE * rate
-        z, logdet = flow(patchify(crops(images, TOKENS_PER_STEP // tokens, side, generator)))
-        loss = (0.5 * z.square().mean() - logdet.mean() / z[0].numel()) + 0.5 * math.log(2 * math.pi)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-        optimiser.step()
-        losses.append(loss.item())
-        bar.set_postfix(nats_per_dim=f"{losses[-1]:.3f}")
-    replace_file(folder / "losses.json", lambda path: path.write_text(json.dumps(losses)))
-    write_weights(folder / "flow.safetensors", flow.state_dict())
-    return flow.eval(), folder
+
+    def loss(x: Tensor) -> Tensor:
+        z, logdet = flow(x)
+        return 0.5 * z.square().mean() - logdet.mean() / z[0].numel() + 0.5 * math.log(2 * math.pi)
+
+    _trained(flow, flow, loss, "flow", tokens, steps, seed)
+    return flow
+
+
+def trained_student(flow: AutoregressiveFlow, steps: int, seed: int = 0) -> OneStepStudent:
+    """The one-step student of such a flow, with the paper's loss and noise (Alg. 2)."""
+    flow.requires_grad_(False)
+    distillation = Distillation(OneStepStudent.from_teacher(flow), "hidden", CHANNELS, WIDTH)
+
+    def loss(x: Tensor) -> Tensor:
+        levels = teacher_path(flow, x)
+        noise = 0.3 * torch.rand(len(x), 1, 1) * torch.randn_like(x)
+        return distillation(levels[-1] + noise, levels)
+
+    torch.manual_seed(seed)
+    _trained(distillation.student, distillation, loss, "student", flow.tokens, steps, seed)
+    return distillation.student
+
+
+def _trained(
+    kept: nn.Module,
+    model: nn.Module,
+    loss_of: Callable[[Tensor], Tensor],
+    name: str,
+    tokens: int,
+    steps: int,
+    seed: int,
+) -> None:
+    """Train `model` on crops by `loss_of(x)`, unless the weights of `kept` are there already, and load or keep them."""
+    side = round(math.sqrt(tokens)) * PATCH_SIZE
+    folder = ROOT / "runs" / f"photographs-n{tokens}-steps{steps}-seed{seed}"
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        patchify, images = Patchify(side, 3, PATCH_SIZE), photographs()
+        generator = torch.Generator().manual_seed(seed)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=1e-4)
+        losses = []
+        for step in (bar := trange(steps, desc=f"{name}, N = {tokens}")):
+            rate = min((step + 1) / WARMUP, (1 + math.cos(math.pi * step / steps)) / 2)
+            optimiser.param_groups[0]["lr"] = LEARNING_RATE * rate
+            loss = loss_of(patchify(crops(images, TOKENS_PER_STEP // tokens, side, generator)))
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            losses.append(loss.item())
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        replace_file(folder / f"{name}.json", lambda at: at.write_text(json.dumps(losses)))
+        write_weights(path, kept.state_dict())
+    load_weights(kept, path)
+    kept.eval()

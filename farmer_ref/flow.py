@@ -20,6 +20,8 @@ from tqdm import tqdm
 from farmer_ref.errors import InputError
 from farmer_ref.transformer import FixedCache, LayerCache, Transformer, full_precision, record_step
 
+STANDSTILL = 0.1  # of the tolerance of a parallel inverse: see `AutoregressiveFlow.inverse_jacobi`
+
 
 class ChannelMixing(nn.Module):
     """y_i = A x_i for every token i: Glow's invertible 1x1 convolution (Kingma and Dhariwal 2018, Eq. 10).
@@ -178,40 +180,77 @@ class FlowBlock(nn.Module):
 
     @torch.no_grad()
     def inverse_jacobi(
-        self, z: Tensor, labels: Tensor | None = None, tolerance: float = 1e-5, tokens_at_once: int | None = None
+        self,
+        z: Tensor,
+        labels: Tensor | None = None,
+        tolerance: float = 1e-5,
+        window: int | None = None,
+        recorded: bool | None = None,
     ) -> tuple[Tensor, int, float]:
-        """z (B,N,D) to x (B,N,D) in parallel; with it the sweeps and the last change of any number   (Eq. 9).
+        """z (B,N,D) to x (B,N,D) in parallel; with it the sweeps, and the last change of a number   (Eq. 9).
 
         Eq. 9 is a fixed point, x = z / sigma(x) + mu(x), in which token i depends on earlier ones only. A Jacobi sweep
-        evaluates the right-hand side for all tokens at once: i sweeps make the first i tokens exact, and far fewer
-        usually bring all of them within `tolerance` (Song et al. 2021). `tokens_at_once` sweeps so many tokens until
-        they stand still, then the next ones (Gauss-Seidel between such blocks). Non-finite iterates become 0.
+        evaluates the right-hand side for all tokens at once: i sweeps make the first i tokens exact, and usually far
+        fewer bring all of them to a stand (Song et al. 2021). It starts from z. `tolerance` and `window` are those of
+        `AutoregressiveFlow.inverse_jacobi`; `recorded` (not given: on a GPU, without a window) records a sweep over
+        all tokens and replays it.
         """
         z = self.flip_if_reversed(z)
         positions = self.embedded_positions(labels)
-        steps = z.shape[1] - 1
-        cache = self.transformer.new_cache(steps)
-        x = z.clone()  # token 1 passes through; for the others the guess that sigma = 1, mu = 0
-        sweeps, worst = 0, 0.0
-        for begin in range(0, steps, tokens_at_once or steps):
-            end = min(begin + (tokens_at_once or steps), steps)
-            for _ in range(begin, end):  # so many sweeps at most: then all of them are exact
-                for layer in cache:
-                    layer.length = begin
-                shift, log_scale = self.shift_and_log_scale(x[:, begin:end], positions[:, begin:end], cache)
-                new = torch.nan_to_num(z[:, begin + 1 : end + 1] * torch.exp(-log_scale) + shift, 0.0, 0.0, 0.0)
-                change = float((new - x[:, begin + 1 : end + 1]).abs().max())
-                x[:, begin + 1 : end + 1] = new
-                sweeps += 1
-                if change <= tolerance:
-                    break
-            worst = max(worst, change)
+        x = z.clone()  # token 1 passes through
+        if (z.is_cuda and window is None) if recorded is None else recorded:
+            sweeps, change = self._sweep_recorded(x, z, positions, tolerance * STANDSTILL)
+        else:
+            sweeps, change = self._sweep_window(x, z, positions, tolerance * STANDSTILL, window or z.shape[1])
         x = self.flip_if_reversed(x)
-        return (x if self.mixing is None else self.mixing.inverse(x)), sweeps, worst
+        return (x if self.mixing is None else self.mixing.inverse(x)), sweeps, change
+
+    def _sweep(self, x: Tensor, z: Tensor, positions: Tensor, cache: Sequence[LayerCache] | None = None) -> Tensor:
+        """Tokens (B,T,D) that follow x (B,T,D), from x and their latents z (B,T,D); what is not finite becomes 0."""
+        shift, log_scale = self.shift_and_log_scale(x, positions, cache)
+        return torch.nan_to_num(z * torch.exp(-log_scale) + shift, 0.0, 0.0, 0.0)
+
+    def _sweep_window(
+        self, x: Tensor, z: Tensor, positions: Tensor, standstill: float, window: int
+    ) -> tuple[int, float]:
+        """Fill in x (B,N,D), in reading order: sweep the next tokens, keep those that are exact by then, move on."""
+        last, begin, sweeps, worst = z.shape[1] - 1, 0, 0, 0.0
+        cache = self.transformer.new_cache(last)
+        while begin < last:  # x is final up to and including token `begin`
+            end = min(begin + window, last)
+            for layer in cache:
+                layer.length = begin
+            new = self._sweep(x[:, begin:end], z[:, begin + 1 : end + 1], positions[:, begin:end], cache)
+            changes = (new - x[:, begin + 1 : end + 1]).abs().amax((0, 2))
+            x[:, begin + 1 : end + 1] = new
+            moved = (changes > standstill).nonzero().flatten().tolist()
+            # Tokens before the first that moved stood still; it has moved for the last time, as all it reads is final.
+            still = moved[0] if moved else end - begin
+            worst = max(worst, changes[:still].max().item() if still else 0.0)
+            begin, sweeps = min(begin + still + 1, end), sweeps + 1
+        return sweeps, worst
+
+    def _sweep_recorded(self, x: Tensor, z: Tensor, positions: Tensor, standstill: float) -> tuple[int, float]:
+        """Fill in x (B,N,D), in reading order: sweep all tokens until they stand still, by replaying one sweep."""
+        change = z.new_zeros(())
+
+        def sweep() -> None:
+            new = self._sweep(x[:, :-1], z[:, 1:], positions[:, :-1])
+            change.copy_((new - x[:, 1:]).abs().max())
+            x[:, 1:] = new
+
+        sweep = record_step(sweep, z.device)
+        x.copy_(z)
+        for sweeps in range(1, z.shape[1] - 1):
+            sweep()
+            if change.item() <= standstill:
+                return sweeps, change.item()
+        sweep()  # the last that can be needed: all that it reads is final
+        return z.shape[1] - 1, 0.0
 
 
 class JacobiReport(NamedTuple):
-    """Of each flow block, first to last: passes of its network, and the largest change in the last ones."""
+    """Of each flow block, first to last: passes of its network, and the largest change taken for standing still."""
 
     sweeps: list[int]
     residual: list[float]
@@ -276,19 +315,33 @@ class AutoregressiveFlow(nn.Module):
         return z
 
     def inverse_jacobi(
-        self, z: Tensor, labels: Tensor | None = None, tolerance: float = 1e-5, tokens_at_once: int | None = None
+        self,
+        z: Tensor,
+        labels: Tensor | None = None,
+        tolerance: float = 1e-5,
+        windows: Sequence[int | None] | None = None,
+        recorded: bool | None = None,
     ) -> tuple[Tensor, JacobiReport]:
-        """Latents z (B,N,D) to x (B,N,D), exact to `tolerance` in each block, and what it took   (Eq. 9).
+        """Latents z (B,N,D) to x (B,N,D) in parallel, within `tolerance` of `inverse`, and what it took   (Eq. 9).
 
-        The change of a sweep bounds nothing by itself; that the result equals the sequential inverse to the tolerance
-        is what the tests show. `tokens_at_once`: see `FlowBlock.inverse_jacobi`.
+        The tolerance is for numbers near 1, and no finer than the rounding of the dtype. Errors of tokens and blocks
+        add up, so a token counts as standing still when a sweep changes it by a tenth of the tolerance at most.
+        `windows`: for each block, first to last, how many tokens a sweep takes beyond the final ones: 1 is the
+        sequential inverse, which can be quicker for a block that needs many sweeps; None takes all.
         """
-        sweeps, residuals = [], []
-        for block in reversed(self.blocks):
-            z, count, residual = block.inverse_jacobi(z, labels, tolerance, tokens_at_once)
-            sweeps.append(count)
-            residuals.append(residual)
-        return z, JacobiReport(sweeps[::-1], residuals[::-1])
+        windows = windows or [None] * len(self.blocks)
+        if len(windows) != len(self.blocks) or any(size is not None and size < 1 for size in windows):
+            raise InputError(
+                f"windows is {windows}; allowed: 1 or more, or None, for each of {len(self.blocks)} blocks"
+            )
+        if tolerance <= 0:
+            raise InputError(f"tolerance is {tolerance}; allowed: above 0")
+        taken = []
+        for block, window in zip(reversed(self.blocks), reversed(windows), strict=True):
+            z, *report = block.inverse_jacobi(z, labels, tolerance, window, recorded)
+            taken.append(report)
+        sweeps, residual = zip(*reversed(taken), strict=True)
+        return z, JacobiReport(list(sweeps), list(residual))
 
     @classmethod
     def from_tarflow(cls, state_dict: dict[str, Tensor], head_dim: int = 64) -> AutoregressiveFlow:

@@ -124,3 +124,67 @@ def test_bfloat16_autocast_keeps_the_affine_map_exact():
     exact_logdet = flow(x)[1]
     assert 0 < (logdet - exact_logdet).abs().max() < 0.1
     assert (back - x).abs().max() < 0.1
+
+
+def mild_flow(dtype=torch.float64, count: int = 12, **changes):
+    """A flow that moves tokens by about their own size, as a trained one does; a random one can be chaotic."""
+    flow = small_flow(count, **changes)
+    for block in flow.blocks:
+        block.project_out.weight.data *= 0.3
+    return flow.to(dtype)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float64, 1e-3), (torch.float32, 1e-4)])
+def test_the_parallel_inverse_equals_the_sequential_one(variant, recorded, dtype, tolerance):
+    """`recorded` is the path of a GPU: here its steps run unrecorded, but the same."""
+    flow = mild_flow(dtype, **variant)
+    labels = torch.tensor([0, 3, -1]) if "num_classes" in variant else None
+    z, _ = flow(tokens(count=12).to(dtype), labels)
+    exact = flow.inverse(z, labels)
+    parallel, report = flow.inverse_jacobi(z, labels, tolerance, recorded=recorded)
+    assert (parallel - exact).abs().max() <= tolerance
+    assert len(report.sweeps) == len(report.residual) == 3
+    assert max(report.sweeps) <= 11 and max(report.residual) <= tolerance / 10
+    if tolerance == 1e-3:
+        assert sum(report.sweeps) < 3 * 11  # fewer than one per token
+        assert (parallel - exact).abs().max() > 0  # and not exact to the last digit: the tolerance is used
+
+
+def test_windows_choose_the_method_of_each_block():
+    flow = mild_flow()
+    z, _ = flow(tokens(count=12))
+    exact = flow.inverse(z)
+    for windows in ([1, 1, 1], [1, 3, None], [5, 5, 5], [100, None, 2]):
+        parallel, report = flow.inverse_jacobi(z, tolerance=1e-9, windows=windows)
+        assert (parallel - exact).abs().max() <= 1e-9
+        assert all(sweeps == 11 for window, sweeps in zip(windows, report.sweeps, strict=True) if window == 1)
+
+
+def test_a_sweep_survives_what_is_not_finite():
+    """Far from the fixed point, sweeps of an unbounded flow overflow; the first tokens are exact all the same."""
+    flow = small_flow(12, max_log_scale=None).float()
+    z = 50 * tokens(count=12).float()
+    block = flow.blocks[0]
+    exact, (parallel, sweeps, _) = block.inverse(z), block.inverse_jacobi(z)
+    finite = exact.isfinite().all(2).long().cumprod(1).bool()  # tokens before the first that overflows by itself
+    assert sweeps > 1 and finite.any()
+    assert torch.allclose(parallel[finite], exact[finite], rtol=1e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fixed_shapes_change_nothing(variant):
+    """The step that a GPU records, against the cache that grows."""
+    flow = mild_flow(**variant)
+    labels = torch.tensor([0, 3, -1]) if "num_classes" in variant else None
+    z, _ = flow(tokens(count=12), labels)
+    assert torch.allclose(flow.inverse(z, labels, recorded=True), flow.inverse(z, labels, recorded=False), atol=1e-12)
+
+
+@pytest.mark.parametrize("windows", [[1, 2], [0, 1, 1]])
+def test_wrong_windows_are_named(windows):
+    with pytest.raises(InputError, match="allowed: 1 or more, or None, for each of 3 blocks"):
+        small_flow().inverse_jacobi(tokens(), windows=windows)
+    with pytest.raises(InputError, match="tolerance is 0"):
+        small_flow().inverse_jacobi(tokens(), tolerance=0)
