@@ -39,7 +39,7 @@ class DistillationBenchmark:
     """Losses to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One student each."""
-    steps: int = 4000
+    steps: int = 2000
     """Optimiser steps of each."""
     samples: int = 1000
     """Latents that both decode."""

@@ -1,0 +1,224 @@
+"""Ways back through the flow: `python -m benchmarks.inverses [--tarflow PATH]`. Writes results/inverses.json.
+
+Flows trained on crops of scikit-learn's photographs (`benchmarks.photographs`; 4 blocks of 2 layers, width 256,
+D = 48), which take about half an hour to train on 2 cores the first time and are kept in runs/.
+
+1. Sweeps that parallel exact inverses need, block by block, to equal the sequential one to 1e-5: started from z, from
+   zero, or from the student's guess; all tokens at once, or a window of them; with Anderson acceleration. What won is
+   `AutoregressiveFlow.inverse_jacobi`; what lost is here.
+2. A matrix of method x batch: seconds, images per second, and the ratio to our own unrecorded sequential inverse, with
+   the public TARFlow's inverse of a flow of the same shapes in the same rounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.photographs import BLOCKS, CHANNELS, LAYERS, PATCH_SIZE, WIDTH, trained_flow, trained_student
+from benchmarks.record import ROOT, provenance
+from farmer_ref import cli
+from farmer_ref.engine import resolve_device
+from farmer_ref.errors import InputError
+from farmer_ref.flow import STANDSTILL, AutoregressiveFlow, FlowBlock
+from farmer_ref.student import OneStepStudent
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class InverseBenchmark:
+    """What to compare, and for how long."""
+
+    tarflow: str = ""
+    """The folder of a clone of github.com/apple/ml-tarflow; empty: without it."""
+    batches: tuple[int, ...] = ()
+    """Batch sizes of the matrix; none given: 1 and 16, and 128 on a GPU."""
+    tokens: tuple[int, ...] = (64, 256)
+    """Numbers of tokens for the sweeps; the last one is that of the matrix."""
+    rounds: int = 5
+    """Counted rounds of the matrix, after one of warm-up."""
+    steps: int = 500
+    """Training steps of each flow and of each student."""
+    sweep_batch: int = 4
+    """Images for which sweeps are counted: the slowest decides."""
+    threads: int = 2
+    """CPU threads."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def fixed_point(
+    block: FlowBlock, z: Tensor, start: Tensor | None = None, window: int | None = None, memory: int = 0
+) -> tuple[Tensor, int]:
+    """x and the sweeps of `FlowBlock.inverse_jacobi`, with what lost: another start, Anderson's mixing of `memory`
+    iterates (the combination of the last residuals that is smallest, image by image)."""
+    z = block.flip_if_reversed(z)
+    positions, last = block.embedded_positions(None), z.shape[1] - 1
+    x = (z if start is None else block.flip_if_reversed(start)).clone()
+    x[:, 0] = z[:, 0]
+    cache = block.transformer.new_cache(last)
+    begin, sweeps, history = 0, 0, []
+    while begin < last:
+        end = min(begin + (window or last), last)
+        for layer in cache:
+            layer.length = begin
+        shift, log_scale = block.shift_and_log_scale(x[:, begin:end], positions[:, begin:end], cache)
+        new = torch.nan_to_num(z[:, begin + 1 : end + 1] * torch.exp(-log_scale) + shift, 0.0, 0.0, 0.0)
+        before = x[:, begin + 1 : end + 1].clone()
+        moved = ((new - before).abs().amax((0, 2)) > STANDSTILL * TOLERANCE).nonzero().flatten().tolist()
+        final = min((moved[0] if moved else end - begin) + 1, end - begin)
+        x[:, begin + 1 : end + 1] = new
+        if memory and window is None:
+            history = [
+                *[(a[:, -new.shape[1] :], b[:, -new.shape[1] :]) for a, b in history][1 - memory :],
+                (before, new),
+            ]
+            if len(history) > 1:
+                residual = torch.stack([(b - a).flatten(1) for a, b in history], -1)  # (B,n,m)
+                image = torch.stack([b.flatten(1) for _, b in history], -1)
+                difference = residual.diff(dim=-1)
+                gram = difference.mT @ difference
+                ridge = 1e-8 * gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] * torch.eye(gram.shape[-1])
+                weights = torch.linalg.solve(gram + ridge, difference.mT @ residual[..., -1:])
+                mixed = (image[..., -1:] - image.diff(dim=-1) @ weights).squeeze(-1).view_as(new)
+                x[:, begin + 1 + final : end + 1] = mixed[:, final:]
+        begin, sweeps = begin + final, sweeps + 1
+    return block.flip_if_reversed(x), sweeps
+
+
+def count_sweeps(config: InverseBenchmark, flow: AutoregressiveFlow, student: OneStepStudent) -> list[dict]:
+    """Each rule's sweeps block by block and its largest difference from the sequential inverse."""
+    tokens = flow.tokens
+    z = torch.randn(config.sweep_batch, tokens, CHANNELS, generator=torch.Generator().manual_seed(0))
+    exact = flow.inverse(z)
+
+    def guess(block: FlowBlock, z: Tensor) -> Tensor:
+        return next(theirs for ours, theirs in zip(flow.blocks, student.blocks, strict=True) if ours is block)(z)
+
+    rules: dict[str, Callable[[FlowBlock, Tensor], tuple[Tensor, int]]] = {
+        "from z (ours)": fixed_point,
+        "from zero": lambda block, z: fixed_point(block, z, torch.zeros_like(z)),
+        "from the student's guess, its pass not counted": lambda block, z: fixed_point(block, z, guess(block, z)),
+    }
+    for memory in (2, 3, 5):
+        rules[f"Anderson, {memory} iterates"] = lambda block, z, memory=memory: fixed_point(block, z, memory=memory)
+    for window in (8, 32, 128):
+        if window < tokens:
+            rules[f"window of {window}"] = lambda block, z, window=window: fixed_point(block, z, window=window)
+    rows = []
+    for name, rule in rules.items():
+        x, sweeps, began = z, [], time.perf_counter()
+        with torch.no_grad():
+            for block in reversed(flow.blocks):
+                x, count = rule(block, x)
+                sweeps.append(count)
+        seconds = time.perf_counter() - began
+        error = float((x - exact).abs().max())
+        rows.append({"rule": name, "sweeps": sweeps[::-1], "sum": sum(sweeps), "error": error, "seconds": seconds})
+        print(
+            f"N = {tokens}, {name}: {sweeps[::-1]} = {sum(sweeps)} sweeps, error {error:.1e}, {seconds:.2f} s",
+            flush=True,
+        )
+    _, report = flow.inverse_jacobi(z, tolerance=TOLERANCE, recorded=False)
+    assert report.sweeps == rows[0]["sweeps"], "the package's rule is not the first one here"
+    return rows
+
+
+# -- speed -------------------------------------------------------------------------------------------------------------
+
+
+def public_flow(path: str, tokens: int) -> nn.Module:
+    """A TARFlow of the same shapes from a clone of the public code."""
+    source = Path(path) / "transformer_flow.py"
+    if not source.is_file():
+        raise InputError(f"tarflow is {path!r}, without transformer_flow.py; allowed: a clone of apple/ml-tarflow")
+    spec = importlib.util.spec_from_file_location("transformer_flow", source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Model(3, round(tokens**0.5) * PATCH_SIZE, PATCH_SIZE, WIDTH, BLOCKS, LAYERS).eval()
+
+
+def speed_matrix(
+    config: InverseBenchmark, flow: AutoregressiveFlow, student: OneStepStudent, device: torch.device
+) -> list[dict]:
+    """Seconds of each method for each batch, in interleaved rounds."""
+    baseline = "sequential"
+    methods: dict[str, Callable[[Tensor], Tensor]] = {
+        baseline: lambda z: flow.inverse(z, recorded=False),
+        "jacobi": lambda z: flow.inverse_jacobi(z, tolerance=TOLERANCE)[0],
+        "student": student,
+    }
+    if device.type == "cuda":
+        methods["sequential, recorded"] = lambda z: flow.inverse(z, recorded=True)
+        methods["jacobi, unrecorded"] = lambda z: flow.inverse_jacobi(z, tolerance=TOLERANCE, recorded=False)[0]
+    if config.tarflow:
+        public = public_flow(config.tarflow, flow.tokens).to(device)
+        methods["public TARFlow"] = public.reverse
+    rows = []
+    for batch in config.batches or ((1, 16, 128) if device.type == "cuda" else (1, 16)):
+        z = torch.randn(batch, flow.tokens, CHANNELS, generator=torch.Generator().manual_seed(1)).to(device)
+        times = {name: [] for name in methods}
+        for _ in range(config.rounds + 1):
+            for name, method in methods.items():
+                began = time.perf_counter()
+                with torch.no_grad():
+                    method(z)
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)
+                times[name].append(time.perf_counter() - began)
+        for name, seconds in times.items():
+            ratios = sorted(a / b for a, b in zip(times[baseline][1:], seconds[1:], strict=True))
+            row = {
+                "method": name,
+                "batch": batch,
+                "seconds": statistics.median(seconds[1:]),
+                "images_per_second": batch / statistics.median(seconds[1:]),
+                "ratio_to_sequential": {
+                    "median": statistics.median(ratios),
+                    "min": ratios[0],
+                    "max": ratios[-1],
+                },
+            }
+            rows.append(row)
+            print(
+                f"batch {batch:4d}  {name:22s} {row['seconds']:8.4f} s  {row['images_per_second']:8.1f} images/s  "
+                f"{statistics.median(ratios):6.2f} x sequential ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+                flush=True,
+            )
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = cli.parse("benchmarks.inverses", InverseBenchmark(), "Compare the ways back through the flow.", argv)
+    torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "tarflow"}
+    record = {**provenance(device), "settings": settings, "tolerance": TOLERANCE, "sweeps": {}}
+    for tokens in config.tokens:
+        flow = trained_flow(tokens, config.steps)
+        student = trained_student(flow, config.steps)
+        record["sweeps"][str(tokens)] = count_sweeps(config, flow, student)
+    record["matrix"] = {
+        "tokens": config.tokens[-1],
+        "rows": speed_matrix(config, flow.to(device), student.to(device), device),
+    }
+    name = "inverses.json" if device.type == "cpu" else "inverses_cuda.json"
+    (ROOT / "results" / name).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
