@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -17,6 +18,16 @@ def parse(module: str, default: Settings, description: str, argv: list[str] | No
     """Settings (a dataclass) from the arguments of `python -m <module>`; `--help` shows `default`."""
     prog = f"python -m {module}"
     return tyro.cli(type(default), prog=prog, description=description, default=default, args=argv)
+
+
+def split_run_and_guidance(default_run: str, argv: list[str] | None) -> tuple[str, list[str]]:
+    """The value of `--run`, which decides the other defaults, and the arguments with `--guidance W` spelled out."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--run", default=default_run)
+    first.add_argument("--guidance")
+    known, others = first.parse_known_args(argv)
+    scale = [] if known.guidance is None else ["--guidance.scale", known.guidance]
+    return known.run, [*others, "--run", known.run, *scale]
 
 
 def run(main: Callable[[], None]) -> None:

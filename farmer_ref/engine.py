@@ -36,6 +36,7 @@ from farmer_ref.files import (
     replace_file,
     write_weights,
 )
+from farmer_ref.guidance import Guidance
 from farmer_ref.prior import NULL_LABEL
 from farmer_ref.tokens import Dequantiser
 
@@ -186,6 +187,14 @@ def run_dataset(name: str) -> str:
     if dataset is None:
         raise InputError(f"dataset is not given, and {name} records none; allowed: --dataset NAME")
     return dataset
+
+
+def run_guidance(name: str) -> Guidance:
+    """The guidance that a run folder or a shipped model is to be sampled with, unless told otherwise."""
+    saved = read_config(pretrained_folder(name))
+    if "training" not in saved:
+        return Guidance()
+    return TrainConfig.from_dict({**saved["training"], "model": saved["model"]}).guidance
 
 
 def keep_metrics_until(run: Path, step: int) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from farmer_ref import cli
 from farmer_ref.data import batches, load_split
-from farmer_ref.engine import load_run, resolve_device, run_dataset
+from farmer_ref.engine import load_run, resolve_device, run_dataset, run_guidance
 from farmer_ref.errors import InputError
 from farmer_ref.files import output_file
+from farmer_ref.guidance import Guidance
 from farmer_ref.metrics import Reader, evaluate_likelihood, frechet_distance, sample_values
+from farmer_ref.student import OneStepStudent
 
+DESCRIPTION = """Score a trained FARMER on a split of a data set.
+
+`--guidance 1.5` is short for `--guidance.scale 1.5`: it changes the samples, not the likelihood."""
 READABLE_DIMENSIONS = 4096  # of an image that the classifier of pixels can read in reasonable time
 
 
@@ -42,6 +47,10 @@ class EvaluateConfig:
     samples: int | None = None
     """Samples to draw, spread evenly over the classes, and have read; 0 for none. Not given: 1000, or none where an
     image has more than 4096 numbers, too many for the classifier of pixels."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """How the samples are drawn: the run's own guidance unless given."""
+    student: bool = False
+    """Decode the samples with the run's one-step student."""
     batch_size: int = 100
     """Images at a time."""
     weights: str = "ema"
@@ -57,6 +66,8 @@ class EvaluateConfig:
         for name in ("draws", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.student and self.weights == "raw":
+            raise InputError("weights is 'raw', with a student; allowed: ema, whose student it is")
         if self.images is not None and self.images < 2:
             raise InputError(f"images is {self.images}; allowed: 2 or more")
         if self.samples is not None and (self.samples < 0 or self.samples == 1):
@@ -80,13 +91,16 @@ def evaluate(config: EvaluateConfig) -> dict:
     likelihood = evaluate_likelihood(
         model, data, config.draws, config.batch_size, config.images, config.seed, config.importance_weighted
     )
+    student = OneStepStudent.from_pretrained(config.run).to(device) if config.student else None
     figures: dict[str, Any] = {"run": config.run, "dataset": dataset, "split": config.split, "weights": config.weights}
     figures |= dataclasses.asdict(likelihood)
     if reader is not None:
         real, real_labels = next(batches(data, len(data), config.images))
         labels = torch.arange(samples, device=device) % data.num_classes
-        drawn = sample_values(model, labels, config.seed, config.batch_size)
+        drawn = sample_values(model, labels, config.seed, config.batch_size, config.guidance, student)
         figures["samples"] = samples
+        figures["guidance"] = dataclasses.asdict(config.guidance)
+        figures["student"] = config.student
         figures["share_read_as_class"] = reader.share_read(drawn, labels)
         figures["share_read_of_real_images"] = reader.share_read(real, real_labels)
         figures["frechet_distance"] = frechet_distance(reader.scores(drawn), reader.scores(real))
@@ -112,8 +126,10 @@ def describe(figures: dict) -> str:
         f"+ redundant {figures['redundant_nats_per_dim']:.4f} + minus log-det {figures['logdet_nats_per_dim']:.4f}"
     )
     if "samples" in figures:
+        scale = figures["guidance"]["scale"]
+        how = (f" with guidance {scale:g}" if scale else "") + (" by the student" if figures["student"] else "")
         lines.append(
-            f"  {figures['share_read_as_class']:.1%} of {figures['samples']} samples are read as their class "
+            f"  {figures['share_read_as_class']:.1%} of {figures['samples']} samples{how} are read as their class "
             f"(real images: {figures['share_read_of_real_images']:.1%}); "
             f"Fréchet distance in the reader's scores {figures['frechet_distance']:.3f}"
         )
@@ -122,9 +138,9 @@ def describe(figures: dict) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the figures, and write them where `--out` says."""
-    config = cli.parse(
-        "farmer_ref.evaluate", EvaluateConfig(), "Score a trained FARMER on a split of a data set.", argv
-    )
+    run, argv = cli.split_run_and_guidance(EvaluateConfig().run, argv)
+    default = EvaluateConfig(run=run, guidance=run_guidance(run))
+    config = cli.parse("farmer_ref.evaluate", default, DESCRIPTION, argv)
     out = output_file(config.out) if config.out else None
     figures = evaluate(config)
     print(describe(figures))

@@ -12,6 +12,8 @@ from torch import Tensor
 from farmer_ref.data import FolderSet, ImageSet, batches, random_seed
 from farmer_ref.errors import InputError
 from farmer_ref.farmer import Farmer, LikelihoodTerms, evaluating
+from farmer_ref.guidance import Guidance
+from farmer_ref.student import OneStepStudent
 from farmer_ref.tokens import nats_to_bits_per_dim
 
 
@@ -124,13 +126,18 @@ def evaluate_likelihood(
 
 
 @torch.no_grad()
-def sample_values(model: Farmer, labels: Tensor, seed: int, batch_size: int = 100) -> Tensor:
+def sample_values(
+    model: Farmer,
+    labels: Tensor,
+    seed: int,
+    batch_size: int = 100,
+    guidance: Guidance | None = None,
+    student: OneStepStudent | None = None,
+) -> Tensor:
     """One sample per label, as bytes (n,C,H,W) on the CPU, drawn in batches."""
     generator = torch.Generator(labels.device).manual_seed(seed)
-    drawn = [
-        model.dequantiser.quantise(model.sample(part, generator=generator)).cpu() for part in labels.split(batch_size)
-    ]
-    return torch.cat(drawn)
+    drawn = [model.sample(part, guidance, student, generator=generator) for part in labels.split(batch_size)]
+    return torch.cat([model.dequantiser.quantise(images).cpu() for images in drawn])
 
 
 class Reader:

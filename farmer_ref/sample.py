@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -18,12 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from farmer_ref import cli
-from farmer_ref.config import TrainConfig
 from farmer_ref.data import random_seed
-from farmer_ref.engine import load_run, resolve_device
+from farmer_ref.engine import load_run, resolve_device, run_guidance
 from farmer_ref.errors import InputError
 from farmer_ref.farmer import Farmer
-from farmer_ref.files import output_file, pretrained_folder, read_config, replace_file
+from farmer_ref.files import output_file, pretrained_folder, replace_file
 from farmer_ref.guidance import Guidance
 from farmer_ref.plots import class_labels, image_grid, to_bytes
 from farmer_ref.student import STUDENT, OneStepStudent
@@ -85,18 +83,9 @@ class SampleConfig:
 
 def settings(argv: list[str] | None = None) -> SampleConfig:
     """The configuration from the command line, over the guidance that the run was trained to be sampled with."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--run", default=SampleConfig().run)
-    first.add_argument("--guidance")
-    known, others = first.parse_known_args(argv)
-    default = SampleConfig(run=known.run)
-    if "-h" not in others and "--help" not in others:
-        saved = read_config(pretrained_folder(known.run))
-        if "training" in saved:
-            trained = TrainConfig.from_dict({**saved["training"], "model": saved["model"]})
-            default = dataclasses.replace(default, guidance=trained.guidance)
-    scale = ["--guidance.scale", known.guidance] if known.guidance is not None else []
-    return cli.parse("farmer_ref.sample", default, DESCRIPTION, [*others, "--run", known.run, *scale])
+    run, argv = cli.split_run_and_guidance(SampleConfig().run, argv)
+    default = SampleConfig(run=run, guidance=run_guidance(run))
+    return cli.parse("farmer_ref.sample", default, DESCRIPTION, argv)
 
 
 class Sampler:

@@ -46,16 +46,12 @@ class StudentBlock(nn.Module):
 class OneStepStudent(nn.Module):
     """n student blocks, last flow block first: latents to tokens in one pass. Not invertible, and not exact."""
 
-    teacher_norms: Tensor
+    teacher_fingerprint: Tensor
 
     def __init__(self, teacher: AutoregressiveFlow):
         super().__init__()
         self.blocks = nn.ModuleList(StudentBlock(block) for block in teacher.blocks)
-        # Saved with the weights: whose student this is. Another flow, or the same one trained further, has other norms.
-        norms = [
-            torch.stack([p.detach().double().norm() for p in block.parameters()]).norm() for block in teacher.blocks
-        ]
-        self.register_buffer("teacher_norms", torch.stack(norms).cpu())
+        self.register_buffer("teacher_fingerprint", fingerprint(teacher))  # saved with the weights: whose student it is
 
     @classmethod
     def from_teacher(cls, flow: AutoregressiveFlow, dropout: float = 0.0) -> OneStepStudent:
@@ -73,9 +69,9 @@ class OneStepStudent(nn.Module):
         if not (folder / STUDENT).is_file():
             raise InputError(f"student is that of {str(name)!r}, which has none; allowed: a run that was distilled")
         student = cls(Farmer.from_pretrained(name).flow)
-        norms = student.teacher_norms.clone()
+        teacher = student.teacher_fingerprint.clone()
         load_weights(student, folder / STUDENT)
-        if not torch.allclose(norms, student.teacher_norms, rtol=1e-6):
+        if not torch.allclose(teacher, student.teacher_fingerprint, rtol=1e-6):
             raise InputError(
                 f"{folder / STUDENT} was distilled from other weights than {folder / 'model.safetensors'}; "
                 "allowed: the student of these (distil again)"
@@ -93,6 +89,16 @@ class OneStepStudent(nn.Module):
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents z (B,N,D) to about `flow.inverse(z)` (B,N,D)."""
         return self.path(z, labels)[-1]
+
+
+@torch.no_grad()
+def fingerprint(flow: AutoregressiveFlow) -> Tensor:
+    """One number for each block (n,), float64, that any other weights would change: a flow trained further, say."""
+    sums = []
+    for block in flow.blocks:
+        weights = torch.cat([p.detach().flatten() for p in block.parameters()]).double().cpu()
+        sums.append((weights * torch.arange(len(weights)).double().cos()).sum())
+    return torch.stack(sums)
 
 
 @torch.no_grad()

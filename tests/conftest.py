@@ -57,6 +57,14 @@ def small_flow(tokens: int = 5, channels: int = 3, blocks: int = 3, **changes: o
     return randomise_zeros(AutoregressiveFlow(tokens, channels, blocks, layers=2, width=16, head_dim=8, **changes))
 
 
+def mild_flow(dtype: torch.dtype = torch.float64, count: int = 12, **changes: object) -> AutoregressiveFlow:
+    """A flow that moves tokens by about their own size, as a trained one does; a random one can be chaotic."""
+    flow = small_flow(count, **changes)
+    for block in flow.blocks:
+        block.project_out.weight.data *= 0.3
+    return flow.to(dtype)
+
+
 def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """d function(x) / dx of one example, flattened to a matrix."""
     return torch.autograd.functional.jacobian(lambda flat: function(flat.view_as(x)).flatten(), x.flatten())

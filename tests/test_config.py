@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from farmer_ref import PRESETS, InputError, ModelConfig, TrainConfig
+from farmer_ref import PRESETS, Guidance, InputError, ModelConfig, TrainConfig
 from farmer_ref.parameters import PAPER, count
 
 NAMES = [
@@ -48,6 +48,30 @@ def test_paper_presets_have_the_paper_s_numbers():
         assert (model.components, model.redundant_components) == (64, 200)
         assert model.informative == {16: 128, 8: 32}[patch]
         assert (model.noise_start, model.noise_final) == (0.1, 0.005)
+
+
+def test_paper_presets_have_the_paper_s_guidance():
+    """Table 6: T_pi, T_sigma, s_c, s_u, T_pi,v, T_sigma,v, T_s, w."""
+    table = {
+        "farmer-1.1b-p16": (1, 0.9, 5, 5, 0.2, 0.9, 1.1, 2.5),
+        "farmer-1.1b-p8": (1, 1, 5, 5, 0.2, 0.9, 1.1, 2.0),
+        "farmer-1.9b-p16": (1, 0.9, 5, 5, 0.2, 0.9, 1.1, 3.5),
+        "farmer-1.9b-p8": (1, 1, 5, 5, 0.1, 1, 1.1, 1.5),
+    }
+    for name, row in table.items():
+        given = PRESETS[name].guidance
+        assert row == (
+            given.weight_temperature,
+            given.scale_temperature,
+            given.candidates_conditional,
+            given.candidates_unconditional,
+            given.scoring_weight_temperature,
+            given.scoring_scale_temperature,
+            given.resampling_temperature,
+            given.scale,
+        )
+        assert given.rule == "resampling"
+    assert PRESETS["digits"].guidance == Guidance()
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_ten_and_ten_steps_equal_twenty(tmp_path, changes):
     assert_same(contents(tmp_path / "whole"), contents(tmp_path / "halves"))
 
 
-def stop_after(steps, arguments):
+def stop_after(steps, arguments, main=train.main):
     """Train, as if interrupted (SIGTERM) during step `steps`."""
     optimise = Trainer._optimise
 
@@ -72,7 +72,7 @@ def stop_after(steps, arguments):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_optimise", interrupting)
-        train.main(arguments)
+        main(arguments)
 
 
 def test_interruption_saves_and_reports(tmp_path, capsys):
@@ -272,7 +272,7 @@ def kill_at_random_moments(folder, kills):
     generator = torch.Generator().manual_seed(0)
     for number in range(kills):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while not (run / "config.json").exists() or (number > kills // 3 and newest_step(run) <= reached):
+        while not (run / "config.json").exists() or (number > kills // 3 and newest_step(run) <= max(reached, 0)):
             assert child.poll() is None, child.stderr.read()
             time.sleep(0.005)
         time.sleep(float(torch.rand(1, generator=generator)) * (1.5 if number else 0.05))

@@ -1,13 +1,14 @@
 """The whole model: exact likelihood of images, the two directions, weights on disk."""
 
 import json
+import math
 
 import pytest
 import scipy.stats
 import torch
 from conftest import jacobian, small_model
 
-from farmer_ref import Farmer, ModelConfig, bits_per_dim
+from farmer_ref import Farmer, Guidance, ModelConfig, bits_per_dim
 from farmer_ref.errors import InputError
 
 
@@ -79,6 +80,51 @@ def test_samples_follow_the_seed_and_are_finite():
     assert first.shape == (4, 2, 6, 6)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.abs().max() <= 1
+
+
+def test_the_two_exact_inverses_draw_the_same_images():
+    model = small_model()
+    labels = torch.tensor([0, 1, 2, -1])
+    a, b = (
+        model.sample(labels, Guidance(scale=1.0), method=method, generator=torch.Generator().manual_seed(0))
+        for method in ("sequential", "jacobi")
+    )
+    assert torch.allclose(a, b, atol=1e-4)
+    with pytest.raises(InputError, match="method is 'magic'; allowed: sequential, jacobi"):
+        model.sample(labels, method="magic")
+
+
+def test_guidance_needs_labels():
+    model = small_model(num_classes=0)
+    assert model.sample(torch.tensor([-1])).isfinite().all()
+    with pytest.raises(InputError, match=r"guidance scale is 1.5; allowed: 0 in a model without labels"):
+        model.sample(torch.tensor([-1]), Guidance(scale=1.5))
+
+
+def test_denoising_is_exact_for_gaussian_data():
+    """E[clean | x] = x + sigma^2 (m - x) / (s^2 + sigma^2) for pixels N(m, s^2) and noise of sigma (Tweedie)."""
+    model = small_model(dequantisation="gaussian", noise_final=0.1, informative=None, components=1)
+    for block in model.flow.blocks:
+        torch.nn.init.zeros_(block.project_out.weight)
+        torch.nn.init.zeros_(block.project_out.bias)  # the identity
+    mean, std = 0.3, math.hypot(0.5, 0.1)
+    torch.nn.init.zeros_(model.prior.token_head.weight)
+    model.prior.token_head.bias.data[1:9], model.prior.token_head.bias.data[9:] = mean, math.log(std)
+    noisy = images(model)
+    expected = noisy + 0.1**2 * (mean - noisy) / std**2
+    assert torch.allclose(model.denoise(noisy, torch.tensor([0, -1])), expected, atol=1e-3)  # sigma_k has a floor
+    assert (expected - noisy).abs().max() > 0.02
+    assert not model.denoise(noisy).requires_grad
+    plain, denoised = (
+        model.sample(torch.tensor([0]), denoise=flag, generator=torch.Generator().manual_seed(0)) for flag in (0, 1)
+    )
+    assert 0 < (plain - denoised).abs().max() < 0.2
+
+
+def test_denoising_needs_gaussian_noise():
+    for ask in (lambda m: m.denoise(images(m)), lambda m: m.sample(torch.tensor([0]), denoise=True)):
+        with pytest.raises(InputError, match="denoise is asked of a model with uniform dequantisation"):
+            ask(small_model())
 
 
 @pytest.mark.parametrize("label", [-2, 3])

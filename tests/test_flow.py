@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import jacobian, logdet_error, round_trip_error, small_flow
+from conftest import jacobian, logdet_error, mild_flow, round_trip_error, small_flow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,14 +124,6 @@ def test_bfloat16_autocast_keeps_the_affine_map_exact():
     exact_logdet = flow(x)[1]
     assert 0 < (logdet - exact_logdet).abs().max() < 0.1
     assert (back - x).abs().max() < 0.1
-
-
-def mild_flow(dtype=torch.float64, count: int = 12, **changes):
-    """A flow that moves tokens by about their own size, as a trained one does; a random one can be chaotic."""
-    flow = small_flow(count, **changes)
-    for block in flow.blocks:
-        block.project_out.weight.data *= 0.3
-    return flow.to(dtype)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -41,6 +41,37 @@ def test_cached_sampling_equals_the_parallel_likelihood(variant, monkeypatch):
     assert torch.allclose(torch.stack(drawn_from).sum(0), prior.log_prob(z, labels), atol=1e-9)
 
 
+@pytest.mark.parametrize("variant", SPLITS)
+def test_steps_of_fixed_shape_give_the_same_outputs(variant):
+    """The step that a GPU records, against the cache that grows."""
+    prior = small_model(**variant).prior
+    rows = torch.tensor([0, 2, -1, -1])
+    (growing, grow), (fixed, step) = prior._growing_decoder(rows), prior._recorded_decoder(rows)
+    assert torch.allclose(growing, fixed, atol=1e-12)
+    for i in range(prior.tokens):
+        z = torch.randn(4, prior.informative, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
+        assert torch.allclose(grow(z, i), step(z, i), atol=1e-12)
+
+
+def test_redundant_channels_can_be_drawn_again():
+    """Fig. 7: Z_R from the shared mixture of Z_I and the label, its standard deviations times the temperature."""
+    prior = small_model().prior
+    labels = torch.tensor([0, 2, -1])
+    z_informative, _ = prior.split(latents())
+    shared = prior.mixtures(latents(), labels)[1]
+    means = prior.sample_redundant(z_informative, labels, 0.0, torch.Generator().manual_seed(0))
+    assert means.shape == (3, 9, 3)
+    for image, mixture_means in zip(means, shared.mean, strict=True):
+        assert (image[:, None] - mixture_means).abs().sum(-1).min(1).values.max() < 1e-9
+    one, two = (prior.sample_redundant(z_informative, labels, t, torch.Generator().manual_seed(0)) for t in (1.0, 2.0))
+    assert torch.allclose(two - means, 2 * (one - means), atol=1e-9)
+    first, second = (
+        prior.sample(labels, redundant_temperature=t, generator=torch.Generator().manual_seed(0)) for t in (1.0, 0.0)
+    )
+    assert torch.equal(prior.split(first)[0], prior.split(second)[0])
+    assert not torch.equal(prior.split(first)[1], prior.split(second)[1])
+
+
 @pytest.mark.parametrize("final_permutation", [False, True])
 def test_token_mixtures_see_only_what_was_read_before(final_permutation):
     prior = small_model(final_permutation=final_permutation).prior  # 3 blocks: the last reads forwards

@@ -23,21 +23,23 @@ SHIPPED = ["digits", "digits-noise"]
 # What each room of the package may import of the others. Commands may import anything but commands.
 ROOMS = {
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "guidance"},
     "tokens": {"errors"},
     "transformer": set(),
     "mixture": set(),
+    "guidance": {"errors", "mixture"},
     "flow": {"errors", "transformer"},
-    "prior": {"mixture", "transformer"},
+    "prior": {"guidance", "mixture", "transformer"},
     "files": {"errors"},
-    "farmer": {"config", "errors", "files", "tokens", "flow", "prior"},
+    "farmer": {"config", "errors", "files", "tokens", "flow", "guidance", "prior"},
+    "student": {"errors", "farmer", "files", "flow", "transformer"},
     "data": {"config", "errors"},
-    "metrics": {"data", "errors", "farmer", "tokens"},
+    "metrics": {"data", "errors", "farmer", "guidance", "student", "tokens"},
     "plots": set(),
-    "engine": {"config", "data", "errors", "farmer", "files", "prior", "tokens"},
+    "engine": {"config", "data", "errors", "farmer", "files", "guidance", "prior", "tokens"},
     "cli": {"errors"},
 }
-COMMANDS = {"train", "sample", "evaluate", "parameters"}
+COMMANDS = {"train", "distill", "sample", "evaluate", "parameters"}
 
 
 def imports(path):
