@@ -1,4 +1,4 @@
-"""Does Tweedie's step clean samples? `python -m benchmarks.denoise`. Writes results/denoise.json and results/denoise.png.
+"""Does Tweedie's step clean samples? `python -m benchmarks.denoise`. Writes results/denoise.json and .png.
 
 Two models of the digits: the shipped `digits-noise`, whose training noise ends at the paper's .005, and one trained
 here with a noise of .1 throughout. For each: real test images with that noise added, before and after denoising, and
