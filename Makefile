@@ -20,12 +20,16 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-# Every acceptance figure, written to results/: about half an hour on 2 cores.
+# Every acceptance figure, written to results/: about three hours on 2 cores.
 check: .venv/.installed
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.digits --preset digits-noise --seeds 0
-	$(BIN)/python -m farmer_ref.sample --run digits --out results/digits_samples.png
+	$(BIN)/python -m farmer_ref.sample --run digits --guidance 1 --out results/digits_samples.png
+	$(BIN)/python -m benchmarks.guidance
+	$(BIN)/python -m benchmarks.distillation
+	$(BIN)/python -m benchmarks.denoise
+	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))
 
 format: .venv/.installed

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import small_model
+from conftest import mild_flow, small_model
 from test_engine import QUICK
 
-from farmer_ref import Farmer, train
+from farmer_ref import Farmer, Guidance, OneStepStudent, distill, sample, train
 from farmer_ref.engine import load_run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -38,3 +38,53 @@ def test_shipped_weights_score_the_same_on_both_devices():
     wanted = cpu.log_prob(images, torch.arange(10))
     gpu = cpu.cuda().log_prob(images.cuda(), torch.arange(10, device="cuda"))
     assert torch.allclose(gpu.cpu(), wanted, atol=0.05)
+
+
+@pytest.mark.parametrize("variant", [{}, {"channel_mixing": True}, {"num_classes": 4}])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_recorded_inverses_equal_the_cpu_s(variant, batch):
+    """Twice each: a second recording must not disturb the first one's results."""
+    flow = mild_flow(**variant)
+    labels = torch.tensor([0, 3, -1, 2, 1])[:batch] if "num_classes" in variant else None
+    x = torch.randn(batch, 12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    z, wanted = flow(x, labels)[0].cuda(), flow.inverse(flow(x, labels)[0], labels)
+    flow, labels = flow.cuda(), None if labels is None else labels.cuda()
+    results = [flow.inverse(z, labels, recorded=recorded) for recorded in (None, True, False)]
+    results += [flow.inverse_jacobi(z, labels, 1e-9, recorded=recorded)[0] for recorded in (None, True, False)]
+    for result in results:
+        assert torch.allclose(result.cpu(), wanted, atol=1e-8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_recorded_prior_equals_the_growing_one(repeats):
+    prior = small_model(condition_repeats=repeats).prior.cuda()
+    rows = torch.tensor([0, 2, -1, -1], device="cuda")
+    (growing, grow), (fixed, step) = prior._growing_decoder(rows), prior._recorded_decoder(rows)
+    assert torch.allclose(growing, fixed, atol=1e-10)
+    for i in range(prior.tokens):
+        z = torch.randn(4, prior.informative, dtype=torch.float64, device="cuda")
+        assert torch.allclose(grow(z, i), step(z, i), atol=1e-10)
+
+
+@pytest.mark.parametrize("rule", ["resampling", "naive"])
+def test_guided_samples_follow_the_seed(rule):
+    model = Farmer.from_pretrained("digits").cuda()
+    labels, guidance = torch.arange(10, device="cuda"), Guidance(scale=2.0, rule=rule)
+    a, b, c = (
+        model.sample(labels, guidance, method=method, generator=torch.Generator("cuda").manual_seed(0))
+        for method in ("sequential", "sequential", "jacobi")
+    )
+    assert torch.equal(a, b) and a.isfinite().all()
+    if rule == "resampling":  # the naive rule's outliers are beyond float32's rounding
+        assert (a - c).abs().max() < 1e-2
+
+
+def test_distil_and_sample(tmp_path):
+    distill.main(["--run", "digits", "--out", str(tmp_path), "--steps", "20", "--device", "cuda"])
+    student = OneStepStudent.from_pretrained(tmp_path).cuda()
+    images = Farmer.from_pretrained(tmp_path).cuda().sample(torch.arange(10, device="cuda"), student=student)
+    assert images.isfinite().all()
+    sample.main(
+        ["--run", str(tmp_path), "--student", "--guidance", "1", "--out", str(tmp_path / "a.npz"), "--count", "20"]
+    )
