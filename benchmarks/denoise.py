@@ -20,7 +20,7 @@ from benchmarks.record import ROOT, provenance
 from farmer_ref import Farmer, cli, train
 from farmer_ref.data import batches, load_split
 from farmer_ref.metrics import Reader, frechet_distance
-from farmer_ref.plots import image_grid
+from farmer_ref.plots import labelled_grids
 
 STRONG = 0.1
 
@@ -37,8 +37,8 @@ class DenoiseBenchmark:
     """CPU threads."""
 
 
-def figures_of(model: Farmer, samples: int) -> tuple[dict, Tensor]:
-    """The figures of one model, and twenty samples before and after."""
+def figures_of(model: Farmer, samples: int) -> tuple[dict, dict[str, Tensor]]:
+    """The figures of one model, and thirty samples before and after."""
     train_split, test_split = (load_split("digits", split, model.config, "data", False) for split in ("train", "test"))
     reader = Reader(train_split)
     seen, _ = next(batches(train_split, len(train_split)))
@@ -60,7 +60,7 @@ def figures_of(model: Farmer, samples: int) -> tuple[dict, Tensor]:
             "share_read_as_class": reader.share_read(bytes_drawn, wanted),
             "frechet_distance": frechet_distance(reader.scores(bytes_drawn), reader.scores(values)),
         }
-    return figures, torch.cat([raw[:20], stages["after"][1][:20]])
+    return figures, {stage: drawn[:30].clamp(-1, 1) for stage, (_, drawn) in stages.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,13 +78,13 @@ def main(argv: list[str] | None = None) -> None:
         ]
         train.main([*arguments, "--device", "cpu", "--out", folder])
         models = {"paper": Farmer.from_pretrained("digits-noise"), "strong": Farmer.from_pretrained(folder)}
-    record, pictures = {**made, **dataclasses.asdict(config)}, []
+    record, pictures = {**made, **dataclasses.asdict(config)}, {}
     for name, model in models.items():
-        record[name], picture = figures_of(model, config.samples)
-        pictures.append(picture)
+        record[name], samples = figures_of(model, config.samples)
+        pictures |= {f"noise {model.config.noise_final:g}, {stage}": images for stage, images in samples.items()}
         print(name, json.dumps(record[name], indent=2), flush=True)
     (ROOT / "results" / "denoise.json").write_text(json.dumps(record, indent=2) + "\n")
-    image_grid(torch.cat(pictures).clamp(-1, 1), columns=10).save(ROOT / "results" / "denoise.png")
+    labelled_grids(pictures, columns=10).savefig(ROOT / "results" / "denoise.png")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from farmer_ref.data import batches, load_split
 from farmer_ref.engine import checkpoints
 from farmer_ref.files import PRETRAINED
 from farmer_ref.metrics import Reader, frechet_distance
-from farmer_ref.plots import image_grid
+from farmer_ref.plots import labelled_grids
 from farmer_ref.student import STUDENT
 
 AVERAGED = ("sample_error", "share_read_as_class", "frechet_distance")
@@ -111,10 +111,10 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(temporary) / f"{best}-{config.seeds[0]}"
         student = OneStepStudent.from_pretrained(folder)
         with torch.no_grad():
-            pair = [model.decode(z[:60], student=s).clamp(-1, 1) for s in (None, student)]
-        halves = [images.unflatten(0, (-1, 10)) for images in pair]
-        both = model.dequantiser.without_noise(torch.stack(halves, 1).flatten(0, 2))
-        image_grid(both, columns=10).save(ROOT / "results" / f"{config.out}.png")
+            pair = [model.decode(z[:60], student=decoder).clamp(-1, 1) for decoder in (None, student)]
+        names = ("exact inverse", f"one-step student, loss {best!r}")
+        grids = {name: model.dequantiser.without_noise(images) for name, images in zip(names, pair, strict=True)}
+        labelled_grids(grids, columns=10).savefig(ROOT / "results" / f"{config.out}.png")
         if config.ship:
             shutil.copy(folder / STUDENT, PRETRAINED / "digits")
             settings = json.loads((folder / "distillation" / "config.json").read_text())

@@ -23,12 +23,12 @@ from torch import Tensor
 from benchmarks.record import ROOT, provenance
 from farmer_ref import Farmer, Guidance, cli
 from farmer_ref.data import batches, load_split
-from farmer_ref.guidance import draw_token
+from farmer_ref.guidance import weighed_candidates
 from farmer_ref.metrics import Reader, frechet_distance
 from farmer_ref.mixture import GaussianMixture
-from farmer_ref.plots import COLOURS, STYLE, image_grid
+from farmer_ref.plots import COLOURS, STYLE, labelled_grids
 
-DRAWS = 20_000  # of the rule in one dimension
+ROWS = 20_000  # of candidates in one dimension
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 PROPER, IMPROPER = ((1.0, 0.8), (0.0, 1.2), 2.0), ((0.0, 1.2), (0.0, 1.0), 3.0)  # p_c, p_u (mean, std) and w
 
@@ -56,7 +56,7 @@ def normal(mean: float, std: float, batch: int) -> GaussianMixture:
 
 
 def in_one_dimension() -> dict:
-    """Mean and standard deviation of the rule over s = s_c = s_u candidates."""
+    """Mean and standard deviation of what the rule draws, over s = s_c = s_u candidates."""
     (mean_c, std_c), (mean_u, std_u), w = PROPER
     precision = (1 + w) / std_c**2 - w / std_u**2
     mean, std = ((1 + w) * mean_c / std_c**2 - w * mean_u / std_u**2) / precision, precision**-0.5
@@ -66,13 +66,24 @@ def in_one_dimension() -> dict:
         for name, (conditional, unconditional, scale) in (("proper", PROPER), ("improper", IMPROPER)):
             guidance = Guidance(scale=scale, candidates_conditional=count, candidates_unconditional=count)
             generator = torch.Generator().manual_seed(count)
-            pair = normal(*conditional, 1000), normal(*unconditional, 1000)
-            z = torch.cat([draw_token(*pair, guidance, generator).z for _ in range(DRAWS // 1000)])
-            row[name] = {"mean": float(z.mean()), "std": float(z.std())}
+            moments = []
+            for _ in range(ROWS // 1000):
+                pair = normal(*conditional, 1000), normal(*unconditional, 1000)
+                z, log_weights = weighed_candidates(*pair, guidance, (count, count), generator)
+                weights = log_weights.softmax(1)  # of each candidate to be the one that is drawn
+                moments.append(torch.stack([(weights * z[..., 0] ** power).sum(1).mean() for power in (1, 2)]))
+            first, second = torch.stack(moments).double().mean(0).tolist()
+            row[name] = {"mean": first, "std": (second - first**2) ** 0.5}
         row["error_of_mean_in_stds"] = abs(row["proper"]["mean"] - mean) / std
         row["relative_error_of_std"] = abs(row["proper"]["std"] / std - 1)
         rows.append(row)
-    return {"proper": PROPER, "improper": IMPROPER, "exact": {"mean": mean, "std": std}, "draws": DRAWS, "rows": rows}
+    return {
+        "proper": PROPER,
+        "improper": IMPROPER,
+        "exact": {"mean": mean, "std": std},
+        "rows_of_candidates": ROWS,
+        "rows": rows,
+    }
 
 
 def distance_within_classes(values: Tensor, labels: Tensor) -> float:
@@ -146,7 +157,6 @@ def draw_figure(record: dict) -> Figure:
         axes[0].loglog(counts, [row["error_of_mean_in_stds"] for row in one["rows"]], "o-", label="mean (in std)")
         axes[0].loglog(counts, [row["relative_error_of_std"] for row in one["rows"]], "s-", label="std (relative)")
         axes[0].set(title="1-D, target with a finite integral", xlabel="candidates of each kind", ylabel="error")
-        axes[0].axhline(1 / DRAWS**0.5, color="grey", ls=":", label="sampling noise")
         axes[0].legend(frameon=False, fontsize=8)
         axes[1].semilogx(counts, [row["improper"]["std"] for row in one["rows"]], "o-")
         axes[1].set(title="1-D, target without one: no limit", xlabel="candidates of each kind", ylabel="std of draws")
@@ -193,12 +203,14 @@ def main(argv: list[str] | None = None) -> None:
     out = ROOT / "results" / "guidance.json"
     out.write_text(json.dumps(record, indent=2) + "\n")
     draw_figure(record).savefig(out.with_suffix(".png"))
-    labels = torch.arange(10).repeat(4)
-    halves = [
-        model.sample(labels, Guidance(scale=scale, rule=rule), generator=torch.Generator().manual_seed(0))
-        for rule, scale in (("resampling", 0.0), ("resampling", 1.0), ("resampling", 4.0), ("naive", 4.0))
-    ]
-    image_grid(model.dequantiser.without_noise(torch.cat(halves)), 10).save(out.with_name("guidance_samples.png"))
+    labels = torch.arange(10).repeat(5)
+    grids = {}
+    for rule, scale in (("resampling", 0.0), ("resampling", 1.0), ("resampling", 4.0), ("naive", 4.0)):
+        name = f"{rule}, w = {scale:g}" if scale else "no guidance"
+        guidance = Guidance(scale=scale, rule=rule)
+        images = model.sample(labels, guidance, generator=torch.Generator().manual_seed(0))
+        grids[name] = model.dequantiser.without_noise(images)
+    labelled_grids(grids, columns=10).savefig(out.with_name("guidance_samples.png"))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,22 @@ def image_grid(images: Tensor, columns: int, cell: int = 40, gap: int = 2) -> Im
     return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
 
 
+def labelled_grids(grids: dict[str, Tensor], columns: int, across: int = 2) -> Figure:
+    """Several grids of images (B,C,H,W) in [-1, 1], each under its name, `across` of them in a row."""
+    pictures = {name: np.asarray(image_grid(images, columns)) for name, images in grids.items()}
+    down = math.ceil(len(grids) / across)
+    height, width = next(iter(pictures.values())).shape[:2]
+    with matplotlib.rc_context(STYLE):
+        size = (4.2 * across, down * (4.2 * height / width + 0.35))
+        figure = Figure(figsize=size, layout="constrained")
+        for axes in (spots := figure.subplots(down, across, squeeze=False).flatten()):
+            axes.set_axis_off()
+        for axes, (name, picture) in zip(spots, pictures.items(), strict=False):
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.set_title(name, fontsize=10)
+    return figure
+
+
 def class_labels(num_classes: int, per_class: int, most: int = 10) -> Tensor:
     """Labels of a class-ordered grid, one column per class (the first `most`), `per_class` rows; -1 without classes."""
     if not num_classes:

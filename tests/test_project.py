@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from farmer_ref import PRESETS, Farmer
+from farmer_ref import PRESETS, Farmer, Guidance, OneStepStudent
+from farmer_ref.data import load_split
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.files import PRETRAINED
+from farmer_ref.metrics import Reader, sample_values
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "farmer_ref"
@@ -145,3 +147,48 @@ def test_readme_names_real_things():
     for link in re.findall(r"\]\(([^)#]+)\)|<img src=\"([^\"]+)\"", README):
         link = "".join(link)
         assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_guided_samples_are_finite_before_clipping():
+    """A few hundred here; 20,000 by benchmarks.guidance, below."""
+    model = Farmer.from_pretrained("digits")
+    for scale in (0.0, 1.0, 2.0, 5.0, 10.0):
+        z = model.prior.sample(torch.arange(60) % 10, Guidance(scale=scale), generator=torch.Generator().manual_seed(1))
+        assert model.decode(z).isfinite().all()
+
+
+def test_guidance_reads_well():
+    model = Farmer.from_pretrained("digits")
+    reader = Reader(load_split("digits", "train", model.config, "data", False))
+    labels = torch.arange(500) % 10
+    shares = [reader.share_read(sample_values(model, labels, 1, 500, Guidance(scale=w)), labels) for w in (0.0, 1.0)]
+    assert shares[0] >= 0.94 and shares[1] >= 0.985 and shares[1] > shares[0]
+
+
+def test_results_of_guidance():
+    measured = results()["guidance"]
+    share = {(row["rule"], row["scale"]): row["share_read_as_class"]["mean"] for row in measured["sweep"]}
+    assert share["resampling", 0.0] >= 0.95
+    assert share["resampling", 1.0] >= 0.993
+    finite = [row for row in measured["finite"] if row["rule"] == "resampling"]
+    assert sum(row["samples"] for row in finite) == 20_000
+    assert {row["scale"] for row in finite} == {0.0, 1.0, 2.0, 5.0, 10.0}
+    assert sum(row["not_finite"] for row in finite) == 0
+    last = measured["one_dimension"]["rows"][-1]
+    assert last["candidates"] == 1024
+    assert last["error_of_mean_in_stds"] < 0.01 and last["relative_error_of_std"] < 0.01
+
+
+def test_the_shipped_student_scores_what_its_record_says():
+    model, student = Farmer.from_pretrained("digits"), OneStepStudent.from_pretrained("digits")
+    record = json.loads((PRETRAINED / "digits" / "student.json").read_text())
+    reader = Reader(load_split("digits", "train", model.config, "data", False))
+    labels = torch.arange(1000) % 10
+    z = model.prior.sample(labels, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        images = [model.decode(z, student=decoder).clamp(-1, 1) for decoder in (None, student)]
+    exact, shipped = (reader.share_read(model.dequantiser.quantise(drawn), labels) for drawn in images)
+    assert abs(exact - shipped) <= 0.02
+    assert shipped == pytest.approx(record["share_read_as_class"], abs=0.01)
+    error = float((images[0] - images[1]).square().mean().sqrt())
+    assert error == pytest.approx(record["sample_error"], abs=0.01)
