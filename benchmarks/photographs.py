@@ -25,18 +25,11 @@ BLOCKS, LAYERS, WIDTH, MAX_LOG_SCALE = 4, 2, 256, 4.0
 TOKENS_PER_STEP, LEARNING_RATE, WARMUP = 2048, 1e-3, 50
 
 
-def photographs(held_out: bool = False) -> list[Tensor]:
-    """Both photographs (3,H,W) in [-1, 1], without their right quarter; or that quarter alone."""
+def photographs() -> list[Tensor]:
+    """Both photographs (3,H,W) in [-1, 1]."""
     from sklearn.datasets import load_sample_images
 
-    images = [
-        torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1 for image in load_sample_images().images
-    ]
-    borders = [3 * image.shape[2] // 4 for image in images]
-    return [
-        image[:, :, border:] if held_out else image[:, :, :border]
-        for image, border in zip(images, borders, strict=True)
-    ]
+    return [torch.from_numpy(image.copy()).permute(2, 0, 1) / 127.5 - 1 for image in load_sample_images().images]
 
 
 def crops(images: list[Tensor], batch: int, side: int, generator: torch.Generator) -> Tensor:
@@ -77,6 +70,7 @@ def trained_student(flow: AutoregressiveFlow, steps: int, seed: int = 0) -> OneS
 
     torch.manual_seed(seed)
     _trained(distillation.student, distillation, loss, "student", flow.tokens, steps, seed)
+    assert distillation.student.taught_by(flow), "the student in runs/ is another flow's: delete it"
     return distillation.student
 
 

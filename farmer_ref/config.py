@@ -281,8 +281,8 @@ def _paper(
     """Table 1 and §4.1 at 256x256, guidance from Table 6: w, and (T_pi,v, T_sigma,v) of the weights.
 
     At patch 8 the paper gives no I, R, K: we take I = 32 of 192, and the same K. The pools of redundant candidates have
-    the default sizes of `Guidance`, 192 + 64, which are ours: with R = 640 about five of them count, and more than a
-    few hundred do not fit into memory.
+    the default sizes of `Guidance`, 192 + 64, which are ours: how many of them count depends on how far p_c and p_u are
+    apart (a shift of .1 in each of R = 640 channels at w = 1.5 leaves five), so look at the report of a sample.
     """
     model = ModelConfig(
         image_size=256,

@@ -106,12 +106,14 @@ def prepare(config: DistillConfig) -> Path:
     elif (run / STUDENT).exists():
         raise InputError(f"out is {str(run)!r}, which holds a student already; allowed: another folder")
     try:
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
         if run.resolve() != teacher.resolve():
             for name in ("config.json", "model.safetensors"):
                 if (run / name).exists() and (run / name).read_bytes() != (teacher / name).read_bytes():
                     raise InputError(f"out is {str(run)!r}, which holds another model; allowed: a new folder")
+            run.mkdir(parents=True, exist_ok=True)
+            for name in ("config.json", "model.safetensors"):
                 replace_file(run / name, lambda path, name=name: shutil.copy(teacher / name, path))
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out is {str(run)!r}, which cannot be made ({error}); allowed: a folder to write") from None
     return run
@@ -159,9 +161,9 @@ def main(argv: list[str] | None = None) -> None:
         return teacher_path(model.flow, model.patchify(images), labels), labels
 
     def loss(batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        levels, labels = levels_of(batch)  # the targets in full precision
+        z = disturbed(levels[-1], config.max_noise, config.seed, batch.step)
         with autocast(device, config.precision):
-            levels, labels = levels_of(batch)
-            z = disturbed(levels[-1], config.max_noise, config.seed, batch.step)
             value = distillation(z, levels, labels)
         return value, {"loss": value.item()}
 
@@ -201,6 +203,11 @@ def main(argv: list[str] | None = None) -> None:
     trainer = Trainer(config, folder, distillation, ema, export, loss, steps_from, events)
     if config.resume:
         trainer.resume()
+        if not distillation.student.taught_by(model.flow):
+            raise InputError(
+                f"run is {config.run!r}, whose weights have changed since; allowed: the teacher of the distillation "
+                "that is resumed"
+            )
     replace_file(folder / "config.json", lambda path: path.write_text(json.dumps(dataclasses.asdict(config), indent=2)))
     finished = trainer.train()
     errors = ", ".join(f"{error:.1%}" for error in validate(trainer.step).values())

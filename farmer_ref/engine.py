@@ -192,7 +192,7 @@ def run_dataset(name: str) -> str:
 def run_guidance(name: str) -> Guidance:
     """The guidance that a run folder or a shipped model is to be sampled with, unless told otherwise."""
     saved = read_config(pretrained_folder(name))
-    if "training" not in saved:
+    if "training" not in saved or not saved["model"].get("num_classes"):
         return Guidance()
     return TrainConfig.from_dict({**saved["training"], "model": saved["model"]}).guidance
 
@@ -349,8 +349,8 @@ class Trainer:
             if self.skipped_in_a_row >= self.config.max_skipped_steps:
                 raise InputError(
                     f"learning_rate is {self.config.learning_rate}, and the gradient was not finite for "
-                    f"{self.skipped_in_a_row} steps in a row (step {self.step}); allowed: a smaller learning_rate or "
-                    "max_log_scale. The newest checkpoint is whole"
+                    f"{self.skipped_in_a_row} steps in a row (step {self.step}); allowed: a smaller learning_rate. "
+                    "The newest checkpoint is whole"
                 )
         self.step += 1
         return {**logged, "gradient_norm": norm, "learning_rate": rate, "skipped": self.skipped}

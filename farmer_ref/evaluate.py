@@ -66,6 +66,8 @@ class EvaluateConfig:
         for name in ("draws", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.student and self.samples == 0:
+            raise InputError("samples is 0, with a student to draw them; allowed: 2 or more")
         if self.student and self.weights == "raw":
             raise InputError("weights is 'raw', with a student; allowed: ema, whose student it is")
         if self.images is not None and self.images < 2:
@@ -78,6 +80,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     """All figures of one model on one split, as they are printed and written."""
     device = resolve_device(config.device)
     model = load_run(config.run, config.weights).to(device)
+    student = OneStepStudent.from_pretrained(config.run, model.flow) if config.student else None
     dataset = config.dataset or run_dataset(config.run)
     data = load_split(dataset, config.split, model.config, config.data_root, config.download)
     if len(data) < 2:
@@ -91,7 +94,6 @@ def evaluate(config: EvaluateConfig) -> dict:
     likelihood = evaluate_likelihood(
         model, data, config.draws, config.batch_size, config.images, config.seed, config.importance_weighted
     )
-    student = OneStepStudent.from_pretrained(config.run).to(device) if config.student else None
     figures: dict[str, Any] = {"run": config.run, "dataset": dataset, "split": config.split, "weights": config.weights}
     figures |= dataclasses.asdict(likelihood)
     if reader is not None:

@@ -124,12 +124,11 @@ class Farmer(nn.Module):
         Exact, token by token (`method="sequential"`) or in parallel ("jacobi"); or about, by a one-step student.
         """
         self._check_labels(labels)
+        _check_method(method)
         if student is not None:
             return self.patchify.inverse(student(z, labels))
         if method == "jacobi":
             return self.patchify.inverse(self.flow.inverse_jacobi(z, labels)[0])
-        if method != "sequential":
-            raise InputError(f"method is {method!r}; allowed: sequential, jacobi")
         return self.patchify.inverse(self.flow.inverse(z, labels, progress=progress))
 
     # -- samples ---------------------------------------------------------------------------------------------------
@@ -153,6 +152,7 @@ class Farmer(nn.Module):
         self._check_labels(labels)
         if guidance is not None and guidance.scale and not self.config.num_classes:
             raise InputError(f"guidance scale is {guidance.scale}; allowed: 0 in a model without labels")
+        _check_method(method)
         if denoise:
             self._require_noise()
         with evaluating(self):
@@ -205,6 +205,11 @@ class Farmer(nn.Module):
         model = cls(ModelConfig.from_dict(read_config(folder)["model"]))
         load_weights(model, folder / "model.safetensors")
         return model.eval()
+
+
+def _check_method(method: str) -> None:
+    if method not in ("sequential", "jacobi"):
+        raise InputError(f"method is {method!r}; allowed: sequential, jacobi")
 
 
 @contextlib.contextmanager

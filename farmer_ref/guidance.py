@@ -12,6 +12,8 @@ Legend: B batch, S = s_c + s_u candidates, N tokens, D channels of whatever is d
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -52,6 +54,12 @@ class Guidance:
     """FARMER's rule, or that of JetFormer and GIVT: the guided product of two matching components."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name.startswith(("candidates", "redundant_candidates")):
+                _require(isinstance(value, int), field.name, value, "a whole number")
+            elif field.name != "rule":
+                _require(math.isfinite(value), field.name, value, "a finite number")
         for name in ("scale", "weight_temperature", "scale_temperature", "resampling_temperature"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(
@@ -114,7 +122,7 @@ def draw_pool(
     """The redundant channels (B,N,D) of N tokens that share a mixture, and how many candidates counted   (A.2).
 
     One pool of candidates per image; each token takes one of them by weight, with replacement. The more channels, the
-    fewer candidates count, and the more tokens take the same vector.
+    fewer candidates count, and the more tokens take the same vector; even where p_c = p_u, tokens share some.
     """
     if unconditional is None or not guidance.scale:
         return Drawn(_tempered(conditional, guidance).unsqueeze().expand(tokens).sample(generator))

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-from farmer_ref.guidance import Drawn, Guidance, draw_pool, draw_token
+from farmer_ref.guidance import Guidance, draw_pool, draw_token
 from farmer_ref.mixture import GaussianMixture
 from farmer_ref.transformer import FixedCache, LayerCache, Transformer, full_precision, record_step
 
 Decoder = tuple[Tensor, Callable[[Tensor, int], Tensor]]
+"""The output (B',W) before token 1, and a function of token i (B',I) and of i to the output after it, which holds until
+the next call."""
 NULL_LABEL = -1  # "no label": the null class, learned from training labels dropped at random
 
 
@@ -36,7 +38,7 @@ class GuidanceReport(NamedTuple):
 
     effective_sample_size: Tensor | None  # (B,N), of the s_c + s_u candidates of each token
     redundant_effective_sample_size: Tensor | None  # (B,), of the pool
-    distinct_redundant: Tensor | None  # (B,), vectors among the N redundant ones of an image that differ
+    distinct_redundant: Tensor | None  # (B,), candidates of the pool that the N tokens of an image took
 
 
 class AutoregressivePrior(nn.Module):
@@ -181,12 +183,23 @@ class AutoregressivePrior(nn.Module):
     ) -> tuple[Tensor, GuidanceReport]:
         """`sample`, and how many of the candidates of guidance counted."""
         guidance = guidance or Guidance()
-        z_informative, token_size = self._sample_informative(labels, guidance, generator, progress)
+        rows = _with_null_rows(labels, guidance)  # (B',): the conditional rows, then the unconditional ones
+        hidden, advance = self._decoder(rows)
+        drawn = []
+        for i in trange(self.tokens, desc="prior", unit="token", leave=False, disable=not progress):
+            drawn.append(draw_token(*_halves(self._token_mixture(hidden), len(labels)), guidance, generator))
+            if i + 1 < self.tokens or self.redundant:
+                hidden = advance(drawn[-1].z.repeat(len(rows) // len(labels), 1), i)
+        z, sizes, _ = zip(*drawn, strict=True)
+        z_informative = self.flip_if_reversed(torch.stack(z, 1))
+        size = None if sizes[0] is None else self.flip_if_reversed(torch.stack(sizes, 1)[..., None])[..., 0]
         if not self.redundant:
-            return self.merge(z_informative, z_informative[..., :0]), GuidanceReport(token_size, None, None)
-        drawn = self._sample_redundant(z_informative, labels, guidance, redundant_temperature, generator)
-        report = GuidanceReport(token_size, drawn.effective_sample_size, drawn.distinct)
-        return self.merge(z_informative, drawn.z), report
+            return self.merge(z_informative, z_informative[..., :0]), GuidanceReport(size, None, None)
+        halves = _halves(self._redundant_mixture(hidden), len(labels))
+        hotter = dataclasses.replace(guidance, scale_temperature=guidance.scale_temperature * redundant_temperature)
+        pool = draw_pool(*halves, self.tokens, hotter, generator)
+        report = GuidanceReport(size, pool.effective_sample_size, pool.distinct)
+        return self.merge(z_informative, pool.z), report
 
     @torch.no_grad()
     def sample_redundant(
@@ -197,27 +210,13 @@ class AutoregressivePrior(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Z_R (B,N,R) for Z_I (B,N,I) and labels (B,), its sigma_k times `temperature`   (Eq. 14, Fig. 7)."""
-        return self._sample_redundant(z_informative, labels, Guidance(), temperature, generator).z
-
-    def _sample_informative(
-        self, labels: Tensor, guidance: Guidance, generator: torch.Generator | None, progress: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Z_I (B,N,I) and the effective sample sizes (B,N), in image order   (Alg. 1)."""
-        rows = _with_null_rows(labels, guidance)  # (B',): the conditional rows, then the unconditional ones
-        hidden, advance = self._decoder(rows)
-        drawn = []
-        for i in trange(self.tokens, desc="prior", unit="token", leave=False, disable=not progress):
-            drawn.append(draw_token(*_halves(self._token_mixture(hidden), len(labels)), guidance, generator))
-            if i + 1 < self.tokens:
-                hidden = advance(drawn[-1].z.repeat(len(rows) // len(labels), 1), i)
-        z, sizes, _ = zip(*drawn, strict=True)
-        z_informative = self.flip_if_reversed(torch.stack(z, 1))
-        if sizes[0] is None:
-            return z_informative, None
-        return z_informative, self.flip_if_reversed(torch.stack(sizes, 1).unsqueeze(-1)).squeeze(-1)
+        embedded = self._embed(self.flip_if_reversed(z_informative), self.flip_if_reversed(self.positions))
+        hidden = self._run(torch.cat([self._condition(labels, len(labels)), embedded], 1))[:, -1]
+        shared = self._redundant_mixture(hidden).tempered(scale_temperature=temperature)
+        return shared.unsqueeze().expand(self.tokens).sample(generator)
 
     def _decoder(self, rows: Tensor) -> Decoder:
-        """The output (B',W) before token 1, and a function of token i and of i to the output after it."""
+        """How tokens follow one another: with recorded steps on a GPU."""
         return self._recorded_decoder(rows) if rows.is_cuda else self._growing_decoder(rows)
 
     def _growing_decoder(self, rows: Tensor) -> Decoder:
@@ -248,23 +247,6 @@ class AutoregressivePrior(nn.Module):
             return hidden
 
         return first, advance
-
-    def _sample_redundant(
-        self,
-        z_informative: Tensor,
-        labels: Tensor,
-        guidance: Guidance,
-        temperature: float,
-        generator: torch.Generator | None,
-    ) -> Drawn:
-        """Z_R (B,N,R) and the effective sample size of its pool (B,)   (Eq. 14, A.2)."""
-        rows = _with_null_rows(labels, guidance)
-        tokens = self.flip_if_reversed(z_informative).repeat(len(rows) // len(labels), 1, 1)
-        embedded = self._embed(tokens, self.flip_if_reversed(self.positions))
-        hidden = self._run(torch.cat([self._condition(rows, len(rows)), embedded], 1))[:, -1]
-        halves = _halves(self._redundant_mixture(hidden), len(labels))
-        guidance = dataclasses.replace(guidance, scale_temperature=guidance.scale_temperature * temperature)
-        return draw_pool(*halves, self.tokens, guidance, generator)
 
 
 def _with_null_rows(labels: Tensor, guidance: Guidance) -> Tensor:

@@ -59,7 +59,7 @@ class SampleConfig:
     denoise: bool = False
     """Take off the noise that samples of a model trained with Gaussian noise carry (Tweedie's formula)."""
     batch_size: int = 100
-    """Images drawn at a time. Part of what the seed means: other batches give other images."""
+    """Images drawn at a time. Part of what the seed means: batches of another size give other images."""
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
     seed: int = 0
@@ -77,7 +77,7 @@ class SampleConfig:
             raise InputError(f"method is {self.method!r}, with a student; allowed: one of the two")
         if self.student and self.weights == "raw":
             raise InputError("weights is 'raw', with a student; allowed: ema, whose student it is")
-        if Path(self.out).suffix.lower() not in (".png", ".npz", ""):
+        if Path(self.out).suffix.lower() in (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tiff", ".pdf", ".npy"):
             raise InputError(f"out is {self.out!r}; allowed: a name that ends in .png or .npz, or a folder")
 
 
@@ -94,7 +94,7 @@ class Sampler:
     def __init__(self, config: SampleConfig):
         self.config, self.device = config, resolve_device(config.device)
         self.model: Farmer = load_run(config.run, config.weights).to(self.device)
-        self.student = OneStepStudent.from_pretrained(config.run).to(self.device) if config.student else None
+        self.student = OneStepStudent.from_pretrained(config.run, self.model.flow) if config.student else None
 
     def draw(self, labels: Tensor, batch: int, progress: bool) -> Tensor:
         """One image (n,C,H,W) for each label (n,), on the CPU: a function of the seed and the batch's number."""
@@ -120,10 +120,11 @@ class Sampler:
                     yield numbers, self.draw(part, batch, progress=len(parts) == 1)
                 bar.update(len(part))
 
-    def labels(self, count: int) -> Tensor:
-        """Labels (count,), the classes in turn."""
-        classes = self.config.labels or tuple(range(self.model.config.num_classes)) or (-1,)
-        return torch.tensor(classes).repeat(count // len(classes) + 1)[:count]
+    def labels(self) -> Tensor:
+        """The classes in turn, for `count` images and what fills the last batch: so it is the same for any count."""
+        classes = torch.tensor(self.config.labels or tuple(range(self.model.config.num_classes)) or (-1,))
+        whole = -(-self.config.count // self.config.batch_size) * self.config.batch_size
+        return classes.repeat(whole // len(classes) + 1)[:whole]
 
 
 def write_picture(sampler: Sampler, out: Path) -> str:
@@ -141,27 +142,29 @@ def write_picture(sampler: Sampler, out: Path) -> str:
 
 def write_array(sampler: Sampler, out: Path) -> str:
     """arr_0: images (count,H,W,3), uint8; arr_1: labels (count,)."""
-    labels = sampler.labels(sampler.config.count)
-    images = torch.cat([to_bytes(images) for _, images in sampler.batches(labels)])
+    count, labels = sampler.config.count, sampler.labels()
+    images = torch.cat([to_bytes(images) for _, images in sampler.batches(labels)])[:count]
     array = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
 
     def write(path: Path) -> None:
         with open(path, "wb") as file:
-            np.savez(file, arr_0=array, arr_1=labels.numpy())
+            np.savez(file, arr_0=array, arr_1=labels[:count].numpy())
 
     replace_file(out, write)
-    return f"{len(labels)} samples of {sampler.config.run}: {out}"
+    return f"{count} samples of {sampler.config.run}: {out}"
 
 
 def write_folder(sampler: Sampler, out: Path) -> str:
     """One PNG per image, named by its number and label; what is there already is not drawn again."""
     config = sampler.config
-    # Always whole batches, so that a longer count later goes on with the same images.
-    labels = sampler.labels(-(-config.count // config.batch_size) * config.batch_size)
-    deciding = images_depend_on(config)
+    labels = sampler.labels()
+    deciding = images_depend_on(config, sampler.device)
     noted = out / SETTINGS_FILE
     if noted.exists():
-        before = json.loads(noted.read_text())
+        try:
+            before = dict(json.loads(noted.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{noted} cannot be read ({error}); allowed: that of a folder of samples") from None
         for name, value in deciding.items():
             if before.get(name) != value:
                 raise InputError(
@@ -191,10 +194,10 @@ def write_folder(sampler: Sampler, out: Path) -> str:
     return f"{config.count} samples of {config.run}, {drawn} of them drawn now: {out}"
 
 
-def images_depend_on(config: SampleConfig) -> dict[str, Any]:
-    """All that decides what image number k is, as JSON values."""
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
-    for name in ("out", "rows", "count", "device"):
+def images_depend_on(config: SampleConfig, device: torch.device) -> dict[str, Any]:
+    """All that decides what image number k is, as JSON values: the weights by their hash, not by where they lie."""
+    values = json.loads(json.dumps({**dataclasses.asdict(config), "device": device.type}))
+    for name in ("run", "out", "rows", "count"):
         del values[name]
     folder = pretrained_folder(config.run)
     for name in ("model.safetensors", *([STUDENT] if config.student else [])):

@@ -21,6 +21,7 @@ from farmer_ref.flow import AutoregressiveFlow, FlowBlock
 from farmer_ref.transformer import TokenDropout
 
 STUDENT = "student.safetensors"
+LOSSES = ("hidden", "output", "alignment")
 
 
 class StudentBlock(nn.Module):
@@ -63,20 +64,31 @@ class OneStepStudent(nn.Module):
         return student
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> OneStepStudent:
-        """The trained student of a run folder or of a shipped model, in evaluation mode."""
+    def from_pretrained(cls, name: str | Path, flow: AutoregressiveFlow | None = None) -> OneStepStudent:
+        """The trained student of a run folder or of a shipped model, in evaluation mode.
+
+        `flow` is its teacher, if that is loaded already. Raises `InputError` where there is no student, or where it
+        was taught by other weights.
+        """
         folder = pretrained_folder(name)
         if not (folder / STUDENT).is_file():
-            raise InputError(f"student is that of {str(name)!r}, which has none; allowed: a run that was distilled")
-        student = cls(Farmer.from_pretrained(name).flow)
-        teacher = student.teacher_fingerprint.clone()
+            raise InputError(
+                f"run is {str(name)!r}, which holds no student; allowed: one that was distilled "
+                f"(python -m farmer_ref.distill --run {name})"
+            )
+        flow = Farmer.from_pretrained(name).flow if flow is None else flow
+        student = cls(flow)
         load_weights(student, folder / STUDENT)
-        if not torch.allclose(teacher, student.teacher_fingerprint, rtol=1e-6):
+        if not student.taught_by(flow):
             raise InputError(
                 f"{folder / STUDENT} was distilled from other weights than {folder / 'model.safetensors'}; "
                 "allowed: the student of these (distil again)"
             )
-        return student.eval()
+        return student.to(next(flow.parameters()).device).eval()
+
+    def taught_by(self, flow: AutoregressiveFlow) -> bool:
+        """Whether this is the student of these weights."""
+        return torch.allclose(self.teacher_fingerprint.cpu(), fingerprint(flow), rtol=1e-5)
 
     def path(self, z: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """The student's Z^{n-1}, ..., Z^0, each (B,N,D), on its own way down from z = Z^n (B,N,D)   (Alg. 2)."""
@@ -93,12 +105,12 @@ class OneStepStudent(nn.Module):
 
 @torch.no_grad()
 def fingerprint(flow: AutoregressiveFlow) -> Tensor:
-    """One number for each block (n,), float64, that any other weights would change: a flow trained further, say."""
+    """One number for each block (n,), which other weights would change: those of a flow trained further, say."""
     sums = []
     for block in flow.blocks:
         weights = torch.cat([p.detach().flatten() for p in block.parameters()]).double().cpu()
         sums.append((weights * torch.arange(len(weights)).double().cos()).sum())
-    return torch.stack(sums)
+    return torch.stack(sums).float()
 
 
 @torch.no_grad()
@@ -114,7 +126,7 @@ class Distillation(nn.Module):
     """A student and what it minimises, from the teacher's path and its own   (Alg. 2)
 
     `hidden`, the paper's: the squared error of every level, mean over blocks (and over B, N, D). With a Gaussian of
-    fixed variance v around each prediction, it is the KL divergence from teacher to student times 2 v.
+    fixed variance v around each prediction, it is the KL divergence from teacher to student, per number, times 2 v.
     `output`: the squared error of Z^0 alone.
     `alignment`: that of Z^0, plus the mean over the other levels of the error of a small head that reads the teacher's
     level off the student's, which then need not be the same (as BiFlow's, arXiv 2512.10953). The heads are thrown away.
@@ -122,6 +134,8 @@ class Distillation(nn.Module):
 
     def __init__(self, student: OneStepStudent, loss: str, channels: int, width: int):
         super().__init__()
+        if loss not in LOSSES:
+            raise InputError(f"loss is {loss!r}; allowed: {', '.join(LOSSES)}")
         self.student, self.loss = student, loss
         heads = len(student.blocks) - 1 if loss == "alignment" else 0
         self.heads = nn.ModuleList(
@@ -132,15 +146,15 @@ class Distillation(nn.Module):
         """The loss, a scalar, of the student's way down from z (B,N,D) beside the teacher's Z^0, ..., Z^n."""
         *levels, output = self.student.path(z, labels)
         *targets, image = teacher_levels[-2::-1]  # Z^{n-1}, ..., Z^1 and Z^0
-        errors = [(output - image).square().mean()]
+        error = (output - image).square().mean()
+        if self.loss == "output":
+            return error
+        if self.loss == "alignment":
+            levels = [head(level) for head, level in zip(self.heads, levels, strict=True)]
+        hidden = [(a - b).square().mean() for a, b in zip(levels, targets, strict=True)]
         if self.loss == "hidden":
-            errors += [(a - b).square().mean() for a, b in zip(levels, targets, strict=True)]
-            return torch.stack(errors).mean()
-        hidden = [
-            (head(level) - target).square().mean()
-            for head, level, target in zip(self.heads, levels, targets, strict=self.loss == "alignment")
-        ]
-        return errors[0] + (torch.stack(hidden).mean() if hidden else 0.0)
+            return torch.stack([error, *hidden]).mean()
+        return error + sum(hidden) / max(1, len(hidden))
 
 
 @torch.no_grad()

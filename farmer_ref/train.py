@@ -20,6 +20,7 @@ from farmer_ref.farmer import Farmer
 from farmer_ref.files import read_config, replace_file, write_config, write_weights
 from farmer_ref.metrics import evaluate_likelihood
 from farmer_ref.plots import class_labels, image_grid, training_curve
+from farmer_ref.student import STUDENT
 from farmer_ref.tokens import nats_to_bits_per_dim
 
 DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults below are its values.
@@ -81,8 +82,10 @@ def prepare_run(config: TrainConfig) -> Path:
 def holds_trained_weights(run: Path) -> bool:
     """Whether a folder without checkpoints has weights that a new run would overwrite.
 
-    A run killed in its first moments has untrained weights, and no metrics yet.
+    A run killed in its first moments has untrained weights, and no metrics yet. A copied teacher has a student.
     """
+    if (run / STUDENT).exists() or (run / "distillation").exists():
+        return True
     if not (run / "model.safetensors").exists() or not (run / "config.json").exists():
         return False
     metrics = run / "metrics.jsonl"

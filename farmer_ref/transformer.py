@@ -5,6 +5,7 @@ Legend: B batch, T positions, W width, d width of an attention head.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -67,9 +68,11 @@ class FixedCache:
     same list of kernels, which `record_step` can record."""
 
     def __init__(self, transformer: Transformer, batch: int, capacity: int, like: Tensor):
+        kind = like.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
         # Zeros, not `empty`: what is hidden is multiplied by 0, and 0 times a stray NaN is NaN.
         self._memory = [
-            [like.new_zeros(batch, layer.heads, capacity, layer.head_dim) for _ in ("keys", "values")]
+            [like.new_zeros(batch, layer.heads, capacity, layer.head_dim, dtype=dtype) for _ in ("keys", "values")]
             for layer in transformer.layers
         ]
         self._places = torch.arange(capacity, device=like.device)
@@ -80,25 +83,36 @@ class FixedCache:
         return [FixedLayerCache(keys, values, position, visible) for keys, values in self._memory]
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which steps are recorded: not the default one, and always the same, as each takes memory."""
+    return torch.cuda.Stream(device)
+
+
 def record_step(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """`step` as a CUDA graph: the same kernels on the same memory, launched at once instead of one by one.
 
     A step of decoding is dozens of small kernels, and launching them takes longer than running them. `step` takes and
-    returns nothing: it reads and writes tensors that stay where they are. It runs a few times before it is recorded,
-    so the caller sets its state afterwards. On other devices it is returned as it is.
+    returns nothing: it reads and writes tensors that stay where they are. It runs twice before it is recorded, so the
+    caller sets its state afterwards. On other devices it is returned as it is.
     """
     if device.type != "cuda":
         return step
-    aside = torch.cuda.Stream(device)
-    aside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(aside):
-        for _ in range(3):  # libraries choose their kernels and take their workspaces now
+    with torch.cuda.device(device):
+        aside, graph = _side_stream(device), torch.cuda.CUDAGraph()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):  # libraries choose their kernels and take their workspaces now
+                step()
+        torch.cuda.current_stream().wait_stream(aside)
+        # thread_local: another thread may use the GPU meanwhile, to pin a data loader's batches, say.
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             step()
-    torch.cuda.current_stream(device).wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+
+    def replay(memory: object = step) -> None:  # the graph knows only addresses: `memory` keeps what lies there
+        graph.replay()
+
+    return replay
 
 
 class TokenDropout(nn.Module):

@@ -81,7 +81,10 @@ def test_train_does_not_overwrite_a_run(capsys, trained):
 def test_train_does_not_overwrite_weights_without_checkpoints(capsys, trained, tmp_path):
     load_run(str(trained)).save_pretrained(tmp_path / "exported")
     shutil.copytree(trained, tmp_path / "pruned", ignore=shutil.ignore_patterns("checkpoints"))
-    for name in ("exported", "pruned"):
+    shutil.copytree(tmp_path / "exported", tmp_path / "distilled")
+    (tmp_path / "distilled" / "config.json").write_bytes((trained / "config.json").read_bytes())
+    (tmp_path / "distilled" / "distillation").mkdir()  # a teacher's copy, without metrics of its own
+    for name in ("exported", "pruned", "distilled"):
         arguments = [*QUICK, "--out", tmp_path / name, "--resume"]
         fails_with_one_line(capsys, train.main, arguments, "", "allowed: a")
         assert (tmp_path / name / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
@@ -113,7 +116,8 @@ def test_a_folder_that_is_no_run_is_named(capsys, tmp_path, command):
     [
         (["--labels", "3", "12"], ["label is 12", "0 to 9, or -1"]),
         (["--rows", "0"], ["rows is 0"]),
-        (["--out", "grid.doc"], ["out is 'grid.doc'", ".png or .npz, or a folder"]),
+        (["--out", "grid.jpg"], ["out is 'grid.jpg'", ".png or .npz, or a folder"]),
+        (["--guidance", "inf"], ["guidance scale is inf", "a finite number"]),
         (["--count", "0"], ["count is 0"]),
         (["--batch-size", "0"], ["batch_size is 0"]),
         (["--guidance", "-1"], ["guidance scale is -1.0", "0 or more"]),
@@ -205,9 +209,9 @@ def test_sample_writes_an_array_for_evaluators(trained, tmp_path):
 
 def test_the_same_seed_gives_the_same_images_in_every_form(trained, tmp_path):
     arguments = ["--guidance", 1.5, "--batch-size", 10, "--seed", 3]
-    draw(trained, tmp_path / "a.npz", "--count", 20, *arguments)
-    draw(trained, tmp_path / "folder", "--count", 20, *arguments)
-    draw(trained, tmp_path / "b.npz", "--count", 20, *arguments[:-1], 4)
+    draw(trained, tmp_path / "a.npz", "--count", 25, *arguments)
+    draw(trained, tmp_path / "folder", "--count", 25, *arguments)
+    draw(trained, tmp_path / "b.npz", "--count", 25, *arguments[:-1], 4)
     array, other = (np.load(tmp_path / name)["arr_0"] for name in ("a.npz", "b.npz"))
     files = sorted((tmp_path / "folder").glob("*.png"))
     assert [path.name for path in files[:2]] == ["000000_class0.png", "000001_class1.png"]
@@ -228,6 +232,9 @@ def test_a_folder_of_samples_goes_on_where_it_was_cut_off(capsys, trained, tmp_p
     assert {"000003.png", "000024_class4.png"} <= whole.keys()
     other = ["--run", trained, "--out", tmp_path / "cut", *arguments, "--seed", 1]
     fails_with_one_line(capsys, sample.main, other, "seed is 1; allowed: 0, with which the images in")
+    (tmp_path / "cut" / "samples.json").write_text("{")
+    other = ["--run", trained, "--out", tmp_path / "cut", *arguments]
+    fails_with_one_line(capsys, sample.main, other, "samples.json cannot be read")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     other = ["--run", trained, "--out", tmp_path / "mine"]

@@ -1,5 +1,7 @@
 """Eqs. 8-10: the flow's two directions, its log-determinant, its causality. Float64, no weight at zero."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from conftest import jacobian, logdet_error, mild_flow, round_trip_error, small_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from farmer_ref import flow as flow_module
 from farmer_ref import transformer
 from farmer_ref.errors import InputError
 from farmer_ref.flow import ChannelMixing
@@ -120,22 +123,23 @@ def test_bfloat16_autocast_keeps_the_affine_map_exact():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         z, logdet = flow(x)
         back = flow.inverse(z)
+        exact = [flow.inverse(z), flow.inverse(z, recorded=True), flow.inverse_jacobi(z)[0]]
+    for inverse in exact:
+        assert torch.allclose(inverse, flow.inverse(z), atol=1e-4)  # the inverses are in float32
     assert z.dtype == logdet.dtype == torch.float32
     exact_logdet = flow(x)[1]
     assert 0 < (logdet - exact_logdet).abs().max() < 0.1
-    assert (back - x).abs().max() < 0.1
+    assert (back - x).abs().max() < 0.5  # the forward pass was not
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float64, 1e-3), (torch.float32, 1e-4)])
-def test_the_parallel_inverse_equals_the_sequential_one(variant, recorded, dtype, tolerance):
-    """`recorded` is the path of a GPU: here its steps run unrecorded, but the same."""
+def test_the_parallel_inverse_equals_the_sequential_one(variant, dtype, tolerance):
     flow = mild_flow(dtype, **variant)
     labels = torch.tensor([0, 3, -1]) if "num_classes" in variant else None
     z, _ = flow(tokens(count=12).to(dtype), labels)
     exact = flow.inverse(z, labels)
-    parallel, report = flow.inverse_jacobi(z, labels, tolerance, recorded=recorded)
+    parallel, report = flow.inverse_jacobi(z, labels, tolerance)
     assert (parallel - exact).abs().max() <= tolerance
     assert len(report.sweeps) == len(report.residual) == 3
     assert max(report.sweeps) <= 11 and max(report.residual) <= tolerance / 10
@@ -154,15 +158,38 @@ def test_windows_choose_the_method_of_each_block():
         assert all(sweeps == 11 for window, sweeps in zip(windows, report.sweeps, strict=True) if window == 1)
 
 
-def test_a_sweep_survives_what_is_not_finite():
-    """Far from the fixed point, sweeps of an unbounded flow overflow; the first tokens are exact all the same."""
-    flow = small_flow(12, max_log_scale=None).float()
-    z = 50 * tokens(count=12).float()
-    block = flow.blocks[0]
-    exact, (parallel, sweeps, _) = block.inverse(z), block.inverse_jacobi(z)
-    finite = exact.isfinite().all(2).long().cumprod(1).bool()  # tokens before the first that overflows by itself
-    assert sweeps > 1 and finite.any()
-    assert torch.allclose(parallel[finite], exact[finite], rtol=1e-3)
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_sweep_survives_a_guess_that_overflows(monkeypatch, broken):
+    """An exact inverse that is finite throughout, on the way to which the first sweeps are not.
+
+    A token that overflows must not spoil those before it: attention multiplies what is hidden by 0, and 0 * NaN is NaN.
+    """
+    block = mild_flow(channels=1, blocks=1, max_log_scale=None).blocks[0]
+    network = block.shift_and_log_scale
+
+    def explosive(x, positions, cache=None):
+        shift, log_scale = network(x, positions, cache)
+        return shift, log_scale + 100 * x  # from a very negative guess of x, exp(-log sigma) overflows
+
+    block.shift_and_log_scale = explosive
+    if broken:
+        monkeypatch.setattr(flow_module, "_as_guess", torch.clone)
+    x = 0.01 * tokens(count=12, channels=1)
+    x[:, 0], x[:, 1] = 1.0, -0.5
+    z, _ = block(x)
+    assert z[:, 1].max() < -1e30  # the first guess of token 2, which is -0.5
+    parallel, _, _ = block.inverse_jacobi(z, tolerance=1e-9)
+    assert torch.allclose(block.inverse(z), x, atol=1e-3)  # e^50 magnifies rounding
+    assert torch.allclose(parallel, x, atol=1e-3) != broken
+
+
+def test_what_is_not_finite_stays_so():
+    """A parallel inverse must not hide what the sequential one would show."""
+    flow = mild_flow()
+    z = tokens(count=12)
+    z[0, 4, 1] = math.nan
+    exact, (parallel, _) = flow.inverse(z), flow.inverse_jacobi(z)
+    assert torch.equal(exact.isfinite(), parallel.isfinite())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -123,6 +123,24 @@ def test_scale_0_is_plain_sampling_draw_for_draw():
     assert torch.equal(plain, guided)
 
 
+def test_scale_0_obeys_the_temperatures():
+    mixture = mixture_1d([0.2, 0.8], [-2.0, 2.0], [0.5, 0.5], 1000)
+    still = Guidance(weight_temperature=100.0, scale_temperature=0.0)
+    assert (draw_token(mixture, None, still).z == 2.0).all()
+    pool = draw_pool(mixture, None, 3, still)
+    assert pool.z.shape == (1000, 3, 1) and (pool.z == 2.0).all() and pool.distinct is None
+
+
+def test_the_redundant_temperature_acts_under_guidance():
+    prior = small_model().prior
+    labels, guidance = torch.tensor([0, 1]), Guidance(scale=2.0)
+    z = prior.sample(labels, guidance, redundant_temperature=0.0, generator=torch.Generator().manual_seed(0))
+    for row, label in enumerate(labels):
+        means = [prior.mixtures(z[row : row + 1], given)[1].mean[0] for given in (label[None], None)]
+        distance = (prior.split(z)[1][row][:, None] - torch.cat(means)).abs().sum(-1).min(1).values
+        assert distance.max() < 1e-9  # every redundant vector is a mean of p_c or p_u
+
+
 def test_the_rule_without_the_shortcut_approaches_the_conditional_at_scale_0():
     """At w = 0 candidates of p_u weigh p_c / p_u and can win: a bias at 5 + 5 candidates, which more of them remove."""
     means, stds = [], []
@@ -251,6 +269,8 @@ def test_conditional_and_unconditional_rows_are_not_mixed_up(monkeypatch):
     [
         ({"scale": -1.0}, r"guidance scale is -1.0; allowed: 0 or more"),
         ({"rule": "magic"}, "rule is 'magic'; allowed: resampling, naive"),
+        ({"scale": math.inf}, "guidance scale is inf; allowed: a finite number"),
+        ({"candidates_unconditional": 2.5}, "candidates_unconditional is 2.5; allowed: a whole number"),
         ({"candidates_conditional": 0}, "candidates_conditional is 0; allowed: 1 or more"),
         ({"scoring_scale_temperature": 0.0}, "scoring_scale_temperature is 0.0; allowed: above 0"),
     ],

@@ -1,11 +1,15 @@
 """Eqs. 11-14: the prior's likelihood, its causality, its cached sampling, K = 1. Float64, no weight at zero."""
 
+import contextlib
+import gc
 import math
+import weakref
 
 import pytest
 import torch
 from conftest import jacobian, randomise_zeros, small_model
 
+from farmer_ref import transformer
 from farmer_ref.mixture import GaussianMixture
 from farmer_ref.prior import AutoregressivePrior
 
@@ -51,6 +55,52 @@ def test_steps_of_fixed_shape_give_the_same_outputs(variant):
     for i in range(prior.tokens):
         z = torch.randn(4, prior.informative, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
         assert torch.allclose(grow(z, i), step(z, i), atol=1e-12)
+
+
+def test_what_a_recorded_step_uses_stays_alive(monkeypatch):
+    """A CUDA graph knows addresses only: memory that Python freed would be given to someone else (CUDA is a fake here).
+
+    The step runs to warm up and to be recorded; after that, replaying must not run it, nor let go of its tensors.
+    """
+
+    class Fake:
+        replays = 0
+
+        def wait_stream(self, other):
+            pass
+
+        def replay(self):
+            Fake.replays += 1
+
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", Fake)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Fake)
+    monkeypatch.setattr(transformer, "_side_stream", lambda device: Fake())
+
+    def make_step():
+        memory = torch.zeros(1)
+        return lambda: memory.add_(1), weakref.ref(memory)
+
+    step, weak = make_step()
+    replay = transformer.record_step(step, torch.device("cuda"))
+    runs = float(weak())
+    assert runs >= 2
+    del step
+    gc.collect()
+    assert weak() is not None
+    replay()
+    assert Fake.replays == 1 and float(weak()) == runs
+
+
+def test_recorded_steps_under_autocast():
+    prior = small_model().prior.float()
+    rows = torch.tensor([0, 2, -1])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        (growing, grow), (fixed, step) = prior._growing_decoder(rows), prior._recorded_decoder(rows)
+        z = torch.zeros(3, 5)
+        assert growing.dtype == fixed.dtype == torch.float32
+        assert torch.allclose(grow(z, 0), step(z, 0), atol=0.1)
 
 
 def test_redundant_channels_can_be_drawn_again():
