@@ -192,3 +192,59 @@ def test_the_shipped_student_scores_what_its_record_says():
     assert shipped == pytest.approx(record["share_read_as_class"], abs=0.01)
     error = float((images[0] - images[1]).square().mean().sqrt())
     assert error == pytest.approx(record["sample_error"], abs=0.01)
+
+
+def test_readme_numbers_of_sampling_are_the_measured_ones():
+    def mean_and_spread(figure, form):
+        return f"{figure['mean']:{form}} ± {figure['standard_deviation']:{form}}"
+
+    measured, numbers = results(), []
+    for row in measured["guidance"]["sweep"]:
+        if row["scale"] in (0.0, 1.0, 2.0, 4.0):
+            numbers.append(mean_and_spread(row["share_read_as_class"], ".1%"))
+            numbers.append(mean_and_spread(row["frechet_distance"], ".2f"))
+    for rule, form in (("naive", ".1e"), ("resampling", ".0f")):
+        rows = [row["largest_pixel"] for row in measured["guidance"]["finite"] if row["rule"] == rule]
+        numbers.append(f"{max(rows):{form}}")
+    for figures in measured["distillation"]["table"].values():
+        numbers.append(mean_and_spread(figures["sample_error"], ".4f"))
+        numbers.append(mean_and_spread(figures["share_read_as_class"], ".1%"))
+    student = measured["student"]["runs"][0]
+    numbers += [
+        f"{student['sample_error']:.3f}",
+        f"{student['share_read_as_class']:.1%}",
+        f"{student['steps']:,} steps",
+    ]
+    numbers.append(", ".join(f"{error:.1%}" for error in student["validation_relative_error_from_block_1"]))
+    for row in measured["inverses"]["matrix"]["rows"]:
+        speedup = row["speedup_over_sequential"]
+        numbers.append(f"| {row['batch']} | {row['seconds']:.3f} |")
+        if row["method"] != "sequential":
+            numbers.append(f"{speedup['median']:.2f} ({speedup['min']:.2f} to {speedup['max']:.2f})")
+    for rule in (
+        "from z (ours)",
+        "from zero",
+        "from the student's guess, its pass not counted",
+        "Anderson, 3 iterates",
+    ):
+        sums = [
+            next(row["sum"] for row in measured["inverses"]["sweeps"][n] if row["rule"] == rule) for n in ("64", "256")
+        ]
+        numbers.append(f"{sums[0]} and {sums[1]}")
+    for stage in ("before", "after"):
+        numbers.append(f"{measured['denoise']['strong'][stage]['stray_of_blank_pixels_in_samples']:.3f}")
+        numbers.append(f"{measured['denoise']['strong'][stage]['error_on_noisy_test_images']:.3f}")
+        numbers.append(f"{measured['denoise']['paper'][stage]['error_on_noisy_test_images']:.4f}")
+    for number in numbers:
+        assert number in README, number
+
+
+def test_results_of_the_ways_back():
+    measured = results()["inverses"]
+    speedup = {
+        (row["method"], row["batch"]): row["speedup_over_sequential"]["median"] for row in measured["matrix"]["rows"]
+    }
+    assert speedup["student", 16] >= 3 and speedup["student", 1] >= 8
+    assert speedup["public TARFlow", 16] <= 1 / 1.8
+    for rows in measured["sweeps"].values():
+        assert max(row["error"] for row in rows) <= measured["tolerance"]
