@@ -42,6 +42,8 @@ class DistillationBenchmark:
     """One student each."""
     steps: int = 2000
     """Optimiser steps of each."""
+    dropout: float = 0.0
+    """The students' dropout."""
     samples: int = 1000
     """Latents that both decode."""
     threads: int = 2
@@ -90,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
             for seed in config.seeds:
                 folder = Path(temporary) / f"{loss}-{seed}"
                 arguments = ["--loss", loss, "--seed", str(seed), "--steps", str(config.steps), "--device", "cpu"]
+                arguments += ["--dropout", str(config.dropout)]
                 distill.main(["--run", "digits", "--out", str(folder), *arguments])
                 student = OneStepStudent.from_pretrained(folder)
                 with torch.no_grad():

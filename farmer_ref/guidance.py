@@ -173,6 +173,8 @@ def draw_naive(
     Draw a component k of p_c and take component k of both mixtures, whether or not these two have to do with one
     another. Per channel, N(mu_c, sigma_c)^(1+w) / N(mu_u, sigma_u)^w is a Gaussian of precision
     (1+w) / sigma_c^2 - w / sigma_u^2; where that is not positive there is none, and component k of p_c is used.
+    Where it is just above 0 the Gaussian is very wide, and pixels become huge (`benchmarks.guidance`): resampling,
+    whose draws are all draws of p_c or p_u, has no such outliers.
     """
     w = guidance.scale
     component = conditional.tempered(guidance.weight_temperature).draw_component(generator)
