@@ -9,15 +9,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from farmer_ref.errors import InputError
+from farmer_ref.errors import InputError, require
 from farmer_ref.guidance import Guidance
 
 OVERFLOW_BOUND = 80.0  # e^88.7 is float32's largest number; the sum of all log-scales of one channel stays below
-
-
-def _require(condition: bool, name: str, given: object, allowed: str) -> None:
-    if not condition:
-        raise InputError(f"{name} is {given!r}; allowed: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -79,43 +74,43 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "channels", "patch_size", "flow_blocks", "flow_layers", "flow_width"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("prior_layers", "prior_width", "head_dim", "components", "redundant_components"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _require(self.condition_repeats >= 1, "condition_repeats", self.condition_repeats, "1 or more")
-        _require(2 <= self.levels <= 256, "levels", self.levels, "2 to 256 (images are stored as bytes)")
-        _require(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
-        _require(
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.condition_repeats >= 1, "condition_repeats", self.condition_repeats, "1 or more")
+        require(2 <= self.levels <= 256, "levels", self.levels, "2 to 256 (images are stored as bytes)")
+        require(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
+        require(
             self.image_size % self.patch_size == 0,
             "patch_size",
             self.patch_size,
             f"a divisor of image_size ({self.image_size})",
         )
-        _require(self.tokens >= 2, "patch_size", self.patch_size, "small enough for at least 4 patches")
+        require(self.tokens >= 2, "patch_size", self.patch_size, "small enough for at least 4 patches")
         for name in ("flow_width", "prior_width"):
             width = getattr(self, name)
-            _require(width % self.head_dim == 0, name, width, f"a multiple of head_dim ({self.head_dim})")
-        _require(
+            require(width % self.head_dim == 0, name, width, f"a multiple of head_dim ({self.head_dim})")
+        require(
             self.informative is None or 1 <= self.informative < self.token_channels,
             "informative",
             self.informative,
             f"1 to {self.token_channels - 1} (a token has {self.token_channels} channels), or None for no split",
         )
         if self.max_log_scale is not None:
-            _require(
+            require(
                 self.max_log_scale > 0 and self.flow_blocks * self.max_log_scale <= OVERFLOW_BOUND,
                 "max_log_scale",
                 self.max_log_scale,
                 f"above 0 and at most {OVERFLOW_BOUND / self.flow_blocks:g} with {self.flow_blocks} flow blocks "
                 f"(their product stays below {OVERFLOW_BOUND:g}, else exp overflows float32)",
             )
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "0 up to (not including) 1")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 up to (not including) 1")
         for name, allowed in _LITERALS.items():
-            _require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
-        _require(
+            require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
+        require(
             self.num_classes > 0 or not self.flow_sees_class, "flow_sees_class", True, "False in a model without labels"
         )
-        _require(
+        require(
             0 < self.noise_final <= self.noise_start,
             "noise_final",
             self.noise_final,
@@ -142,7 +137,7 @@ class ModelConfig:
         """The configuration that `dataclasses.asdict` wrote; an unknown field raises `InputError`."""
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
-            _require(name in names, "model configuration field", name, ", ".join(names))
+            require(name in names, "model configuration field", name, ", ".join(names))
         try:
             return cls(**values)
         except TypeError as error:
@@ -207,20 +202,20 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "max_skipped_steps"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("warmup_steps", "validate_every", "sample_every", "weight_decay", "workers", "seed"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("learning_rate", "clip_norm"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        _require(
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(
             0 <= self.final_learning_rate <= self.learning_rate,
             "final_learning_rate",
             self.final_learning_rate,
             f"0 to learning_rate ({self.learning_rate})",
         )
-        _require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", self.max_minutes, "above 0")
-        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 up to (not including) 1")
-        _require(self.precision in ("float32", "bfloat16"), "precision", self.precision, "float32, bfloat16")
+        require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", self.max_minutes, "above 0")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 up to (not including) 1")
+        require(self.precision in ("float32", "bfloat16"), "precision", self.precision, "float32, bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,14 +241,14 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "0 to 1")
+        require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "0 to 1")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The configuration that `dataclasses.asdict` wrote; an unknown field raises `InputError`."""
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
-            _require(name in names, "training configuration field", name, ", ".join(names))
+            require(name in names, "training configuration field", name, ", ".join(names))
         try:
             parts = {
                 "model": ModelConfig.from_dict(values["model"]),

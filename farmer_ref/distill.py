@@ -19,7 +19,7 @@ from farmer_ref import cli
 from farmer_ref.config import RunConfig
 from farmer_ref.data import Batch, batches, load_split, random_seed, training_batches
 from farmer_ref.engine import Trainer, autocast, checkpoints, resolve_device, training_images
-from farmer_ref.errors import InputError
+from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import PRETRAINED, pretrained_folder, read_config, replace_file, write_weights
 from farmer_ref.plots import class_labels, image_grid
@@ -53,10 +53,8 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_noise < 0:
-            raise InputError(f"max_noise is {self.max_noise}; allowed: 0 or more")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}; allowed: 0 up to (not including) 1")
+        require(self.max_noise >= 0, "max_noise", self.max_noise, "0 or more")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 up to (not including) 1")
 
 
 def settings(argv: list[str] | None = None) -> DistillConfig:

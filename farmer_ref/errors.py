@@ -7,3 +7,9 @@ class InputError(Exception):
     The commands print the line and exit with code 2. Not a `ValueError`: the command-line library catches those and
     prints a box of its own.
     """
+
+
+def require(condition: bool, name: str, given: object, allowed: str) -> None:
+    """Raise `InputError` in the form of all our messages: the argument, what was given, what is allowed."""
+    if not condition:
+        raise InputError(f"{name} is {given!r}; allowed: {allowed}")

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from farmer_ref.errors import InputError
+from farmer_ref.errors import require
 from farmer_ref.mixture import GaussianMixture
 
 SCORED_AT_ONCE = 16  # candidates: the shared mixture of a large model has 10^5 numbers, for each candidate again
@@ -54,33 +54,18 @@ class Guidance:
     """FARMER's rule, or that of JetFormer and GIVT: the guided product of two matching components."""
 
     def __post_init__(self) -> None:
+        counts = ("candidates", "redundant_candidates")
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name.startswith(("candidates", "redundant_candidates")):
-                _require(isinstance(value, int), field.name, value, "a whole number")
-            elif field.name != "rule":
-                _require(math.isfinite(value), field.name, value, "a finite number")
-        for name in ("scale", "weight_temperature", "scale_temperature", "resampling_temperature"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(
-            self.scoring_weight_temperature >= 0,
-            "scoring_weight_temperature",
-            self.scoring_weight_temperature,
-            "0 or more",
-        )
-        _require(
-            self.scoring_scale_temperature > 0, "scoring_scale_temperature", self.scoring_scale_temperature, "above 0"
-        )
-        for name in ("candidates_conditional", "redundant_candidates_conditional"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("candidates_unconditional", "redundant_candidates_unconditional"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(self.rule in ("resampling", "naive"), "rule", self.rule, "resampling, naive")
-
-
-def _require(condition: bool, name: str, given: object, allowed: str) -> None:
-    if not condition:
-        raise InputError(f"guidance {name} is {given!r}; allowed: {allowed}")
+            name, value = f"guidance {field.name}", getattr(self, field.name)
+            if field.name == "rule":
+                require(value in ("resampling", "naive"), name, value, "resampling, naive")
+            elif field.name.startswith(counts):
+                least = 0 if field.name.endswith("unconditional") else 1
+                require(isinstance(value, int) and value >= least, name, value, f"a whole number, {least} or more")
+            elif field.name == "scoring_scale_temperature":
+                require(math.isfinite(value) and value > 0, name, value, "a finite number above 0")
+            else:
+                require(math.isfinite(value) and value >= 0, name, value, "a finite number, 0 or more")
 
 
 class Drawn(NamedTuple):
@@ -127,7 +112,7 @@ def draw_pool(
     if unconditional is None or not guidance.scale:
         return Drawn(_tempered(conditional, guidance).unsqueeze().expand(tokens).sample(generator))
     if guidance.rule == "naive":
-        each = [mixture.unsqueeze().expand(tokens) for mixture in (conditional, unconditional)]
+        each = conditional.unsqueeze().expand(tokens), unconditional.unsqueeze().expand(tokens)
         return Drawn(draw_naive(*each, guidance, generator))
     counts = guidance.redundant_candidates_conditional, guidance.redundant_candidates_unconditional
     candidates, log_weights = weighed_candidates(conditional, unconditional, guidance, counts, generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from farmer_ref import cli
 from farmer_ref.data import random_seed
 from farmer_ref.engine import load_run, resolve_device, run_guidance
-from farmer_ref.errors import InputError
+from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import output_file, pretrained_folder, replace_file
 from farmer_ref.guidance import Guidance
@@ -69,10 +69,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         for name in ("rows", "count", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
-        if self.redundant_temperature < 0:
-            raise InputError(f"redundant_temperature is {self.redundant_temperature}; allowed: 0 or more")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.redundant_temperature >= 0, "redundant_temperature", self.redundant_temperature, "0 or more")
         if self.student and self.method != "sequential":
             raise InputError(f"method is {self.method!r}, with a student; allowed: one of the two")
         if self.student and self.weights == "raw":
@@ -110,7 +108,7 @@ class Sampler:
         )
         return self.model.dequantiser.without_noise(images).cpu()
 
-    def batches(self, labels: Tensor, done: set[int] = frozenset()) -> Iterator[tuple[range, Tensor]]:
+    def batches(self, labels: Tensor, done: Set[int] = frozenset()) -> Iterator[tuple[range, Tensor]]:
         """The images' numbers and the images, batch by batch; without the batches that are all `done`."""
         parts = labels.split(self.config.batch_size)
         with tqdm(total=len(labels), unit="image", disable=len(parts) == 1) as bar:
