@@ -28,6 +28,7 @@ check: .venv/.installed
 	$(BIN)/python -m farmer_ref.sample --run digits --guidance 1 --out results/digits_samples.png
 	$(BIN)/python -m benchmarks.guidance
 	$(BIN)/python -m benchmarks.distillation
+	$(BIN)/python -m benchmarks.distillation --losses hidden --seeds 0 --steps 4000 --dropout 0.1 --out student
 	$(BIN)/python -m benchmarks.denoise
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))

@@ -56,7 +56,7 @@ class DistillationBenchmark:
 
 def ship(config: DistillationBenchmark, model: Farmer, z: Tensor, folder: Path, figures: dict) -> None:
     """Copy a student into the package, with the record of how it was made, and draw it beside its teacher."""
-    shutil.copy(folder / STUDENT, PRETRAINED / "digits")
+    shutil.copyfile(folder / STUDENT, PRETRAINED / "digits" / STUDENT)
     settings = json.loads((folder / "distillation" / "config.json").read_text())
     settings |= {"out": "", "run": "digits"}  # not the folder of the machine that trained it
     (PRETRAINED / "digits" / "student.json").write_text(json.dumps({**figures, "settings": settings}, indent=2) + "\n")
