@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.record import ROOT, provenance
 from farmer_ref import Farmer, cli, train
 from farmer_ref.data import batches, load_split
 from farmer_ref.metrics import Reader, frechet_distance
 from farmer_ref.plots import labelled_grids
+from farmer_ref.record import ROOT, provenance
 
 STRONG = 0.1
 

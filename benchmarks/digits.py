@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.record import ROOT, provenance
 from farmer_ref import PRESETS, cli, train
 from farmer_ref.engine import checkpoints
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.files import PRETRAINED
+from farmer_ref.record import ROOT, provenance
 
 AVERAGED = ("bits_per_dim", "nats_per_dim", "share_read_as_class", "frechet_distance", "training_minutes")
 

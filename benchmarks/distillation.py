@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.record import ROOT, provenance
 from farmer_ref import Farmer, OneStepStudent, cli, distill
 from farmer_ref.data import batches, load_split
 from farmer_ref.engine import checkpoints
 from farmer_ref.files import PRETRAINED
 from farmer_ref.metrics import Reader, frechet_distance
 from farmer_ref.plots import labelled_grids
+from farmer_ref.record import ROOT, provenance
 from farmer_ref.student import STUDENT
 
 AVERAGED = ("sample_error", "share_read_as_class", "frechet_distance")

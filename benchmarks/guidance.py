@@ -20,13 +20,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.record import ROOT, provenance
 from farmer_ref import Farmer, Guidance, cli
 from farmer_ref.data import batches, load_split
 from farmer_ref.guidance import weighed_candidates
 from farmer_ref.metrics import Reader, frechet_distance
 from farmer_ref.mixture import GaussianMixture
 from farmer_ref.plots import COLOURS, STYLE, labelled_grids
+from farmer_ref.record import ROOT, provenance
 
 ROWS = 20_000  # of candidates in one dimension
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.photographs import BLOCKS, CHANNELS, LAYERS, PATCH_SIZE, WIDTH, trained_flow, trained_student
-from benchmarks.record import ROOT, provenance
 from farmer_ref import cli
 from farmer_ref.engine import resolve_device
 from farmer_ref.errors import InputError
 from farmer_ref.flow import STANDSTILL, AutoregressiveFlow, FlowBlock
+from farmer_ref.record import ROOT, provenance
 from farmer_ref.student import OneStepStudent
 
 TOLERANCE = 1e-5

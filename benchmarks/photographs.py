@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-from benchmarks.record import ROOT
 from farmer_ref.files import load_weights, replace_file, write_weights
 from farmer_ref.flow import AutoregressiveFlow
+from farmer_ref.record import ROOT
 from farmer_ref.student import Distillation, OneStepStudent, teacher_path
 from farmer_ref.tokens import Patchify
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.record import provenance
 from farmer_ref import AutoregressiveFlow, InputError, cli
 from farmer_ref.engine import resolve_device
+from farmer_ref.record import provenance
 
 
 @dataclass(frozen=True)

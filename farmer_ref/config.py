@@ -29,8 +29,10 @@ class ModelConfig:
     """Side p of a patch; a token has D = channels * p * p channels."""
     num_classes: int = 10
     """Number of labels; 0 for a model without labels."""
+    flow: Literal["autoregressive", "coupling"] = "autoregressive"
+    """The kind of flow: the paper's, or affine coupling (the baseline of its Table 4)."""
     flow_blocks: int = 4
-    """Blocks n of the autoregressive flow."""
+    """Blocks n of the flow."""
     flow_layers: int = 2
     """Transformer layers in each flow block."""
     flow_width: int = 64
@@ -147,6 +149,7 @@ class ModelConfig:
 
 
 _LITERALS: dict[str, tuple[str, ...]] = {
+    "flow": ("autoregressive", "coupling"),
     "informative_channels": ("first", "interleaved"),
     "redundant_prior": ("shared", "normal"),
     "patch_basis": ("pixel", "pca", "dct"),
@@ -227,7 +230,7 @@ class TrainConfig(RunConfig):
     preset: str = "digits"
     """The preset that the other defaults come from."""
     dataset: str = "digits"
-    """digits, mnist, fashion-mnist, cifar10, or folder:PATH with one folder of images per class."""
+    """digits, photographs, mnist, fashion-mnist, cifar10, or folder:PATH with one folder of images per class."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     download: bool = True

@@ -78,21 +78,24 @@ def load_split(
 ) -> ImageSet | FolderSet:
     """One split ("train", "validation", "test") of a data set, checked against the model that will read it.
 
-    `name`: "digits" (scikit-learn's 1,797 images of 8x8 and 17 grey levels, no download), "mnist", "fashion-mnist",
-    "cifar10" (torchvision's, under `data_root`), or "folder:PATH" (a folder of images per class; or folders train,
-    val, test of such, as ImageNet's). Raises `InputError` for what is missing or does not fit.
+    `name`: "digits" (scikit-learn's 1,797 images of 8x8 and 17 grey levels, no download), "photographs" (square crops of
+    scikit-learn's two, no download), "mnist", "fashion-mnist", "cifar10" (torchvision's, under `data_root`), or
+    "folder:PATH" (a folder of images per class; or folders train, val, test of such, as ImageNet's). Raises
+    `InputError` for what is missing or does not fit.
     """
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
     data: ImageSet | FolderSet
     if name == "digits":
         data = _digits(split)
+    elif name == "photographs":
+        data = _photographs(split, config.image_size)
     elif name in TORCHVISION:
         data = _torchvision(name, split, data_root, download)
     elif name.startswith("folder:"):
         data = _folder(name, split, config)
     else:
-        raise InputError(f"dataset is {name!r}; allowed: digits, {', '.join(TORCHVISION)}, folder:PATH")
+        raise InputError(f"dataset is {name!r}; allowed: digits, photographs, {', '.join(TORCHVISION)}, folder:PATH")
     for field in ("image_size", "channels", "levels"):
         if getattr(data, field) != getattr(config, field):
             raise InputError(
@@ -117,6 +120,26 @@ def _digits(split: str) -> ImageSet:
     chosen = {"train": train, "validation": validation, "test": test}[split]
     values = torch.from_numpy(digits.images[chosen]).to(torch.uint8)[:, None]
     return ImageSet("digits", values, torch.from_numpy(digits.target[chosen]).long(), levels=17, num_classes=10)
+
+
+def _photographs(split: str, image_size: int) -> ImageSet:
+    """Square crops of scikit-learn's two photographs (427x640), each its own class: real colours, no download.
+
+    The left 70% of both are for training, with a crop every 4 pixels; the next 15% for validation and the rest for
+    testing, with crops that do not overlap.
+    """
+    from sklearn.datasets import load_sample_images
+
+    begin, end = {"train": (0, 448), "validation": (448, 544), "test": (544, 640)}[split]
+    if image_size > 96:
+        raise InputError(f"model.image_size is {image_size}; allowed: at most 96, as in photographs")
+    stride, values, labels = 4 if split == "train" else image_size, [], []
+    for label, photograph in enumerate(load_sample_images().images):
+        part = torch.from_numpy(photograph[:, begin:end].copy()).permute(2, 0, 1)  # (3,427,width)
+        crops = part.unfold(1, image_size, stride).unfold(2, image_size, stride)  # (3,down,across,H,W)
+        values.append(crops.permute(1, 2, 0, 3, 4).reshape(-1, 3, image_size, image_size))
+        labels.append(torch.full((len(values[-1]),), label))
+    return ImageSet("photographs", torch.cat(values), torch.cat(labels), levels=256, num_classes=2)
 
 
 def _torchvision(name: str, split: str, data_root: str, download: bool) -> ImageSet:

@@ -140,6 +140,10 @@ def main(argv: list[str] | None = None) -> None:
         load_split(trained["dataset"], split, model.config, config.data_root, config.download)
         for split in ("train", "validation")
     )
+    if model.config.flow != "autoregressive":
+        raise InputError(
+            f"run is {config.run!r}, whose flow is {model.config.flow!r} and quick to invert; allowed: 'autoregressive'"
+        )
     run = prepare(config)
 
     torch.manual_seed(random_seed(config.seed, "heads"))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from farmer_ref.config import ModelConfig
+from farmer_ref.coupling import CouplingFlow
 from farmer_ref.errors import InputError
 from farmer_ref.files import load_weights, pretrained_folder, read_config, write_config, write_weights
 from farmer_ref.flow import AutoregressiveFlow
@@ -56,7 +57,8 @@ class Farmer(nn.Module):
         self.config = config
         self.dequantiser = Dequantiser(config.dequantisation, config.levels, config.noise_start, config.noise_final)
         self.patchify = Patchify(config.image_size, config.channels, config.patch_size, config.patch_basis)
-        self.flow = AutoregressiveFlow(
+        flow = AutoregressiveFlow if config.flow == "autoregressive" else CouplingFlow
+        self.flow: AutoregressiveFlow | CouplingFlow = flow(
             config.tokens,
             config.token_channels,
             config.flow_blocks,
@@ -127,7 +129,7 @@ class Farmer(nn.Module):
         _check_method(method)
         if student is not None:
             return self.patchify.inverse(student(z, labels))
-        if method == "jacobi":
+        if method == "jacobi" and isinstance(self.flow, AutoregressiveFlow):  # a coupling flow's inverse is parallel
             return self.patchify.inverse(self.flow.inverse_jacobi(z, labels)[0])
         return self.patchify.inverse(self.flow.inverse(z, labels, progress=progress))
 

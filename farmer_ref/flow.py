@@ -221,6 +221,12 @@ class FlowBlock(nn.Module):
         return (x if self.mixing is None else self.mixing.inverse(x)), sweeps, worst
 
 
+def check_tokens(x: Tensor, tokens: int, channels: int) -> None:
+    """Raise `InputError` unless x is (B,N,D)."""
+    if x.dim() != 3 or x.shape[1:] != (tokens, channels):
+        raise InputError(f"x has shape {tuple(x.shape)}; allowed: (batch, {tokens}, {channels})")
+
+
 def _as_guess(x: Tensor) -> Tensor:
     """x with what is not finite at 0 and the rest within 10^6.
 
@@ -275,8 +281,7 @@ class AutoregressiveFlow(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B,N,D) to latents z (B,N,D) and log|det dz/dx| (B,), nats per image   (Eq. 10)."""
-        if x.dim() != 3 or x.shape[1:] != (self.tokens, self.channels):
-            raise InputError(f"x has shape {tuple(x.shape)}; allowed: (batch, {self.tokens}, {self.channels})")
+        check_tokens(x, self.tokens, self.channels)
         logdet = x.new_zeros(x.shape[0])
         for block in self.blocks:
             x, block_logdet = block(x, labels)

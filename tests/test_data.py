@@ -169,7 +169,7 @@ def test_a_corrupted_image_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("digit", {}, "dataset is 'digit'; allowed: digits, mnist"),
+        ("digit", {}, "dataset is 'digit'; allowed: digits, photographs, mnist"),
         ("folder:nowhere", {}, "nowhere is no folder"),
         ("digits", {"levels": 256}, "model.levels is 256; allowed: 17, as in digits"),
         ("digits", {"image_size": 16}, "model.image_size is 16; allowed: 8"),
@@ -223,3 +223,18 @@ def test_the_order_is_a_function_of_seed_and_step(workers):
 def test_random_seeds_differ():
     seeds = {random_seed(0, step, k) for step in range(100) for k in range(100)}
     assert len(seeds) == 10_000
+
+
+def test_photographs_need_no_download_and_do_not_overlap():
+    config = ModelConfig(image_size=16, channels=3, num_classes=2)
+    splits = {split: load_split("photographs", split, config) for split in SPLITS}
+    assert [len(splits[split]) for split in SPLITS] == [2 * 103 * 109, 2 * 26 * 6, 2 * 26 * 6]
+    for data in splits.values():
+        assert data.values.shape[1:] == (3, 16, 16) and data.values.dtype == torch.uint8
+        assert data.labels.bincount().tolist() == [len(data) // 2] * 2
+    china = splits["train"].values[splits["train"].labels == 0]
+    assert torch.equal(china[0][:, :, 4:], china[1][:, :, :12])  # the crop 4 pixels to the right
+    flat = [{tuple(crop) for crop in data.values.flatten(1).tolist()} for data in splits.values()]
+    assert not (flat[0] & flat[1] or flat[0] & flat[2] or flat[1] & flat[2])
+    with pytest.raises(InputError, match=r"model.image_size is 128; allowed: at most 96"):
+        load_split("photographs", "train", ModelConfig(image_size=128, channels=3, num_classes=2))

@@ -31,14 +31,16 @@ ROOMS = {
     "mixture": set(),
     "guidance": {"errors", "mixture"},
     "flow": {"errors", "transformer"},
+    "coupling": {"flow"},
     "prior": {"guidance", "mixture", "transformer"},
     "files": {"errors"},
-    "farmer": {"config", "errors", "files", "tokens", "flow", "guidance", "prior"},
+    "farmer": {"config", "coupling", "errors", "files", "tokens", "flow", "guidance", "prior"},
     "student": {"errors", "farmer", "files", "flow", "transformer"},
     "data": {"config", "errors"},
     "metrics": {"data", "errors", "farmer", "guidance", "student", "tokens"},
     "plots": set(),
     "engine": {"config", "data", "errors", "farmer", "files", "guidance", "prior", "tokens"},
+    "record": set(),
     "cli": {"errors"},
 }
 COMMANDS = {"train", "distill", "sample", "evaluate", "parameters"}

@@ -33,8 +33,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def git(*arguments: str) -> str:
-    """The output of a git command in this repository."""
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
+    """The output of a git command in this repository; empty where the package is installed without one."""
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT).stdout.strip()
 
 
 def processor() -> str:

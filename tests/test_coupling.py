@@ -1,0 +1,94 @@
+"""The coupling flow behind the interface of the autoregressive one. Float64, no weight at zero."""
+
+import pytest
+import torch
+from conftest import jacobian, logdet_error, randomise_zeros, round_trip_error, small_model
+from test_commands import fails_with_one_line
+from test_engine import QUICK
+
+from farmer_ref import InputError, distill, evaluate, train
+from farmer_ref.coupling import CouplingFlow
+
+VARIANTS = [{}, {"channel_mixing": True}, {"max_log_scale": None}, {"num_classes": 4}]
+
+
+def small_coupling(tokens: int = 5, channels: int = 3, blocks: int = 4, **changes: object) -> CouplingFlow:
+    torch.manual_seed(0)
+    return randomise_zeros(CouplingFlow(tokens, channels, blocks, layers=2, width=16, head_dim=8, **changes))
+
+
+def tokens(batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_round_trip_and_logdet(variant):
+    flow = small_coupling(**variant)
+    assert (flow(tokens())[0] - tokens()).abs().max() > 0.1  # not the identity
+    assert round_trip_error(flow, tokens()) <= 1e-9
+    assert logdet_error(flow, tokens()) <= 1e-8
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_what_a_block_keeps_alternates(number):
+    """A kept number passes through; the others depend on themselves and on all kept ones, and not on each other."""
+    block = small_coupling().blocks[number]
+    kept = block.kept.flatten()
+    expected = [
+        [channel < 1 for _ in range(5) for channel in range(3)],
+        [token % 2 == 0 for token in range(5) for _ in range(3)],
+    ][number % 2]
+    assert kept.tolist() == [value != (number >= 2) for value in expected]
+    matrix = jacobian(lambda x: block(x)[0], tokens(1))
+    assert torch.equal(matrix[kept], torch.eye(15, dtype=torch.float64)[kept])
+    changed = matrix[~kept]
+    own = changed[:, ~kept]
+    assert torch.equal(own, torch.diag(own.diagonal()))
+    assert (changed[:, kept].abs() > 0).all()
+
+
+def test_a_broken_block_is_noticed():
+    """If the network sees what it changes, the log-determinant is wrong and so is the inverse."""
+    flow = small_coupling()
+    for block in flow.blocks:
+
+        def seeing_all(x, labels, block=block):
+            parts = block.network.shift_and_log_scale(x, block.network.embedded_positions(labels))
+            return [part * ~block.kept for part in parts]
+
+        block._shift_and_log_scale = seeing_all
+    assert round_trip_error(flow, tokens()) > 1e-3
+    assert logdet_error(flow, tokens()) > 1e-3
+
+
+def test_labels_change_a_conditional_flow():
+    flow = small_coupling(num_classes=4)
+    labels = torch.tensor([0, -1, 2])
+    z = flow(tokens(), labels)[0]
+    assert (z - flow(tokens())[0]).abs().max() > 1e-4
+    assert torch.allclose(flow.inverse(z, labels), tokens(), atol=1e-9)
+
+
+def test_wrong_shape_is_named():
+    with pytest.raises(InputError, match=r"x has shape \(3, 4, 3\); allowed: \(batch, 5, 3\)"):
+        small_coupling()(tokens()[:, :4])
+
+
+@pytest.mark.parametrize("changes", [{}, {"channel_mixing": "learned", "patch_basis": "dct"}])
+def test_a_farmer_with_a_coupling_flow(changes):
+    model = small_model(flow="coupling", flow_blocks=4, **changes)
+    labels = torch.tensor([0, 1, 2, -1])
+    images = model.sample(labels, generator=torch.Generator().manual_seed(0))
+    assert images.shape == (4, 2, 6, 6) and images.isfinite().all()
+    z, logdet = model.encode(images)
+    assert logdet.shape == (4,)
+    for method in ("sequential", "jacobi"):
+        assert torch.allclose(model.decode(z, method=method), images, atol=1e-8)
+
+
+def test_train_evaluate_and_no_student(tmp_path, capsys):
+    train.main([*QUICK, "--model.flow", "coupling", "--out", str(tmp_path)])
+    evaluate.main(["--run", str(tmp_path), "--samples", "20", "--draws", "1"])
+    assert "bits/dim" in capsys.readouterr().out
+    fails_with_one_line(capsys, distill.main, ["--run", tmp_path], "whose flow is 'coupling' and quick to invert")
+    assert not (tmp_path / "distillation").exists()
