@@ -349,6 +349,24 @@ _DIGITS = ModelConfig(
     dropout=0.3,
 )
 _DIGITS_RUN: dict[str, Any] = {"steps": 3500, "learning_rate": 2e-3, "weight_decay": 0.05}
+_PHOTOGRAPHS = ModelConfig(
+    image_size=16,
+    channels=3,
+    patch_size=4,
+    num_classes=2,
+    flow_blocks=4,
+    flow_layers=2,
+    flow_width=128,
+    prior_layers=4,
+    prior_width=128,
+    head_dim=32,
+    informative=12,
+    components=16,
+    redundant_components=32,
+    condition_repeats=1,
+    max_log_scale=4.0,
+    patch_basis="pca",
+)
 _MNIST = ModelConfig(
     image_size=28,
     patch_size=4,
@@ -420,6 +438,7 @@ PRESETS: dict[str, TrainConfig] = {
         ),
         _preset("digits", _DIGITS, **_DIGITS_RUN),
         _preset("digits-noise", dataclasses.replace(_DIGITS, dequantisation="gaussian"), **_DIGITS_RUN),
+        _preset("photographs", _PHOTOGRAPHS, dataset="photographs", flip=True, steps=4000),
         _preset("mnist", _MNIST, dataset="mnist", **_MNIST_RUN),
         _preset("fashion-mnist", _MNIST, dataset="fashion-mnist", **_MNIST_RUN),
         _preset(

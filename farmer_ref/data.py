@@ -78,8 +78,8 @@ def load_split(
 ) -> ImageSet | FolderSet:
     """One split ("train", "validation", "test") of a data set, checked against the model that will read it.
 
-    `name`: "digits" (scikit-learn's 1,797 images of 8x8 and 17 grey levels, no download), "photographs" (square crops of
-    scikit-learn's two, no download), "mnist", "fashion-mnist", "cifar10" (torchvision's, under `data_root`), or
+    `name`: "digits" (scikit-learn's 1,797 images of 8x8 and 17 grey levels, no download), "photographs" (square crops
+    of scikit-learn's two, no download), "mnist", "fashion-mnist", "cifar10" (torchvision's, under `data_root`), or
     "folder:PATH" (a folder of images per class; or folders train, val, test of such, as ImageNet's). Raises
     `InputError` for what is missing or does not fit.
     """

@@ -51,6 +51,8 @@ class EvaluateConfig:
     """How the samples are drawn: the run's own guidance unless given."""
     student: bool = False
     """Decode the samples with the run's one-step student."""
+    redundant_temperature: float = 1.0
+    """Standard deviation of the redundant channels' mixture when sampling, times this (Fig. 7)."""
     batch_size: int = 100
     """Images at a time."""
     weights: str = "ema"
@@ -66,6 +68,8 @@ class EvaluateConfig:
         for name in ("draws", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.redundant_temperature < 0:
+            raise InputError(f"redundant_temperature is {self.redundant_temperature}; allowed: 0 or more")
         if self.student and self.samples == 0:
             raise InputError("samples is 0, with a student to draw them; allowed: 2 or more")
         if self.student and self.weights == "raw":
@@ -99,10 +103,13 @@ def evaluate(config: EvaluateConfig) -> dict:
     if reader is not None:
         real, real_labels = next(batches(data, len(data), config.images))
         labels = torch.arange(samples, device=device) % data.num_classes
-        drawn = sample_values(model, labels, config.seed, config.batch_size, config.guidance, student)
+        drawn = sample_values(
+            model, labels, config.seed, config.batch_size, config.guidance, student, config.redundant_temperature
+        )
         figures["samples"] = samples
         figures["guidance"] = dataclasses.asdict(config.guidance)
         figures["student"] = config.student
+        figures["redundant_temperature"] = config.redundant_temperature
         figures["share_read_as_class"] = reader.share_read(drawn, labels)
         figures["share_read_of_real_images"] = reader.share_read(real, real_labels)
         figures["frechet_distance"] = frechet_distance(reader.scores(drawn), reader.scores(real))

@@ -133,10 +133,14 @@ def sample_values(
     batch_size: int = 100,
     guidance: Guidance | None = None,
     student: OneStepStudent | None = None,
+    redundant_temperature: float = 1.0,
 ) -> Tensor:
     """One sample per label, as bytes (n,C,H,W) on the CPU, drawn in batches."""
     generator = torch.Generator(labels.device).manual_seed(seed)
-    drawn = [model.sample(part, guidance, student, generator=generator) for part in labels.split(batch_size)]
+    drawn = [
+        model.sample(part, guidance, student, redundant_temperature=redundant_temperature, generator=generator)
+        for part in labels.split(batch_size)
+    ]
     return torch.cat([model.dequantiser.quantise(images).cpu() for images in drawn])
 
 

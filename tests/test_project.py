@@ -43,7 +43,7 @@ ROOMS = {
     "record": set(),
     "cli": {"errors"},
 }
-COMMANDS = {"train", "distill", "sample", "evaluate", "parameters"}
+COMMANDS = {"train", "distill", "sample", "evaluate", "ablate", "parameters"}
 
 
 def imports(path):
