@@ -219,6 +219,8 @@ class AblateConfig:
     """The preset to vary."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
+    download: bool = True
+    """Download a missing data set."""
     seconds_per_run: float = 60.0
     """Training time of each run; the schedules are fitted to it."""
     basis_steps: int = 600
@@ -455,7 +457,7 @@ def main(argv: list[str] | None = None) -> None:
     if runs.device.type == "cpu":
         torch.set_num_threads(1)
     for name, (preset, table) in chosen_tables(config).items():
-        load_split(preset.dataset, "test", preset.model, config.data_root)  # or say so before the work
+        load_split(preset.dataset, "test", preset.model, config.data_root, config.download)  # or say so before the work
         rows = measure(runs, preset, table)
         by_name = {row["name"]: row for row in rows}
         record = {

@@ -1,0 +1,128 @@
+"""The paper's tables at small scale: what is compared, what is kept, how claims are judged."""
+
+import dataclasses
+import json
+
+import pytest
+from test_commands import fails_with_one_line
+
+from farmer_ref import PRESETS, ablate
+from farmer_ref.ablate import AblateConfig, Row, Runs, Table, bases, chosen_tables, model_flag, tables, verdict
+
+
+@pytest.mark.parametrize("name", ["digits", "photographs", "mnist", "cifar10"])
+def test_every_row_is_a_model_and_every_claim_is_about_rows(name):
+    preset = PRESETS[name]
+    everything = {**tables(preset), "basis": bases(preset, 600)}
+    assert set(everything) == {"table3", "table4", "table5", "figure6a", "figure6b", "figure7", "figure8", "basis"}
+    for table in everything.values():
+        names = [row.name for row in table.rows]
+        assert len(set(names)) == len(names)
+        for row in table.rows:
+            dataclasses.replace(preset.model, **row.model)  # raises where it is none
+        for better, worse in table.claims:
+            assert better in names and worse in names
+
+
+def test_table_3_changes_one_thing_at_a_time():
+    rows = {row.name: row for row in tables(PRESETS["digits"])["table3"].rows}
+    models = {name: dataclasses.replace(PRESETS["digits"].model, **row.model) for name, row in rows.items()}
+    fields = [field.name for field in dataclasses.fields(PRESETS["digits"].model)]
+
+    def differ(a, b):
+        return {name for name in fields if getattr(models[a], name) != getattr(models[b], name)}
+
+    assert differ("no split", "split") == {"informative"}
+    assert differ("split", "split, condition repeated") == {"condition_repeats"}
+    assert differ("split", "split, final permutation") == {"final_permutation"}
+    assert differ("split, condition repeated", "split, both") == {"final_permutation"}
+    assert differ("split, both", "both, resampling") == set()
+    assert differ("both, resampling", "both, resampling, Z_R ~ N(0, I)") == {"redundant_prior"}
+
+
+def test_rows_share_the_runs_that_they_have_in_common(tmp_path):
+    preset, runs = PRESETS["digits"], Runs(AblateConfig(runs=str(tmp_path), device="cpu"))
+    table = tables(preset)
+    shared = {runs.folder(preset, row, 0) for name in ("figure7", "figure8", "table5") for row in table[name].rows}
+    assert shared == {tmp_path / "digits" / "60s" / "preset" / "seed0"}
+    folders = {runs.folder(preset, row, 0) for row in table["table3"].rows}
+    assert len(folders) == 6  # two rows differ from "split, both" in their sampling alone
+    steps = runs.folder(preset, Row("r", {"informative": 2}, steps=9), 1)
+    assert steps == tmp_path / "digits" / "9steps" / "informative=2" / "seed1"
+
+
+def test_model_fields_as_flags():
+    assert model_flag("final_permutation", False) == ["--model.no-final-permutation"]
+    assert model_flag("final_permutation", True) == ["--model.final-permutation"]
+    assert model_flag("informative", None) == ["--model.informative", None]
+
+
+def row_of(name, values):
+    import statistics
+
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {
+        "name": name,
+        "frechet_distance": {"mean": statistics.mean(values), "standard_deviation": spread, "seeds": values},
+    }
+
+
+def test_claims_are_judged_against_the_spread():
+    table = Table("t", ())
+    low, high, wide = (row_of("a", v) for v in ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], [0.0, 2.0, 4.0]))
+    assert verdict(table, low, high)["verdict"] == "holds"
+    assert verdict(table, high, low)["verdict"] == "does not hold"
+    assert verdict(table, low, wide)["verdict"] == "cannot be told within the spread"
+    assert verdict(table, row_of("a", [1.0]), row_of("b", [2.0]))["verdict"] == "cannot be told from one seed"
+    assert verdict(table, low, high)["gain"] == pytest.approx(1.0)
+
+
+def test_all_is_everything():
+    names = set(chosen_tables(AblateConfig(all=True)))
+    assert names == {"table3", "table4", "table5", "figure6a", "figure6b", "figure7", "figure8", "basis"}
+    chosen = chosen_tables(AblateConfig(table=("4",), figure=("6a",), basis=True, data="cifar10"))
+    assert list(chosen) == ["table4", "figure6a", "basis"]
+    assert chosen["basis"][0] is PRESETS["cifar10"]
+    assert chosen_tables(AblateConfig(basis=True))["basis"][0] is PRESETS["photographs"]
+
+
+def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
+    rows = (
+        Row("plain", paper="FID 2"),
+        Row("no split", {"informative": None, "final_permutation": False}, ablate.GUIDED),
+        Row("student", {}, (*ablate.GUIDED, "--student")),
+    )
+    small = Table("A table", rows, (("plain", "no split"),), timed=True)
+    monkeypatch.setattr(ablate, "tables", lambda preset: {"table3": small, "figure8": Table("Eight", rows[:1])})
+    places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results"), "--device", "cpu"]
+    arguments = ["--table", "3", "--figure", "8", "--seconds-per-run", "2", "--samples", "20", *places]
+    ablate.main(arguments)
+    printed = capsys.readouterr().out
+    assert "A table" in printed and "FID 2" in printed and "cannot be told from one seed" in printed
+    record = json.loads((tmp_path / "results" / "table3.json").read_text())
+    assert {"command", "commit", "device", "seconds_per_run", "seeds"} <= record.keys()
+    assert [row["name"] for row in record["rows"]] == ["plain", "no split", "student"]
+    assert record["rows"][0]["bits_per_dim"]["mean"] == record["rows"][2]["bits_per_dim"]["mean"]  # the same run
+    assert set(record["rows"][0]["seconds_per_image"]) == {"forward", "prior", "back"}
+    assert len(json.loads((tmp_path / "results" / "figure8.json").read_text())["fifths"]) == 5
+
+    monkeypatch.setattr(Runs, "_run", lambda *_: pytest.fail("a finished run was started again"))
+    before = (tmp_path / "results" / "table3.json").read_text()
+    ablate.main(arguments)
+    after = json.loads((tmp_path / "results" / "table3.json").read_text())
+    assert [row["bits_per_dim"] for row in after["rows"]] == [row["bits_per_dim"] for row in json.loads(before)["rows"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["table is None", "--basis, --all"]),
+        (["--table", "3", "--seeds", "0"], ["seeds is 0", "above 0"]),
+        (["--table", "3", "--side-by-side", "0"], ["side_by_side is 0"]),
+        (["--table", "3", "--data", "mnist"], ["data_root is 'data'", "no whole mnist"]),
+    ],
+)
+def test_ablate_refuses(capsys, tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    fails_with_one_line(capsys, ablate.main, arguments, *parts)
+    assert not list(tmp_path.iterdir())
