@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 
 import pytest
 from test_commands import fails_with_one_line
@@ -58,13 +59,9 @@ def test_model_fields_as_flags():
 
 
 def row_of(name, values):
-    import statistics
-
     spread = statistics.stdev(values) if len(values) > 1 else None
-    return {
-        "name": name,
-        "frechet_distance": {"mean": statistics.mean(values), "standard_deviation": spread, "seeds": values},
-    }
+    figures = {"mean": statistics.mean(values), "standard_deviation": spread, "seeds": values}
+    return {"name": name, "frechet_distance": figures}
 
 
 def test_claims_are_judged_against_the_spread():
@@ -119,7 +116,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
         ([], ["table is None", "--basis, --all"]),
         (["--table", "3", "--seeds", "0"], ["seeds is 0", "above 0"]),
         (["--table", "3", "--side-by-side", "0"], ["side_by_side is 0"]),
-        (["--table", "3", "--data", "mnist"], ["data_root is 'data'", "no whole mnist"]),
+        (["--table", "3", "--data", "mnist", "--no-download"], ["data_root is 'data'", "no whole mnist"]),
     ],
 )
 def test_ablate_refuses(capsys, tmp_path, monkeypatch, arguments, parts):
