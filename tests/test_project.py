@@ -237,6 +237,12 @@ def test_readme_numbers_of_sampling_are_the_measured_ones():
         numbers.append(f"{measured['denoise']['strong'][stage]['stray_of_blank_pixels_in_samples']:.3f}")
         numbers.append(f"{measured['denoise']['strong'][stage]['error_on_noisy_test_images']:.3f}")
         numbers.append(f"{measured['denoise']['paper'][stage]['error_on_noisy_test_images']:.4f}")
+    basis = {row["name"]: row["bits_per_dim"]["mean"] for row in measured["basis"]["rows"]}
+    pixels, mixing, pca = (
+        basis[f"{name}, no split, 600 steps"] for name in ("pixels", "pixels, learned mixing", "PCA")
+    )
+    numbers += [f"{pixels:.2f} bits/dim, learned mixing {mixing:.2f}, PCA {pca:.2f}"]
+    assert pixels - mixing >= 0.2 and pixels - pca >= 0.2
     for number in numbers:
         assert number in README, number
 
