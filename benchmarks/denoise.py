@@ -44,9 +44,9 @@ def figures_of(model: Farmer, samples: int) -> tuple[dict, dict[str, Tensor]]:
     seen, _ = next(batches(train_split, len(train_split)))
     blank = (seen == 0).all(0)  # (C,H,W): pixels that are blank in every training image
     values, labels = next(batches(test_split, len(test_split)))
-    clean = 2 * values / (model.config.levels - 1) - 1
     generator = torch.Generator().manual_seed(0)
-    noisy = clean + model.config.noise_final * torch.randn(clean.shape, generator=generator)
+    noise = torch.randn(values.shape, generator=generator)
+    clean, noisy = model.dequantiser(values, torch.zeros_like(noise)), model.dequantiser(values, noise)
     wanted = torch.arange(samples) % model.config.num_classes
     with torch.no_grad():
         raw = model.decode(model.prior.sample(wanted, generator=generator))
@@ -68,15 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(config.threads)
     made = provenance(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [
-            "--preset",
-            "digits-noise",
-            "--model.noise-final",
-            str(STRONG),
-            "--max-minutes",
-            str(config.minutes),
-        ]
-        train.main([*arguments, "--device", "cpu", "--out", folder])
+        noisy = ["--preset", "digits-noise", "--model.noise-final", str(STRONG)]
+        train.main([*noisy, "--max-minutes", str(config.minutes), "--device", "cpu", "--out", folder])
         models = {"paper": Farmer.from_pretrained("digits-noise"), "strong": Farmer.from_pretrained(folder)}
     record, pictures = {**made, **dataclasses.asdict(config)}, {}
     for name, model in models.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from pathlib import Path
 import torch
 
 from farmer_ref import PRESETS, cli, train
-from farmer_ref.engine import checkpoints
+from farmer_ref.engine import last_state
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.files import PRETRAINED
-from farmer_ref.record import ROOT, provenance
+from farmer_ref.record import ROOT, mean_and_spread, provenance
 
 AVERAGED = ("bits_per_dim", "nats_per_dim", "share_read_as_class", "frechet_distance", "training_minutes")
 
@@ -47,7 +46,7 @@ def train_and_score(config: DigitsConfig, seed: int, folder: Path) -> dict:
     """One run of the preset and its figures on the test split."""
     arguments = ["--preset", config.preset, "--max-minutes", "6", "--device", "cpu"]  # as in the Makefile
     train.main([*arguments, "--out", str(folder), "--seed", str(seed)])
-    state = json.loads((checkpoints(folder)[-1] / "state.json").read_text())
+    state = last_state(folder)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     curve = [record for record in records if any(name.startswith("validation") for name in record)]
     scored = EvaluateConfig(
@@ -90,8 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in AVERAGED:
         values = [run[name] for run in runs if run[name] is not None]
         if values:
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            averages[name] = {"mean": statistics.mean(values), "standard_deviation": spread}
+            averages[name] = mean_and_spread(values)
     settings = dataclasses.asdict(PRESETS[config.preset])
     record = {**made, "threads": config.threads, "settings": settings, **averages, "runs": runs}
     out = ROOT / "results" / f"{config.preset}.json"

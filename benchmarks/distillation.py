@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,11 @@ from torch import Tensor
 
 from farmer_ref import Farmer, OneStepStudent, cli, distill
 from farmer_ref.data import batches, load_split
-from farmer_ref.engine import checkpoints
+from farmer_ref.engine import last_state
 from farmer_ref.files import PRETRAINED
 from farmer_ref.metrics import Reader, frechet_distance
 from farmer_ref.plots import labelled_grids
-from farmer_ref.record import ROOT, provenance
+from farmer_ref.record import ROOT, mean_and_spread, provenance
 from farmer_ref.student import STUDENT
 
 AVERAGED = ("sample_error", "share_read_as_class", "frechet_distance")
@@ -54,7 +53,7 @@ class DistillationBenchmark:
     """Name of the files in results/."""
 
 
-def ship(config: DistillationBenchmark, model: Farmer, z: Tensor, folder: Path, figures: dict) -> None:
+def ship(model: Farmer, z: Tensor, folder: Path, figures: dict) -> None:
     """Copy a student into the package, with the record of how it was made, and draw it beside its teacher."""
     shutil.copyfile(folder / STUDENT, PRETRAINED / "digits" / STUDENT)
     settings = json.loads((folder / "distillation" / "config.json").read_text())
@@ -99,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
                     images = model.decode(z, student=student).clamp(-1, 1)
                 records = [json.loads(x) for x in (folder / "distillation" / "metrics.jsonl").read_text().splitlines()]
                 last = [r for r in records if "validation_error_block_1" in r][-1]
-                state = json.loads((checkpoints(folder / "distillation")[-1] / "state.json").read_text())
+                state = last_state(folder / "distillation")
                 run = {
                     "loss": loss,
                     "seed": seed,
@@ -117,16 +116,10 @@ def main(argv: list[str] | None = None) -> None:
         table = {}
         for loss in config.losses:
             mine = [run for run in runs if run["loss"] == loss]
-            table[loss] = {
-                name: {
-                    "mean": statistics.mean(run[name] for run in mine),
-                    "standard_deviation": statistics.stdev(run[name] for run in mine) if len(mine) > 1 else None,
-                }
-                for name in AVERAGED
-            }
+            table[loss] = {name: mean_and_spread([run[name] for run in mine]) for name in AVERAGED}
         if config.ship:
             figures = {**made, **runs[0], "exact": read(exact)}
-            ship(config, model, z, Path(temporary) / f"{config.losses[0]}-{config.seeds[0]}", figures)
+            ship(model, z, Path(temporary) / f"{config.losses[0]}-{config.seeds[0]}", figures)
 
     record = {**made, **dataclasses.asdict(config), "exact": read(exact), "table": table, "runs": runs}
     (ROOT / "results" / f"{config.out}.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 from dataclasses import dataclass
 
 import matplotlib
@@ -26,7 +25,7 @@ from farmer_ref.guidance import weighed_candidates
 from farmer_ref.metrics import Reader, frechet_distance
 from farmer_ref.mixture import GaussianMixture
 from farmer_ref.plots import COLOURS, STYLE, labelled_grids
-from farmer_ref.record import ROOT, provenance
+from farmer_ref.record import ROOT, mean_and_spread, provenance
 
 ROWS = 20_000  # of candidates in one dimension
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -116,14 +115,7 @@ def sweep(config: GuidanceBenchmark, model: Farmer) -> list[dict]:
                 }
                 run |= {k: float(v.double().mean()) for k, v in report._asdict().items() if v is not None}
                 runs.append(run)
-            averages = {
-                name: {
-                    "mean": statistics.mean(run[name] for run in runs),
-                    "standard_deviation": statistics.stdev(run[name] for run in runs) if len(runs) > 1 else None,
-                }
-                for name in runs[0]
-                if name != "seed"
-            }
+            averages = {name: mean_and_spread([run[name] for run in runs]) for name in runs[0] if name != "seed"}
             rows.append({"rule": rule, "scale": scale, **averages, "runs": runs})
             print(rule, scale, {name: round(value["mean"], 4) for name, value in averages.items()}, flush=True)
     return rows

@@ -13,23 +13,22 @@ D = 48), which take about half an hour to train on 2 cores the first time and ar
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import functools
 import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.photographs import BLOCKS, CHANNELS, LAYERS, PATCH_SIZE, WIDTH, trained_flow, trained_student
+from benchmarks.tarflow import public_code
 from farmer_ref import cli
 from farmer_ref.engine import resolve_device
-from farmer_ref.errors import InputError
 from farmer_ref.flow import STANDSTILL, AutoregressiveFlow, FlowBlock
-from farmer_ref.record import ROOT, provenance
+from farmer_ref.record import ROOT, provenance, timed
 from farmer_ref.student import OneStepStudent
 
 TOLERANCE = 1e-5
@@ -141,17 +140,6 @@ def count_sweeps(config: InverseBenchmark, flow: AutoregressiveFlow, student: On
 # -- speed -------------------------------------------------------------------------------------------------------------
 
 
-def public_flow(path: str, tokens: int) -> nn.Module:
-    """A TARFlow of the same shapes from a clone of the public code."""
-    source = Path(path) / "transformer_flow.py"
-    if not source.is_file():
-        raise InputError(f"tarflow is {path!r}, without transformer_flow.py; allowed: a clone of apple/ml-tarflow")
-    spec = importlib.util.spec_from_file_location("transformer_flow", source)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Model(3, round(tokens**0.5) * PATCH_SIZE, PATCH_SIZE, WIDTH, BLOCKS, LAYERS).eval()
-
-
 def speed_matrix(
     config: InverseBenchmark, flow: AutoregressiveFlow, student: OneStepStudent, device: torch.device
 ) -> list[dict]:
@@ -165,20 +153,17 @@ def speed_matrix(
     if device.type == "cuda":
         methods["sequential, recorded"] = lambda z: flow.inverse(z, recorded=True)
     if config.tarflow:
-        public = public_flow(config.tarflow, flow.tokens).to(device)
-        methods["public TARFlow"] = public.reverse
+        side = round(flow.tokens**0.5) * PATCH_SIZE
+        public = public_code(config.tarflow).Model(3, side, PATCH_SIZE, WIDTH, BLOCKS, LAYERS)
+        methods["public TARFlow"] = public.to(device).eval().reverse
     rows = []
     for batch in config.batches or ((1, 16, 128) if device.type == "cuda" else (1, 16)):
         z = torch.randn(batch, flow.tokens, CHANNELS, generator=torch.Generator().manual_seed(1)).to(device)
         times = {name: [] for name in methods}
         for _ in range(config.rounds + 1):
             for name, method in methods.items():
-                began = time.perf_counter()
                 with torch.no_grad():
-                    method(z)
-                    if device.type == "cuda":
-                        torch.cuda.synchronize(device)
-                times[name].append(time.perf_counter() - began)
+                    times[name].append(timed(functools.partial(method, z), device))
         for name, seconds in times.items():
             ratios = sorted(a / b for a, b in zip(times[baseline][1:], seconds[1:], strict=True))
             row = {

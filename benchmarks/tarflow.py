@@ -9,16 +9,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 from farmer_ref import AutoregressiveFlow, InputError, cli
 from farmer_ref.engine import resolve_device
-from farmer_ref.record import provenance
+from farmer_ref.record import provenance, timed
 
 
 @dataclass(frozen=True)
@@ -49,25 +48,20 @@ class BenchmarkConfig:
     """Where the figures go."""
 
 
-def timed(function: Callable[[], object], device: torch.device) -> float:
-    began = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+def public_code(path: str) -> ModuleType:
+    """transformer_flow.py of a clone of the public code, as a module."""
+    source = Path(path) / "transformer_flow.py"
+    if not path or not source.is_file():
+        raise InputError(f"tarflow is {path!r}, without transformer_flow.py; allowed: a clone of apple/ml-tarflow")
+    spec = importlib.util.spec_from_file_location("transformer_flow", source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def main(argv: list[str] | None = None) -> None:
     config = cli.parse("benchmarks.tarflow", BenchmarkConfig(), "Time the flow against the public TARFlow code.", argv)
-    source = Path(config.tarflow) / "transformer_flow.py"
-    if not config.tarflow or not source.is_file():
-        raise InputError(
-            f"tarflow is {config.tarflow!r}, without transformer_flow.py; allowed: a clone of apple/ml-tarflow"
-        )
-    spec = importlib.util.spec_from_file_location("transformer_flow", source)
-    public = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(public)
-
+    public = public_code(config.tarflow)
     torch.set_num_threads(config.threads)
     torch.manual_seed(0)
     device = resolve_device(config.device)

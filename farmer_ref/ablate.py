@@ -14,7 +14,6 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,11 +26,11 @@ from tqdm import tqdm
 from farmer_ref import cli
 from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.data import batches, load_split
-from farmer_ref.engine import checkpoints, load_run, resolve_device
+from farmer_ref.engine import last_state, load_run, resolve_device
 from farmer_ref.errors import InputError, require
 from farmer_ref.files import replace_file
 from farmer_ref.metrics import Reader
-from farmer_ref.record import provenance
+from farmer_ref.record import mean_and_spread, provenance, timed
 from farmer_ref.student import OneStepStudent
 
 MEASURES = {
@@ -168,13 +167,11 @@ def bases(preset: TrainConfig, steps: int) -> Table:
         "PCA, learned mixing": {"patch_basis": "pca", "channel_mixing": "learned"},
     }
     base = {"patch_basis": "pixel", "channel_mixing": "none"}
+    end = f", {steps} steps"
     rows = [
-        Row(f"{name}, {title}", {**base, **changes, **kind}, steps=limit)
+        Row(f"{name}, {kind}{end if limit else ''}", {**base, **changes, "informative": informative}, steps=limit)
         for limit in (None, steps)
-        for title, kind in (
-            ("no split" + (f", {steps} steps" if limit else ""), {"informative": None}),
-            (f"I = {split}" + (f", {steps} steps" if limit else ""), {"informative": split}),
-        )
+        for kind, informative in (("no split", None), (f"I = {split}", split))
         for name, changes in variants.items()
     ]
     normal = [
@@ -184,7 +181,6 @@ def bases(preset: TrainConfig, steps: int) -> Table:
         )
         for name, changes in (("pixels", {}), ("PCA", {"patch_basis": "pca"}))
     ]
-    end = f", {steps} steps"
     return Table(
         "The blind spot inside a token: our own finding",
         (*rows, *normal),
@@ -331,8 +327,7 @@ def measure(runs: Runs, preset: TrainConfig, table: Table) -> list[dict[str, Any
         measured: dict[str, Any] = {"name": row.name, "model": row.model, "sampling": row.sampling, "paper": row.paper}
         for name in MEASURES:
             values = [figures[name] for figures in mine]
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            measured[name] = {"mean": statistics.mean(values), "standard_deviation": spread, "seeds": values}
+            measured[name] = {**mean_and_spread(values), "seeds": values}
         measured["steps"] = [state["step"] for state in states]
         measured["training_seconds"] = [state["seconds"] for state in states]
         if table.timed:
@@ -349,11 +344,6 @@ def model_flag(name: str, value: object) -> list[object]:
     return [f"--model.{flag}", value]
 
 
-def last_state(run: Path) -> dict[str, Any]:
-    """Steps and seconds of a finished run."""
-    return json.loads((checkpoints(run)[-1] / "state.json").read_text())
-
-
 @torch.no_grad()
 def seconds_per_image(runs: Runs, folder: Path, row: Row) -> dict[str, float]:
     """Median seconds per image of the flow's forward pass, the prior's sampling and the way back, at batch 16."""
@@ -367,17 +357,10 @@ def seconds_per_image(runs: Runs, folder: Path, row: Row) -> dict[str, float]:
         "prior": lambda: model.prior.sample(labels),
         "back": lambda: model.decode(z, student=student),
     }
-    measured = {}
-    for name, function in work.items():
-        times = []
-        for _ in range(6):
-            began = time.perf_counter()
-            function()
-            if runs.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-        measured[name] = statistics.median(times[1:]) / TIMED_BATCH
-    return measured
+    return {
+        name: statistics.median([timed(function, runs.device) for _ in range(6)][1:]) / TIMED_BATCH
+        for name, function in work.items()
+    }
 
 
 @torch.no_grad()

@@ -10,10 +10,12 @@ Legend: B batch, N tokens, D channels of a token. Log-determinants are per-image
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from farmer_ref.flow import FlowBlock, check_tokens
+from farmer_ref.flow import Flow, FlowBlock
 
 
 class CouplingBlock(nn.Module):
@@ -25,7 +27,7 @@ class CouplingBlock(nn.Module):
 
     kept: Tensor
 
-    def __init__(self, half: int, tokens: int, channels: int, **network: object):
+    def __init__(self, half: int, tokens: int, channels: int, **network: Any):
         super().__init__()
         self.network = FlowBlock(tokens, channels, reverse=False, **network)
         self.network.transformer.bidirectional()
@@ -58,52 +60,16 @@ class CouplingBlock(nn.Module):
         return x if self.network.mixing is None else self.network.mixing.inverse(x)
 
 
-class CouplingFlow(nn.Module):
+class CouplingFlow(Flow):
     """n coupling blocks, Z = F_n o ... o F_1 (X), with the interface of `AutoregressiveFlow`.
 
     The halves alternate: first the channels, then the tokens, then the other halves of each. Glow's learned channel
     mixing is available to it, too, and matters more here: without it the halves of the channels never change.
     """
 
-    def __init__(
-        self,
-        tokens: int,
-        channels: int,
-        blocks: int,
-        layers: int,
-        width: int,
-        head_dim: int = 64,
-        max_log_scale: float | None = 2.5,
-        channel_mixing: bool = False,
-        num_classes: int | None = None,
-        dropout: float = 0.0,
-    ):
-        super().__init__()
-        self.tokens, self.channels = tokens, channels
-        self.blocks = nn.ModuleList(
-            CouplingBlock(
-                t,
-                tokens,
-                channels,
-                width=width,
-                layers=layers,
-                head_dim=head_dim,
-                max_log_scale=max_log_scale,
-                channel_mixing=channel_mixing,
-                num_classes=num_classes,
-                dropout=dropout,
-            )
-            for t in range(blocks)
-        )
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B,N,D) to latents z (B,N,D) and log|det dz/dx| (B,), nats per image."""
-        check_tokens(x, self.tokens, self.channels)
-        logdet = x.new_zeros(x.shape[0])
-        for block in self.blocks:
-            x, block_logdet = block(x, labels)
-            logdet = logdet + block_logdet
-        return x, logdet
+    def new_block(self, number: int, **settings: Any) -> CouplingBlock:
+        """Block `number`, from 0 on."""
+        return CouplingBlock(number, **settings)
 
     def inverse(
         self, z: Tensor, labels: Tensor | None = None, recorded: bool | None = None, progress: bool = False

@@ -18,7 +18,7 @@ from torch import Tensor
 from farmer_ref import cli
 from farmer_ref.config import RunConfig
 from farmer_ref.data import Batch, batches, load_split, random_seed, training_batches
-from farmer_ref.engine import Trainer, autocast, checkpoints, resolve_device, training_images
+from farmer_ref.engine import Trainer, autocast, check_resumed, checkpoints, resolve_device, training_images
 from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import PRETRAINED, pretrained_folder, read_config, replace_file, write_weights
@@ -67,12 +67,12 @@ def settings(argv: list[str] | None = None) -> DistillConfig:
     default = DistillConfig()
     saved = Path(known.out or known.run) / "distillation" / "config.json"
     if known.resume and saved.is_file():
-        default = dataclasses.replace(saved_settings(saved.parent), run=known.run, out=known.out)
+        default = dataclasses.replace(distillation_settings(saved.parent), run=known.run, out=known.out)
     description = "Train a one-step student of a trained flow."
     return cli.parse("farmer_ref.distill", default, description, argv)
 
 
-def saved_settings(folder: Path) -> DistillConfig:
+def distillation_settings(folder: Path) -> DistillConfig:
     """The configuration that a folder `distillation` was made with."""
     try:
         return DistillConfig(**json.loads((folder / "config.json").read_text()))
@@ -94,13 +94,7 @@ def prepare(config: DistillConfig) -> Path:
             raise InputError(
                 f"out is {str(run)!r}, which holds a distillation already; allowed: another folder, or --resume"
             )
-        saved = saved_settings(folder)
-        for name in KEPT_BY_RESUME:
-            if getattr(saved, name) != getattr(config, name):
-                raise InputError(
-                    f"{name} is {getattr(config, name)!r}; allowed: {getattr(saved, name)!r}, "
-                    "as in the distillation that is resumed"
-                )
+        check_resumed(distillation_settings(folder), config, KEPT_BY_RESUME, "distillation")
     elif (run / STUDENT).exists():
         raise InputError(f"out is {str(run)!r}, which holds a student already; allowed: another folder")
     try:

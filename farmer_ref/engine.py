@@ -15,7 +15,8 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from farmer_ref.config import RunConfig, TrainConfig
 from farmer_ref.data import Batch, random_seed
-from farmer_ref.errors import InputError
+from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import (
     flush,
@@ -189,12 +190,33 @@ def run_dataset(name: str) -> str:
     return dataset
 
 
+def last_state(run: Path) -> dict[str, Any]:
+    """Steps, seconds and skipped steps at the newest checkpoint of a run."""
+    return json.loads((checkpoints(run)[-1] / STATE).read_text())
+
+
+def saved_settings(folder: Path) -> TrainConfig:
+    """The configuration that a run folder was made with."""
+    saved = read_config(folder)
+    if "training" not in saved:
+        raise InputError(f"out is {str(folder)!r}, which holds a model and no run; allowed: a run folder or a new one")
+    return TrainConfig.from_dict({**saved["training"], "model": saved["model"]})
+
+
+def check_resumed(before: RunConfig, now: RunConfig, names: Iterable[str], what: str) -> None:
+    """Raise `InputError` where a resumed run would differ from itself in one of the fields `names` (dots allowed)."""
+    for name in names:
+        old, new = attrgetter(name)(before), attrgetter(name)(now)
+        require(old == new, name, new, f"{old!r}, as in the {what} that is resumed")
+
+
 def run_guidance(name: str) -> Guidance:
     """The guidance that a run folder or a shipped model is to be sampled with, unless told otherwise."""
-    saved = read_config(pretrained_folder(name))
+    folder = pretrained_folder(name)
+    saved = read_config(folder)
     if "training" not in saved or not saved["model"].get("num_classes"):
         return Guidance()
-    return TrainConfig.from_dict({**saved["training"], "model": saved["model"]}).guidance
+    return saved_settings(folder).guidance
 
 
 def keep_metrics_until(run: Path, step: int) -> None:

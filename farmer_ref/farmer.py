@@ -27,7 +27,7 @@ from farmer_ref.config import ModelConfig
 from farmer_ref.coupling import CouplingFlow
 from farmer_ref.errors import InputError
 from farmer_ref.files import load_weights, pretrained_folder, read_config, write_config, write_weights
-from farmer_ref.flow import AutoregressiveFlow
+from farmer_ref.flow import AutoregressiveFlow, Flow
 from farmer_ref.guidance import Guidance
 from farmer_ref.prior import NULL_LABEL, AutoregressivePrior
 from farmer_ref.tokens import Dequantiser, Patchify
@@ -58,7 +58,7 @@ class Farmer(nn.Module):
         self.dequantiser = Dequantiser(config.dequantisation, config.levels, config.noise_start, config.noise_final)
         self.patchify = Patchify(config.image_size, config.channels, config.patch_size, config.patch_basis)
         flow = AutoregressiveFlow if config.flow == "autoregressive" else CouplingFlow
-        self.flow: AutoregressiveFlow | CouplingFlow = flow(
+        self.flow: Flow = flow(
             config.tokens,
             config.token_channels,
             config.flow_blocks,

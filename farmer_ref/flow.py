@@ -9,8 +9,9 @@ Legend: B batch, N tokens, D channels of a token, W width. Log-determinants are 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -162,11 +163,11 @@ class FlowBlock(nn.Module):
 
     def _decode_recorded(self, x: Tensor, z: Tensor, positions: Tensor) -> None:
         """Fill in x (B,N,D), in reading order, from its first token on: one step, replayed N - 1 times."""
-        cache = FixedCache(self.transformer, z.shape[0], z.shape[1] - 1, like=z)
-        here = torch.zeros(1, dtype=torch.long, device=z.device)  # the token that is known last
         steps = z.shape[1] - 1
         if not steps:
             return
+        cache = FixedCache(self.transformer, z.shape[0], steps, like=z)
+        here = torch.zeros(1, dtype=torch.long, device=z.device)  # the token that is known last
 
         def step() -> None:
             shift, log_scale = self.shift_and_log_scale(
@@ -221,12 +222,6 @@ class FlowBlock(nn.Module):
         return (x if self.mixing is None else self.mixing.inverse(x)), sweeps, worst
 
 
-def check_tokens(x: Tensor, tokens: int, channels: int) -> None:
-    """Raise `InputError` unless x is (B,N,D)."""
-    if x.dim() != 3 or x.shape[1:] != (tokens, channels):
-        raise InputError(f"x has shape {tuple(x.shape)}; allowed: (batch, {tokens}, {channels})")
-
-
 def _as_guess(x: Tensor) -> Tensor:
     """x with what is not finite at 0 and the rest within 10^6.
 
@@ -242,11 +237,8 @@ class JacobiReport(NamedTuple):
     residual: list[float]
 
 
-class AutoregressiveFlow(nn.Module):
-    """n blocks with alternating token order, Z = F_n o ... o F_1 (X)   (Eqs. 8-10)
-
-    The first block reads the tokens in image order, the second back to front, and so on.
-    """
+class Flow(nn.Module, ABC):
+    """n invertible blocks, Z = F_n o ... o F_1 (X): what the autoregressive and the coupling flow share."""
 
     def __init__(
         self,
@@ -264,13 +256,13 @@ class AutoregressiveFlow(nn.Module):
         super().__init__()
         self.tokens, self.channels = tokens, channels
         self.blocks = nn.ModuleList(
-            FlowBlock(
-                tokens,
-                channels,
-                width,
-                layers,
-                head_dim,
-                reverse=t % 2 == 1,
+            self.new_block(
+                t,
+                tokens=tokens,
+                channels=channels,
+                width=width,
+                layers=layers,
+                head_dim=head_dim,
                 max_log_scale=max_log_scale,
                 channel_mixing=channel_mixing,
                 num_classes=num_classes,
@@ -279,14 +271,30 @@ class AutoregressiveFlow(nn.Module):
             for t in range(blocks)
         )
 
+    @abstractmethod
+    def new_block(self, number: int, **settings: Any) -> nn.Module:
+        """Block `number`, from 0 on."""
+
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B,N,D) to latents z (B,N,D) and log|det dz/dx| (B,), nats per image   (Eq. 10)."""
-        check_tokens(x, self.tokens, self.channels)
+        if x.dim() != 3 or x.shape[1:] != (self.tokens, self.channels):
+            raise InputError(f"x has shape {tuple(x.shape)}; allowed: (batch, {self.tokens}, {self.channels})")
         logdet = x.new_zeros(x.shape[0])
         for block in self.blocks:
             x, block_logdet = block(x, labels)
             logdet = logdet + block_logdet
         return x, logdet
+
+
+class AutoregressiveFlow(Flow):
+    """n blocks with alternating token order, Z = F_n o ... o F_1 (X)   (Eqs. 8-10)
+
+    The first block reads the tokens in image order, the second back to front, and so on.
+    """
+
+    def new_block(self, number: int, **settings: Any) -> FlowBlock:
+        """Block `number`, from 0 on."""
+        return FlowBlock(reverse=number % 2 == 1, **settings)
 
     def inverse(
         self, z: Tensor, labels: Tensor | None = None, recorded: bool | None = None, progress: bool = False

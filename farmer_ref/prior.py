@@ -133,11 +133,14 @@ class AutoregressivePrior(nn.Module):
         with full_precision(hidden):
             return GaussianMixture.from_raw(self.redundant_head(hidden), self.redundant_components)
 
+    def _outputs(self, z_informative: Tensor, labels: Tensor | None) -> Tensor:
+        """The outputs (B,M+N,W), in reading order, for Z_I (B,N,I) in image order and labels, in one pass."""
+        embedded = self._embed(self.flip_if_reversed(z_informative), self.flip_if_reversed(self.positions))  # (B,N,W)
+        return self._run(torch.cat([self._condition(labels, len(z_informative)), embedded], 1))
+
     def mixtures(self, z: Tensor, labels: Tensor | None = None) -> tuple[GaussianMixture, GaussianMixture | None]:
         """The N token mixtures (batch shape (B,N), in image order) and the shared one (B,), given z (B,N,D)."""
-        z_informative = self.flip_if_reversed(self.split(z)[0])
-        embedded = self._embed(z_informative, self.flip_if_reversed(self.positions))  # (B,N,W)
-        hidden = self._run(torch.cat([self._condition(labels, z.shape[0]), embedded], 1))  # (B,M+N,W)
+        hidden = self._outputs(self.split(z)[0], labels)
         before = hidden[:, self.condition_repeats - 1 : -1]  # (B,N,W): the outputs that precede a token
         tokens = self._token_mixture(self.flip_if_reversed(before))
         return tokens, self._redundant_mixture(hidden[:, -1]) if self.redundant else None
@@ -210,8 +213,7 @@ class AutoregressivePrior(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Z_R (B,N,R) for Z_I (B,N,I) and labels (B,), its sigma_k times `temperature`   (Eq. 14, Fig. 7)."""
-        embedded = self._embed(self.flip_if_reversed(z_informative), self.flip_if_reversed(self.positions))
-        hidden = self._run(torch.cat([self._condition(labels, len(labels)), embedded], 1))[:, -1]
+        hidden = self._outputs(z_informative, labels)[:, -1]
         shared = self._redundant_mixture(hidden).tempered(scale_temperature=temperature)
         return shared.unsqueeze().expand(self.tokens).sample(generator)
 

@@ -1,12 +1,15 @@
-"""What stands beside every measured number: command, commit, date, device, versions."""
+"""What stands beside every measured number: command, commit, date, device, versions; means and times."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import platform
+import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,21 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation over seeds; no deviation of one value."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "standard_deviation": spread}
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a call takes, the work that it leaves to a GPU included."""
+    began = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
 
 
 def git(*arguments: str) -> str:

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Iterator
-from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -14,7 +13,16 @@ import torch
 from farmer_ref import cli
 from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.data import Batch, load_split, random_seed, training_batches
-from farmer_ref.engine import Trainer, autocast, checkpoints, resolve_device, run_record, training_images
+from farmer_ref.engine import (
+    Trainer,
+    autocast,
+    check_resumed,
+    checkpoints,
+    resolve_device,
+    run_record,
+    saved_settings,
+    training_images,
+)
 from farmer_ref.errors import InputError
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import read_config, replace_file, write_config, write_weights
@@ -47,14 +55,6 @@ def settings(argv: list[str] | None = None) -> TrainConfig:
     return cli.parse("farmer_ref.train", default, description, argv)
 
 
-def saved_settings(folder: Path) -> TrainConfig:
-    """The configuration that a run folder was made with."""
-    saved = read_config(folder)
-    if "training" not in saved:
-        raise InputError(f"out is {str(folder)!r}, which holds a model and no run; allowed: a run folder or a new one")
-    return TrainConfig.from_dict({**saved["training"], "model": saved["model"]})
-
-
 def prepare_run(config: TrainConfig) -> Path:
     """Make the run folder, or check that an existing one may go on."""
     run = Path(config.out)
@@ -63,11 +63,8 @@ def prepare_run(config: TrainConfig) -> Path:
     if checkpoints(run):
         if not config.resume:
             raise InputError(f"out is {config.out!r}, which holds a run already; allowed: a new folder, or --resume")
-        saved = saved_settings(run)
-        for name in [f"model.{field.name}" for field in dataclasses.fields(config.model)] + KEPT_BY_RESUME:
-            before, now = attrgetter(name)(saved), attrgetter(name)(config)
-            if before != now:
-                raise InputError(f"{name} is {now!r}; allowed: {before!r}, as in the run that is resumed")
+        names = [f"model.{field.name}" for field in dataclasses.fields(config.model)] + KEPT_BY_RESUME
+        check_resumed(saved_settings(run), config, names, "run")
     elif holds_trained_weights(run):
         raise InputError(
             f"out is {config.out!r}, which holds trained weights without checkpoints; allowed: a new folder"
