@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,6 +219,8 @@ class AblateConfig:
     """Download a missing data set."""
     seconds_per_run: float = 60.0
     """Training time of each run; the schedules are fitted to it."""
+    steps_per_run: int | None = None
+    """Steps of each run of the paper's tables, in place of --seconds-per-run: the same on a busy or slower machine."""
     basis_steps: int = 600
     """Steps of the runs of --basis that are compared at equal steps."""
     seeds: int = 1
@@ -237,6 +239,7 @@ class AblateConfig:
     def __post_init__(self) -> None:
         for name in ("seconds_per_run", "basis_steps", "seeds", "samples"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(self.steps_per_run is None or self.steps_per_run > 0, "steps_per_run", self.steps_per_run, "1 or more")
         require(self.side_by_side is None or self.side_by_side > 0, "side_by_side", self.side_by_side, "1 or more")
 
 
@@ -246,7 +249,10 @@ def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:
     names = [f"table{name}" for name in config.table] + [f"figure{name}" for name in config.figure]
     available = tables(preset)
     require(bool(names or config.basis or config.all), "table", None, "3, 4, 5; or --figure, --basis, --all")
-    chosen = {name: (preset, available[name]) for name in (available if config.all else names)}
+    chosen = {}
+    for name in available if config.all else names:
+        rows = tuple(replace(row, steps=config.steps_per_run) for row in available[name].rows)
+        chosen[name] = preset, replace(available[name], rows=rows)
     if config.basis or config.all:
         colour = preset if preset.model.channels == 3 else PRESETS["photographs"]
         chosen["basis"] = colour, bases(colour, config.basis_steps)
@@ -281,7 +287,7 @@ class Runs:
             (folder / "finished").touch()
         if "--student" in row.sampling and not (folder / "distilled").exists():
             quiet = ["--validate-every", 0, "--sample-every", 0, "--dropout", 0.1, "--data-root", self.config.data_root]
-            self._run("distill", "--run", folder, "--resume", "--max-minutes", minutes, *quiet)
+            self._run("distill", "--run", folder, "--resume", *limit, *quiet)
             (folder / "distilled").touch()
 
     def figures(self, preset: TrainConfig, row: Row, seed: int) -> dict[str, Any]:
@@ -449,6 +455,7 @@ def main(argv: list[str] | None = None) -> None:
             "note": table.note,
             "data": preset.preset,
             "seconds_per_run": config.seconds_per_run,
+            "steps_per_run": config.steps_per_run,
             "seeds": config.seeds,
             "samples": config.samples,
             "rows": rows,

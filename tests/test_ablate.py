@@ -81,6 +81,22 @@ def test_all_is_everything():
     assert list(chosen) == ["table4", "figure6a", "basis"]
     assert chosen["basis"][0] is PRESETS["cifar10"]
     assert chosen_tables(AblateConfig(basis=True))["basis"][0] is PRESETS["photographs"]
+    limited = chosen_tables(AblateConfig(all=True, steps_per_run=7))
+    assert {row.steps for row in limited["table3"][1].rows} == {7}
+    assert {row.steps for row in limited["basis"][1].rows} == {None, 600}  # at equal seconds, and at equal steps
+
+
+@pytest.mark.parametrize(("limits", "passed"), [({}, ["--max-minutes", 1.0]), ({"steps_per_run": 7}, ["--steps", 7])])
+def test_runs_are_limited_by_time_or_by_steps(tmp_path, monkeypatch, limits, passed):
+    config = AblateConfig(table=("4",), runs=str(tmp_path), device="cpu", **limits)
+    lines = []
+    monkeypatch.setattr(Runs, "_run", lambda self, *line: lines.append(line))
+    for preset, table in chosen_tables(config).values():
+        row = table.rows[-1]
+        Runs(config).folder(preset, row, 0).mkdir(parents=True)
+        Runs(config).train(preset, row, 0)
+    assert [line[0] for line in lines] == ["train", "distill"]
+    assert all(" ".join(map(str, passed)) in " ".join(map(str, line)) for line in lines)
 
 
 def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
@@ -92,12 +108,13 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     small = Table("A table", rows, (("plain", "no split"),), timed=True)
     monkeypatch.setattr(ablate, "tables", lambda preset: {"table3": small, "figure8": Table("Eight", rows[:1])})
     places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results"), "--device", "cpu"]
-    arguments = ["--table", "3", "--figure", "8", "--seconds-per-run", "2", "--samples", "20", *places]
+    arguments = ["--table", "3", "--figure", "8", "--steps-per-run", "20", "--samples", "20", *places]
     ablate.main(arguments)
     printed = capsys.readouterr().out
     assert "A table" in printed and "FID 2" in printed and "cannot be told from one seed" in printed
     record = json.loads((tmp_path / "results" / "table3.json").read_text())
     assert {"command", "commit", "device", "seconds_per_run", "seeds"} <= record.keys()
+    assert record["steps_per_run"] == 20 and record["rows"][0]["steps"] == [20]
     assert [row["name"] for row in record["rows"]] == ["plain", "no split", "student"]
     assert record["rows"][0]["bits_per_dim"]["mean"] == record["rows"][2]["bits_per_dim"]["mean"]  # the same run
     assert set(record["rows"][0]["seconds_per_image"]) == {"forward", "prior", "back"}
@@ -115,6 +132,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     [
         ([], ["table is None", "--basis, --all"]),
         (["--table", "3", "--seeds", "0"], ["seeds is 0", "above 0"]),
+        (["--table", "3", "--steps-per-run", "0"], ["steps_per_run is 0"]),
         (["--table", "3", "--side-by-side", "0"], ["side_by_side is 0"]),
         (["--table", "3", "--data", "mnist", "--no-download"], ["data_root is 'data'", "no whole mnist"]),
     ],
