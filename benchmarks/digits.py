@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from farmer_ref import PRESETS, cli, train
-from farmer_ref.engine import last_state
+from farmer_ref.checkpoint import last_state
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.files import PRETRAINED
 from farmer_ref.record import ROOT, mean_and_spread, provenance

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from farmer_ref import Farmer, OneStepStudent, cli, distill
+from farmer_ref.checkpoint import last_state
 from farmer_ref.data import batches, load_split
-from farmer_ref.engine import last_state
 from farmer_ref.files import PRETRAINED
 from farmer_ref.metrics import Reader, frechet_distance
 from farmer_ref.plots import labelled_grids

@@ -26,8 +26,8 @@ from torch import Tensor
 from benchmarks.photographs import BLOCKS, CHANNELS, LAYERS, PATCH_SIZE, WIDTH, trained_flow, trained_student
 from benchmarks.tarflow import public_code
 from farmer_ref import cli
-from farmer_ref.engine import resolve_device
 from farmer_ref.flow import STANDSTILL, AutoregressiveFlow, FlowBlock
+from farmer_ref.parallel import resolve_device
 from farmer_ref.record import ROOT, provenance, timed
 from farmer_ref.student import OneStepStudent
 

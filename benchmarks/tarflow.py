@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 
 from farmer_ref import AutoregressiveFlow, InputError, cli
-from farmer_ref.engine import resolve_device
+from farmer_ref.parallel import resolve_device
 from farmer_ref.record import provenance, timed
 
 

@@ -24,12 +24,14 @@ import torch
 from tqdm import tqdm
 
 from farmer_ref import cli
+from farmer_ref.checkpoint import last_state
 from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.data import batches, load_split
-from farmer_ref.engine import last_state, load_run, resolve_device
+from farmer_ref.engine import load_run
 from farmer_ref.errors import InputError, require
 from farmer_ref.files import replace_file
 from farmer_ref.metrics import Reader
+from farmer_ref.parallel import resolve_device
 from farmer_ref.record import mean_and_spread, provenance, timed
 from farmer_ref.student import OneStepStudent
 

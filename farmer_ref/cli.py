@@ -9,6 +9,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from farmer_ref import parallel
 from farmer_ref.errors import InputError
 
 Settings = TypeVar("Settings")
@@ -36,6 +37,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         fail(error)
+    finally:
+        parallel.leave()
 
 
 def fail(error: InputError) -> NoReturn:

@@ -171,7 +171,7 @@ class RunConfig:
     max_minutes: float | None = None
     """End the run after so many minutes, if its steps take longer; the schedules of learning rate and noise follow."""
     batch_size: int = 64
-    """Images per step."""
+    """Images per step, of all processes together."""
     learning_rate: float = 1e-3
     """Peak of the cosine schedule."""
     final_learning_rate: float = 1e-6
@@ -186,12 +186,20 @@ class RunConfig:
     """Gradients are clipped to this norm."""
     max_skipped_steps: int = 20
     """So many steps in a row with a non-finite gradient stop the run."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: transformer layers under autocast; densities stay in float32."""
+    accumulate: int = 1
+    """Parts of a step's batch that are computed one after another, where the whole does not fit into memory."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of transformer layers for the backward pass and compute the rest again: less memory, about
+    a third more work."""
+    compile: bool = False
+    """Compile the transformer layers: slow to start, then faster on a GPU."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """bfloat16: transformer layers under autocast; densities stay in float32. tf32: float32, but products of matrices
+    on a GPU are rounded to 10 bits."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, cuda:1, ..."""
     workers: int = 0
-    """Processes that read images (for folder:PATH)."""
+    """Processes that read images (for folder:PATH), for each process that trains."""
     log_every: int = 20
     """Steps between two lines of metrics.jsonl."""
     validate_every: int = 500
@@ -218,7 +226,14 @@ class RunConfig:
         )
         require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", self.max_minutes, "above 0")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 up to (not including) 1")
-        require(self.precision in ("float32", "bfloat16"), "precision", self.precision, "float32, bfloat16")
+        precisions = ("float32", "tf32", "bfloat16")
+        require(self.precision in precisions, "precision", self.precision, ", ".join(precisions))
+        require(
+            self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
+            "accumulate",
+            self.accumulate,
+            f"a divisor of batch_size ({self.batch_size})",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,12 +254,15 @@ class TrainConfig(RunConfig):
     """Mirror images left to right at random."""
     label_dropout: float = 0.1
     """Share of labels replaced by the null class, for guidance."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes (torchrun) share the model: each holds a copy, or a part of every weight."""
     guidance: Guidance = field(default_factory=Guidance)
     """How samples of this model are drawn, here and by `sample`, unless that is told otherwise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "0 to 1")
+        require(self.parallel in ("ddp", "fsdp"), "parallel", self.parallel, "ddp, fsdp")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:

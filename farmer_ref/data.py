@@ -6,7 +6,10 @@ chosen is chosen on validation, and no split of one overlaps another.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import multiprocessing
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -218,24 +221,33 @@ def random_seed(*key: object) -> int:
 
 
 class Batch(NamedTuple):
-    """Training images of one step: bytes (B,C,H,W) and labels (B,)."""
+    """Training images of one step, or those of one process: bytes (B,C,H,W) and labels (B,)."""
 
     step: int
     values: Tensor
     labels: Tensor
+    first: int = 0
+    """The place in the step's whole batch at which these images begin."""
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """The batch in `count` equal parts."""
+        size = len(self.labels) // count
+        for start in range(0, len(self.labels), size):
+            rows = slice(start, start + size)
+            yield Batch(self.step, self.values[rows], self.labels[rows], self.first + start)
 
 
 class _StepOrder(Sampler):
-    """For each step from `start` on, its samples as (step, k, index); every epoch has its own shuffle."""
+    """For each step from `start` on, its samples k in `rows` as (step, k, index); every epoch has its own shuffle."""
 
-    def __init__(self, size: int, batch_size: int, seed: int, start: int):
-        self.size, self.batch_size, self.seed, self.start = size, batch_size, seed, start
+    def __init__(self, size: int, batch_size: int, seed: int, start: int, rows: range):
+        self.size, self.batch_size, self.seed, self.start, self.rows = size, batch_size, seed, start, rows
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         step, epoch, order = self.start, -1, torch.empty(0)
         while True:
             samples = []
-            for k in range(self.batch_size):
+            for k in self.rows:
                 wanted, offset = divmod(step * self.batch_size + k, self.size)
                 if wanted != epoch:
                     generator = torch.Generator().manual_seed(random_seed(self.seed, "epoch", wanted))
@@ -261,7 +273,8 @@ class _TrainingSamples(Dataset):
                 labels.append(label)
         except InputError as error:  # raised again by the main process, where it stays one line
             return error
-        return Batch(samples[0][0], torch.stack(values), torch.tensor(labels))
+        step, first, _ = samples[0]
+        return Batch(step, torch.stack(values), torch.tensor(labels), first)
 
 
 def _as_read(batch: Batch | InputError) -> Batch | InputError:
@@ -269,30 +282,65 @@ def _as_read(batch: Batch | InputError) -> Batch | InputError:
     return batch
 
 
+def _leave_signals_to_the_parent(_: int) -> None:
+    """A worker ends when the process that it reads for does: a signal to all must not cut off the last checkpoint."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """End the workers at exit, where SIGTERM, which they ignore, is all that multiprocessing would try."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
 def training_batches(
-    data: ImageSet | FolderSet, batch_size: int, seed: int, start: int, flip: bool = False, workers: int = 0
+    data: ImageSet | FolderSet,
+    batch_size: int,
+    seed: int,
+    start: int,
+    flip: bool = False,
+    workers: int = 0,
+    rows: range | None = None,
 ) -> Iterator[Batch]:
-    """The batches of steps start, start + 1, ... without end."""
+    """The batches of steps start, start + 1, ... without end; of each, the rows of this process (None: all)."""
     loader = DataLoader(
         _TrainingSamples(data, seed, flip),
-        batch_sampler=_StepOrder(len(data), batch_size, seed, start),
+        batch_sampler=_StepOrder(len(data), batch_size, seed, start, rows or range(batch_size)),
         collate_fn=_as_read,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_parent,
     )
-    for batch in loader:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    batches = iter(loader)
+    if workers:  # after multiprocessing's own: what is registered last runs first
+        atexit.register(_end_workers)
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise InputError(f"workers is {workers}, and one was killed ({error}); allowed: fewer, or 0") from error
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    finally:
+        del batches  # now, not when the traceback goes: it ends the workers
 
 
-def batches(data: ImageSet | FolderSet, batch_size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    data: ImageSet | FolderSet, batch_size: int, limit: int | None = None, turn: int = 0, turns: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
     """A split in batches of values (B,C,H,W) and labels (B,); at most `limit` images, spread evenly over it.
 
-    Evenly, since the files of a folder are sorted by class.
+    Evenly, since the files of a folder are sorted by class. Where `turns` processes take batches in turn, those of
+    number `turn`.
     """
     size = len(data) if limit is None else min(limit, len(data))
     chosen = [i * len(data) // size for i in range(size)]
-    for start in range(0, size, batch_size):
+    for start in range(turn * batch_size, size, turns * batch_size):
         rows = [data[i] for i in chosen[start : start + batch_size]]
         yield torch.stack([image for image, _ in rows]), torch.tensor([label for _, label in rows])

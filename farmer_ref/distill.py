@@ -15,10 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from farmer_ref import cli
+from farmer_ref import cli, parallel
+from farmer_ref.checkpoint import checkpoints
 from farmer_ref.config import RunConfig
 from farmer_ref.data import Batch, batches, load_split, random_seed, training_batches
-from farmer_ref.engine import Trainer, autocast, check_resumed, checkpoints, resolve_device, training_images
+from farmer_ref.engine import MovingAverage, Trainer, autocast, check_resumed, set_up, training_images
 from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import PRETRAINED, pretrained_folder, read_config, replace_file, write_weights
@@ -111,11 +112,11 @@ def prepare(config: DistillConfig) -> Path:
     return run
 
 
-def disturbed(z: Tensor, max_noise: float, seed: int, step: int) -> Tensor:
+def disturbed(z: Tensor, max_noise: float, seed: int, step: int, first: int = 0) -> Tensor:
     """z + s * noise with s ~ U[0, max_noise] for each image (Alg. 2): a function of (seed, step, sample) only."""
     generator = torch.Generator(z.device)
     rows = []
-    for k, row in enumerate(z):
+    for k, row in enumerate(z, first):
         generator.manual_seed(random_seed(seed, "disturb", step, k))
         size = max_noise * torch.rand(1, generator=generator, device=z.device, dtype=z.dtype)
         rows.append(row + size * torch.randn(row.shape, generator=generator, device=z.device, dtype=z.dtype))
@@ -125,32 +126,35 @@ def disturbed(z: Tensor, max_noise: float, seed: int, step: int) -> Tensor:
 def main(argv: list[str] | None = None) -> None:
     """Train a student, measuring its error block by block and drawing it beside its teacher at intervals."""
     config = settings(argv)
-    device = resolve_device(config.device)
+    device = set_up(config)
     model = Farmer.from_pretrained(config.run).to(device).requires_grad_(False)
     trained = read_config(pretrained_folder(config.run)).get("training", {})
     if "dataset" not in trained:
         raise InputError(f"run is {config.run!r}, which does not say what it was trained on; allowed: a run folder")
-    data, validation = (
-        load_split(trained["dataset"], split, model.config, config.data_root, config.download)
-        for split in ("train", "validation")
-    )
+    with parallel.first_alone():
+        data, validation = (
+            load_split(trained["dataset"], split, model.config, config.data_root, config.download)
+            for split in ("train", "validation")
+        )
     if model.config.flow != "autoregressive":
         raise InputError(
             f"run is {config.run!r}, whose flow is {model.config.flow!r} and quick to invert; allowed: 'autoregressive'"
         )
-    run = prepare(config)
+    with parallel.first_alone():
+        run = prepare(config)
 
     torch.manual_seed(random_seed(config.seed, "heads"))
-    both = [
-        Distillation(
-            OneStepStudent.from_teacher(model.flow, config.dropout),
-            config.loss,
-            model.config.token_channels,
-            model.config.flow_width,
-        ).to(device)
-        for _ in ("trained", "average")
-    ]
-    distillation, ema = both
+
+    def new_distillation() -> Distillation:
+        student = OneStepStudent.from_teacher(model.flow, config.dropout)
+        return Distillation(student, config.loss, model.config.token_channels, model.config.flow_width).to(device)
+
+    distillation = new_distillation()
+    spread_distillation = parallel.spread(distillation, "ddp", config.precision, device)
+    average = MovingAverage(distillation, new_distillation, config.ema_decay)
+
+    def averaged_student() -> OneStepStudent:
+        return average.module().student
 
     def levels_of(batch: Batch) -> tuple[list[Tensor], Tensor]:
         images, labels = training_images(batch, model.dequantiser, config.seed, 1.0, 0.0, device)
@@ -158,9 +162,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def loss(batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         levels, labels = levels_of(batch)  # the targets in full precision
-        z = disturbed(levels[-1], config.max_noise, config.seed, batch.step)
+        z = disturbed(levels[-1], config.max_noise, config.seed, batch.step, batch.first)
         with autocast(device, config.precision):
-            value = distillation(z, levels, labels)
+            value = spread_distillation(z, levels, labels)
         return value, {"loss": value.item()}
 
     @functools.cache
@@ -173,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
         count = 0
         for number, (values, labels) in enumerate(batches(validation, config.batch_size, 1000)):
             levels, labels = levels_of(Batch(number, values, labels))
-            totals += len(values) * torch.tensor(relative_errors(ema.student.path(levels[-1], labels), levels))
+            totals += len(values) * torch.tensor(relative_errors(averaged_student().path(levels[-1], labels), levels))
             count += len(values)
         return (totals / count).flip(0).tolist()
 
@@ -181,7 +185,9 @@ def main(argv: list[str] | None = None) -> None:
         columns = class_labels(model.config.num_classes, per_class=1).to(device)
         labels = columns.repeat(3)
         z = model.prior.sample(labels, generator=torch.Generator(device).manual_seed(config.seed))
-        exact, approximate = (model.decode(z, labels, student).clamp(-1, 1) for student in (None, ema.student))
+        exact, approximate = (model.decode(z, labels, student).clamp(-1, 1) for student in (None, averaged_student()))
+        if parallel.rank() > 0:
+            return {}
         pairs = [half.unflatten(0, (3, len(columns))) for half in (exact, approximate)]
         rows = torch.stack(pairs, 1).flatten(0, 2)  # three pairs of rows: teacher above, student below
         grid = image_grid(model.dequantiser.without_noise(rows), columns=len(columns))
@@ -189,14 +195,15 @@ def main(argv: list[str] | None = None) -> None:
         return {}
 
     def export() -> None:
-        write_weights(run / STUDENT, ema.student.state_dict())
+        parallel.first_for_all(lambda: write_weights(run / STUDENT, averaged_student().state_dict()))
 
     def steps_from(start: int) -> Iterator[Batch]:
-        return training_batches(data, config.batch_size, config.seed, start, trained.get("flip", False), config.workers)
+        rows, flip = parallel.rows_of_process(config.batch_size), trained.get("flip", False)
+        return training_batches(data, config.batch_size, config.seed, start, flip, config.workers, rows)
 
     folder = run / "distillation"
     events = [(config.validate_every, validate), (config.sample_every, draw_samples)]
-    trainer = Trainer(config, folder, distillation, ema, export, loss, steps_from, events)
+    trainer = Trainer(config, folder, spread_distillation, average, export, loss, steps_from, events)
     if config.resume:
         trainer.resume()
         if not distillation.student.taught_by(model.flow):
@@ -204,10 +211,11 @@ def main(argv: list[str] | None = None) -> None:
                 f"run is {config.run!r}, whose weights have changed since; allowed: the teacher of the distillation "
                 "that is resumed"
             )
-    replace_file(folder / "config.json", lambda path: path.write_text(json.dumps(dataclasses.asdict(config), indent=2)))
+    text = json.dumps(dataclasses.asdict(config), indent=2)
+    parallel.first_for_all(lambda: replace_file(folder / "config.json", lambda path: path.write_text(text)))
     finished = trainer.train()
     errors = ", ".join(f"{error:.1%}" for error in validate(trainer.step).values())
-    print(
+    parallel.say(
         f"{'finished' if finished else 'interrupted'} at step {trainer.step} after {trainer.seconds / 60:.1f} minutes; "
         f"relative error on validation images from Z^0 to Z^{len(model.flow.blocks) - 1}: {errors}; "
         f"student in {run / STUDENT}, teacher beside student in {folder / 'samples'}"

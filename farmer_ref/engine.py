@@ -1,9 +1,7 @@
 """What every training command shares: devices, precision, the schedule, EMA, run folders, checkpoints, the loop.
 
 A run folder is what `Farmer.from_pretrained` reads: config.json and model.safetensors (the EMA weights). Beside them
-`checkpoints/step-N/` holds the raw weights, the EMA and the optimiser as safetensors, and the loop's state as JSON. A
-checkpoint is written under another name, flushed, and renamed as a whole: killing the process at any instant leaves
-the last whole one. Nothing is ever pickled.
+`checkpoints/step-N/` holds the raw weights, the EMA, the optimiser and the loop's state.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,41 +19,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from farmer_ref import costs, parallel
+from farmer_ref.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from farmer_ref.config import RunConfig, TrainConfig
 from farmer_ref.data import Batch, random_seed
 from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
-from farmer_ref.files import (
-    flush,
-    load_weights,
-    pretrained_folder,
-    read_config,
-    read_weights,
-    replace_file,
-    write_weights,
-)
+from farmer_ref.files import pretrained_folder, read_config, replace_file
 from farmer_ref.guidance import Guidance
+from farmer_ref.parallel import is_spread, own_part, whole
 from farmer_ref.prior import NULL_LABEL
 from farmer_ref.tokens import Dequantiser
+from farmer_ref.transformer import set_dropout_rows, transformer_layers
 
-KEEP_CHECKPOINTS = 2
-STATE = "state.json"
 STATE_FIELDS = ("step", "seconds", "skipped", "skipped_in_a_row")
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA when there is one; anything else is torch's own name of a device that works here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device is {name!r}, which does not work here ({reason}); allowed: auto, cpu, cuda") from None
-    return device
 
 
 def learning_rate_at(config: RunConfig, step: int, progress: float) -> float:
@@ -66,24 +45,57 @@ def learning_rate_at(config: RunConfig, step: int, progress: float) -> float:
     return warmup * (config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine)
 
 
+def set_up(config: RunConfig) -> torch.device:
+    """Join the other processes, where there are any; the device of this one, ready for the run's precision."""
+    device = parallel.join(config.device)
+    share = parallel.world_size() * config.accumulate
+    require(
+        config.batch_size % share == 0,
+        "batch_size",
+        config.batch_size,
+        f"a multiple of {share} ({parallel.world_size()} processes, {config.accumulate} parts each)",
+    )
+    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+    return device
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bfloat16 for the transformer layers, or nothing; the densities switch it off around themselves."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 class MovingAverage:
-    """Exponential moving average of weights; its decay rises from 0.1 to `decay` as min(decay, (t+1) / (t+10))."""
+    """Exponential moving average of weights; its decay rises from 0.1 to `decay` as min(decay, (t+1) / (t+10)).
 
-    def __init__(self, source: nn.Module, target: nn.Module, decay: float):
-        self.source, self.target, self.decay = source, target, decay
-        self.target.load_state_dict(source.state_dict())
-        self.target.requires_grad_(False).eval()
+    The averages are spread over the processes as the weights are.
+    """
+
+    def __init__(self, source: nn.Module, new: Callable[[], nn.Module], decay: float):
+        """`new()` makes a module of the source's shape on this process's device, not spread."""
+        self.source, self.new, self.decay = source, new, decay
+        self.weights = {name: parameter.detach().clone() for name, parameter in source.named_parameters()}
+        self._module: nn.Module | None = None
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average towards the weights after step `step`."""
         weight = 1 - min(self.decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(self.target.parameters()), list(self.source.parameters()), weight)
+        averages, weights = ([own_part(w) for w in ws] for ws in (self.weights.values(), self.source.parameters()))
+        torch._foreach_lerp_(averages, weights, weight)
+
+    def module(self) -> nn.Module:
+        """The module with the averages, in evaluation mode; all processes ask for it together.
+
+        It shares their memory, or, where they are spread, is a whole copy as of now.
+        """
+        if self._module is not None:
+            return self._module
+        averaged = self.new().requires_grad_(False).eval()
+        weights = {name: whole(weight) for name, weight in self.weights.items()}
+        averaged.load_state_dict({**self.source.state_dict(), **weights}, assign=True)
+        if not any(is_spread(weight) for weight in self.weights.values()):
+            self._module = averaged
+        return averaged
 
 
 def make_optimiser(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
@@ -100,7 +112,7 @@ def training_images(
     """Dequantised images (B,C,H,W) and labels (B,) with some dropped, a function of (seed, step, sample) only."""
     generator = torch.Generator(device)
     noise, dropped = [], []
-    for k in range(len(batch.labels)):
+    for k in range(batch.first, batch.first + len(batch.labels)):
         generator.manual_seed(random_seed(seed, batch.step, k))
         noise.append(dequantiser.draw(tuple(batch.values.shape[1:]), generator))
         dropped.append(random_seed(seed, "label", batch.step, k) < label_dropout * 2**63)
@@ -113,60 +125,19 @@ def training_images(
 # -- run folders -------------------------------------------------------------------------------------------------------
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as flat tensors, `number of the parameter.name`."""
-    state = optimiser.state_dict()["state"]
-    return {f"{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
+def moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """AdamW's two moving averages for every parameter, `exp_avg.NAME` and `exp_avg_sq.NAME`; 0 before the first step.
 
-
-def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimiser_tensors`."""
-    whole = optimiser.state_dict()
-    for name, value in tensors.items():
-        number, key = name.split(".")
-        whole["state"].setdefault(int(number), {})[key] = value
-    optimiser.load_state_dict(whole)
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def save_checkpoint(
-    run: Path, model: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
-    """Write checkpoints/step-N as a whole; keep the newest two."""
-    folder = run / "checkpoints"
-    for leftover in folder.glob(".step-*"):  # of a kill
-        shutil.rmtree(leftover)
-    name = f"step-{state['step']}"
-    temporary = folder / f".{name}.tmp"
-    temporary.mkdir(parents=True)
-    write_weights(temporary / "model.safetensors", model.state_dict())
-    write_weights(temporary / "ema.safetensors", ema.state_dict())
-    write_weights(temporary / "optimiser.safetensors", optimiser_tensors(optimiser))
-    replace_file(temporary / STATE, lambda path: path.write_text(json.dumps(state) + "\n"))
-    temporary.rename(folder / name)
-    flush(folder)
-    for old in checkpoints(run)[:-KEEP_CHECKPOINTS]:
-        shutil.rmtree(old.rename(folder / f".{old.name}.old"))  # renamed first: what has a checkpoint's name is whole
-
-
-def load_checkpoint(folder: Path, model: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Read one checkpoint into the three; returns its state. A damaged one raises `InputError`, naming the file."""
-    try:
-        saved = json.loads((folder / STATE).read_text())
-        state = {name: saved[name] for name in STATE_FIELDS}
-        load_weights(model, folder / "model.safetensors")
-        load_weights(ema, folder / "ema.safetensors")
-        load_optimiser_tensors(optimiser, read_weights(folder / "optimiser.safetensors"))
-    except InputError as error:
-        raise InputError(f"{error}; delete {folder} to resume from the checkpoint before it") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / STATE} cannot be read ({error}); allowed: the state of a checkpoint") from None
-    return state
+    They share the optimiser's memory. Its count of steps is the same for all parameters, and not among them.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        state = optimiser.state[parameter]
+        if not state:  # as AdamW itself begins
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        found |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
+    return found
 
 
 def load_run(name: str, weights: str = "ema") -> Farmer:
@@ -178,7 +149,7 @@ def load_run(name: str, weights: str = "ema") -> Farmer:
         found = checkpoints(pretrained_folder(name))
         if not found:
             raise InputError(f"weights is 'raw', and {name} holds no checkpoints; allowed: ema")
-        load_weights(model, found[-1] / "model.safetensors")
+        load_checkpoint(found[-1], {f"model.{name}": weight for name, weight in model.state_dict().items()})
     return model
 
 
@@ -188,11 +159,6 @@ def run_dataset(name: str) -> str:
     if dataset is None:
         raise InputError(f"dataset is not given, and {name} records none; allowed: --dataset NAME")
     return dataset
-
-
-def last_state(run: Path) -> dict[str, Any]:
-    """Steps, seconds and skipped steps at the newest checkpoint of a run."""
-    return json.loads((checkpoints(run)[-1] / STATE).read_text())
 
 
 def saved_settings(folder: Path) -> TrainConfig:
@@ -235,13 +201,42 @@ def keep_metrics_until(run: Path, step: int) -> None:
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 Loss = Callable[[Batch, float], tuple[Tensor, dict[str, float]]]
-"""(batch, progress) to the loss, a scalar, and what to log beside it."""
+"""(batch, progress) to the loss, a mean over the batch, and what to log beside it, means too."""
+
+
+class RunLog:
+    """metrics.jsonl and the TensorBoard events of a run; nothing on processes other than the first."""
+
+    def __init__(self, run: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._active = parallel.rank() == 0
+        if self._active:
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            self._lines = run / "metrics.jsonl"
+
+    def write(self, step: int, values: dict[str, float], board: dict[str, float]) -> None:
+        """A line of metrics.jsonl, and scalars for TensorBoard. JSON has no word for what is not finite: null."""
+        if not self._active:
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with open(self._lines, "a") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+        for name, value in board.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush what TensorBoard has not written."""
+        if self._active:
+            self._board.close()
 
 
 class Trainer:
     """The optimisation loop: schedule, clipping, skipped steps, EMA, logs and checkpoints, exact resumption.
 
     The command that owns it gives the loss, the batches, and what else happens at intervals (validation, samples).
+    Under torchrun every process runs the same loop on its rows of each batch; what they decide together (when to stop,
+    whether a gradient is finite) they decide on the same numbers.
     """
 
     def __init__(
@@ -249,31 +244,46 @@ class Trainer:
         config: RunConfig,
         run: Path,
         model: nn.Module,
-        ema: nn.Module,
+        average: MovingAverage,
         export: Callable[[], None],
         loss: Loss,
         batches: Callable[[int], Iterator[Batch]],
         events: list[tuple[int, Callable[[int], dict[str, float]]]],
+        flops_per_image: float = 0.0,
     ):
-        """`run` holds checkpoints and logs; `export()` writes the EMA where it is used, after each checkpoint;
-        `batches(start)` iterates over the steps from `start`; `events` are a period in steps (0: never) and what is
-        then done; what they return is logged."""
-        self.config, self.model, self.loss, self.batches, self.events = config, model, loss, batches, events
-        self.run, self.export = run, export
-        self.average = MovingAverage(model, ema, config.ema_decay)
-        self.optimiser = make_optimiser(model, config)
+        """`run` holds checkpoints and logs; `model` is as `parallel.spread` returned it; `export()` writes the average
+        where it is used, after each checkpoint; `batches(start)` iterates over the steps from `start`; `events` are a
+        period in steps (0: never) and what is then done; what they return is logged. `flops_per_image` are those of a
+        training step, for the log."""
+        self.config, self.spread_model, self.loss, self.batches, self.events = config, model, loss, batches, events
+        self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+        self.run, self.export, self.average, self.flops_per_image = run, export, average, flops_per_image
+        for layer in transformer_layers(self.model):
+            layer.checkpoint_activations = config.checkpoint_activations
+            if config.compile:
+                layer.compile()
+        self.optimiser = make_optimiser(self.model, config)
         self.step, self.seconds, self.skipped, self.skipped_in_a_row = 0, 0.0, 0, 0
         self._interrupted = False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds, by name: weights, their average, and what the optimiser keeps for each."""
+        weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        averages = {f"ema.{name}": tensor for name, tensor in self.average.weights.items()}
+        return {**weights, **averages, **moments(self.optimiser, self.model)}
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
         found = checkpoints(self.run)
         if not found:
             return
-        state = load_checkpoint(found[-1], self.model, self.average.target, self.optimiser)
+        state = load_checkpoint(found[-1], self.tensors())
         for name in STATE_FIELDS:
             setattr(self, name, state[name])
-        keep_metrics_until(self.run, self.step)
+        for entry in self.optimiser.state.values():
+            entry["step"].fill_(self.step - self.skipped)
+        if parallel.rank() == 0:
+            keep_metrics_until(self.run, self.step)
         self.export()  # a kill may have come between
 
     @property
@@ -286,82 +296,72 @@ class Trainer:
         """Write a checkpoint of this step, unless it is there."""
         if (self.run / "checkpoints" / f"step-{self.step}").exists():
             return
-        state = {name: getattr(self, name) for name in STATE_FIELDS}
-        save_checkpoint(self.run, self.model, self.average.target, self.optimiser, state)
+        save_checkpoint(self.run, self.tensors(), {name: getattr(self, name) for name in STATE_FIELDS})
         self.export()
 
     def train(self) -> bool:
         """Train to the end of the schedule. False if SIGINT or SIGTERM ended it early; the checkpoint is then saved."""
-        from torch.utils.tensorboard import SummaryWriter
-
         if not checkpoints(self.run):
             self.save()
         if self.progress >= 1:
             return True
-        writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step + 1)
+        log, speed = RunLog(self.run, self.step), Speed(self.config.batch_size, self.flops_per_image)
         began = time.perf_counter() - self.seconds
         handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        bar = tqdm(total=self.config.steps, initial=self.step, desc=self.run.name, unit="step", dynamic_ncols=True)
+        bar = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            desc=self.run.name,
+            unit="step",
+            dynamic_ncols=True,
+            disable=parallel.rank() > 0,
+        )
         try:
-            with open(self.run / "metrics.jsonl", "a", buffering=1) as metrics:
-                for batch in self._until_interrupted(self.batches(self.step)):
-                    logged = self._optimise(batch)
-                    self.seconds = time.perf_counter() - began
-                    if self.step % self.config.log_every == 0 or self.progress >= 1:
-                        bar.set_postfix({name: f"{value:.4g}" for name, value in logged.items()}, refresh=False)
-                        for name, value in logged.items():
-                            writer.add_scalar(f"train/{name}", value, self.step)
-                        metrics.write(self._metrics_line({"seconds": round(self.seconds, 3), **logged}))
-                    bar.update()
-                    for period, event in self.events:
-                        if period and (self.step % period == 0 or self.progress >= 1):
-                            for name, value in (measured := event(self.step)).items():
-                                writer.add_scalar(name.replace("_", "/", 1), value, self.step)
-                            if measured:
-                                metrics.write(self._metrics_line(measured))
-                    finished = self.progress >= 1
-                    if finished or self._interrupted or self.step % self.config.checkpoint_every == 0:
+            for batch in self.batches(self.step):
+                logged = self._optimise(batch)
+                *means, self.seconds, interrupted = parallel.mean_over_processes(
+                    [*logged.values(), time.perf_counter() - began, float(self._interrupted)]
+                )
+                finished, stop = self.progress >= 1, bool(interrupted) or self.progress >= 1
+                speed.step()
+                bar.update()
+                if self.step % self.config.log_every == 0 or finished:
+                    logged = {**dict(zip(logged, means, strict=True)), **speed.measured()}
+                    bar.set_postfix({name: f"{value:.4g}" for name, value in logged.items()}, refresh=False)
+                    board = {f"train/{name}": value for name, value in logged.items()}
+                    log.write(self.step, {"seconds": round(self.seconds, 3), **logged}, board)
+                for period, event in self.events:
+                    if period and (self.step % period == 0 or finished):
+                        with speed.pause():
+                            measured = event(self.step)
+                        if measured:
+                            board = {name.replace("_", "/", 1): value for name, value in measured.items()}
+                            log.write(self.step, measured, board)
+                if stop or self.step % self.config.checkpoint_every == 0:
+                    with speed.pause():
                         self.save()
-                    if finished or self._interrupted:
-                        return finished
+                if stop:
+                    break
         finally:
             bar.close()
-            writer.close()
+            log.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        self.save()  # only an interrupted run comes here: its batches ended
-        return False
-
-    def _metrics_line(self, values: dict[str, float]) -> str:
-        """A line of metrics.jsonl for this step; JSON has no word for what is not finite, so that is null."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        return json.dumps({"step": self.step, **finite}) + "\n"
+        return self.progress >= 1
 
     def _interrupt(self, *_: object) -> None:
         self._interrupted = True
 
-    def _until_interrupted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; they end where a signal to all processes of the run has ended the loader's workers."""
-        try:
-            yield from batches
-        except (RuntimeError, OSError):
-            if not self._interrupted:
-                raise
-
     def _optimise(self, batch: Batch) -> dict[str, float]:
         """One step; a non-finite gradient changes nothing, is counted, and many in a row end the run."""
         progress = self.progress
-        # Dropout draws from the global generator, for the batch as a whole; seeding it per step makes a resumed run the
-        # same, bit for bit.
-        torch.manual_seed(random_seed(self.config.seed, "step", self.step))
         rate = learning_rate_at(self.config, self.step, progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.model.train()
-        loss, logged = self.loss(batch, progress)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm))
+        logged = self._gradients(batch, progress)
+        norm = float(whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)))
         if math.isfinite(norm):
             self.optimiser.step()
             self.average.update(self.step)
@@ -376,6 +376,53 @@ class Trainer:
                 )
         self.step += 1
         return {**logged, "gradient_norm": norm, "learning_rate": rate, "skipped": self.skipped}
+
+    def _gradients(self, batch: Batch, progress: float) -> dict[str, float]:
+        """The gradient of the mean loss over the step's batch, in parts one after the other; what the losses log."""
+        count, sums = self.config.accumulate, {}
+        for number, part in enumerate(batch.parts(count), 1):
+            # Dropout draws from the global generator, for the step's whole batch; seeding it here makes a resumed run,
+            # and one that is divided otherwise, the same.
+            torch.manual_seed(random_seed(self.config.seed, "step", self.step))
+            set_dropout_rows(self.model, part.first, self.config.batch_size)
+            with parallel.gradients_averaged(self.spread_model, number == count):
+                loss, logged = self.loss(part, progress)
+                (loss / count).backward()
+            for name, value in logged.items():
+                sums[name] = sums.get(name, 0.0) + value / count
+        return sums
+
+
+class Speed:
+    """Images per second between two lines of the log, and what share of the GPUs' peak that is."""
+
+    def __init__(self, batch_size: int, flops_per_image: float):
+        self.batch_size = batch_size
+        peak = parallel.world_size() * costs.peak_flops()
+        self.utilisation_per_rate = flops_per_image / peak if peak else 0.0
+        self._images, self._began = 0, time.perf_counter()
+
+    def step(self) -> None:
+        """One more batch."""
+        self._images += self.batch_size
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside is not training."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
+    def measured(self) -> dict[str, float]:
+        """What to log; the count begins anew."""
+        rate = self._images / (time.perf_counter() - self._began)
+        self._images, self._began = 0, time.perf_counter()
+        found = {"images_per_second": rate}
+        if self.utilisation_per_rate:
+            found["model_flops_utilisation"] = rate * self.utilisation_per_rate
+        if torch.cuda.is_available():
+            found["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return found
 
 
 def run_record(config: TrainConfig) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from farmer_ref import cli
+from farmer_ref import cli, parallel
 from farmer_ref.data import batches, load_split
-from farmer_ref.engine import load_run, resolve_device, run_dataset, run_guidance
+from farmer_ref.engine import load_run, run_dataset, run_guidance
 from farmer_ref.errors import InputError
 from farmer_ref.files import output_file
 from farmer_ref.guidance import Guidance
@@ -82,11 +82,12 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> dict:
     """All figures of one model on one split, as they are printed and written."""
-    device = resolve_device(config.device)
+    device = parallel.join(config.device)
     model = load_run(config.run, config.weights).to(device)
     student = OneStepStudent.from_pretrained(config.run, model.flow) if config.student else None
     dataset = config.dataset or run_dataset(config.run)
-    data = load_split(dataset, config.split, model.config, config.data_root, config.download)
+    with parallel.first_alone():
+        data = load_split(dataset, config.split, model.config, config.data_root, config.download)
     if len(data) < 2:
         raise InputError(f"split is {config.split!r}, of {len(data)} image of {dataset}; allowed: a split of 2 or more")
     samples = config.samples
@@ -152,8 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.parse("farmer_ref.evaluate", default, DESCRIPTION, argv)
     out = output_file(config.out) if config.out else None
     figures = evaluate(config)
-    print(describe(figures))
-    if out:
+    parallel.say(describe(figures))
+    if out and parallel.rank() == 0:
         out.write_text(json.dumps(figures, indent=2) + "\n")
 
 

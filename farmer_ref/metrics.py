@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from farmer_ref import parallel
 from farmer_ref.data import FolderSet, ImageSet, batches, random_seed
 from farmer_ref.errors import InputError
 from farmer_ref.farmer import Farmer, LikelihoodTerms, evaluating
@@ -97,16 +98,19 @@ def evaluate_likelihood(
     seed: int = 0,
     importance_weighted: bool = False,
 ) -> Likelihood:
-    """The likelihood of a split given its labels; with `limit`, of so many images spread evenly over it."""
+    """The likelihood of a split given its labels; with `limit`, of so many images spread evenly over it.
+
+    Under torchrun the processes take the batches in turn, and all get the result.
+    """
     config, uniform = model.config, model.config.dequantisation == "uniform"
     if importance_weighted:
         _require_uniform(model)
-    parts, totals = [], []
-    for number, (values, labels) in enumerate(batches(data, batch_size, limit)):
-        terms = _terms(model, values, labels, draws, random_seed(seed, number))
-        parts.append(torch.stack([term.mean(0) for term in terms]).cpu().double())  # (3, B)
-        totals.append(terms.total.cpu().double())  # (draws, B)
-    part, total = torch.cat(parts, 1), torch.cat(totals, 1)
+    turn, turns, mine = parallel.rank(), parallel.world_size(), []
+    for number, (values, labels) in enumerate(batches(data, batch_size, limit, turn, turns)):
+        terms = _terms(model, values, labels, draws, random_seed(seed, turn + number * turns))
+        parts = torch.stack([term.mean(0) for term in terms]).cpu().double()  # (3, B)
+        mine.append((parts, terms.total.cpu().double()))  # and (draws, B)
+    part, total = (torch.cat(column, 1) for column in zip(*parallel.gather_in_turn(mine), strict=True))
     informative, redundant, logdet = (-part.mean(1) / config.dimensions).tolist()
     bits, tighter_bits = (
         nats_to_bits_per_dim(_log_prob_bound(total, weighted), config.dimensions, config.levels)
@@ -135,13 +139,23 @@ def sample_values(
     student: OneStepStudent | None = None,
     redundant_temperature: float = 1.0,
 ) -> Tensor:
-    """One sample per label, as bytes (n,C,H,W) on the CPU, drawn in batches."""
-    generator = torch.Generator(labels.device).manual_seed(seed)
-    drawn = [
-        model.sample(part, guidance, student, redundant_temperature=redundant_temperature, generator=generator)
-        for part in labels.split(batch_size)
-    ]
-    return torch.cat([model.dequantiser.quantise(images).cpu() for images in drawn])
+    """One sample per label, as bytes (n,C,H,W) on the CPU, drawn in batches, which several processes take in turn.
+
+    What is drawn in a batch depends on (seed, its number) alone, as in `farmer_ref.sample`.
+    """
+    parts, mine = labels.split(batch_size), []
+    for batch in range(parallel.rank(), len(parts), parallel.world_size()):
+        generator = sample_generator(labels.device, seed, batch)
+        images = model.sample(
+            parts[batch], guidance, student, redundant_temperature=redundant_temperature, generator=generator
+        )
+        mine.append(model.dequantiser.quantise(images).cpu())
+    return torch.cat(parallel.gather_in_turn(mine))
+
+
+def sample_generator(device: torch.device, seed: int, batch: int) -> torch.Generator:
+    """What the samples of one batch are drawn with: a function of the seed and the batch's number."""
+    return torch.Generator(device).manual_seed(random_seed(seed, "sample", batch))
 
 
 class Reader:

@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from farmer_ref import cli
-from farmer_ref.data import random_seed
-from farmer_ref.engine import load_run, resolve_device, run_guidance
+from farmer_ref import cli, parallel
+from farmer_ref.engine import load_run, run_guidance
 from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import output_file, pretrained_folder, replace_file
 from farmer_ref.guidance import Guidance
+from farmer_ref.metrics import sample_generator
 from farmer_ref.plots import class_labels, image_grid, to_bytes
 from farmer_ref.student import STUDENT, OneStepStudent
 
@@ -90,7 +90,7 @@ class Sampler:
     """A model with all that decides which images it draws."""
 
     def __init__(self, config: SampleConfig):
-        self.config, self.device = config, resolve_device(config.device)
+        self.config, self.device = config, parallel.join(config.device)
         self.model: Farmer = load_run(config.run, config.weights).to(self.device)
         self.student = OneStepStudent.from_pretrained(config.run, self.model.flow) if config.student else None
 
@@ -103,20 +103,24 @@ class Sampler:
             self.config.method,
             self.config.redundant_temperature,
             self.config.denoise,
-            torch.Generator(self.device).manual_seed(random_seed(self.config.seed, "sample", batch)),
+            sample_generator(self.device, self.config.seed, batch),
             progress,
         )
         return self.model.dequantiser.without_noise(images).cpu()
 
     def batches(self, labels: Tensor, done: Set[int] = frozenset()) -> Iterator[tuple[range, Tensor]]:
-        """The images' numbers and the images, batch by batch; without the batches that are all `done`."""
-        parts = labels.split(self.config.batch_size)
-        with tqdm(total=len(labels), unit="image", disable=len(parts) == 1) as bar:
-            for batch, part in enumerate(parts):
-                numbers = range(batch * self.config.batch_size, batch * self.config.batch_size + len(part))
-                if not done.issuperset(numbers):
-                    yield numbers, self.draw(part, batch, progress=len(parts) == 1)
-                bar.update(len(part))
+        """This process's images and their numbers, batch by batch; without the batches that are all `done`."""
+        parts, quiet = labels.split(self.config.batch_size), parallel.rank() > 0
+        with tqdm(total=len(labels), unit="image", disable=quiet or len(parts) == 1) as bar:
+            for batch in range(parallel.rank(), len(parts), parallel.world_size()):
+                first, count = batch * self.config.batch_size, len(parts[batch])
+                if not done.issuperset(range(first, first + count)):
+                    yield range(first, first + count), self.draw(parts[batch], batch, not quiet and len(parts) == 1)
+                bar.update(min(count * parallel.world_size(), len(labels) - bar.n))
+
+    def images(self, labels: Tensor) -> Tensor:
+        """All images (n,C,H,W), of whichever process, on each of them."""
+        return torch.cat(parallel.gather_in_turn([images for _, images in self.batches(labels)]))
 
     def labels(self) -> Tensor:
         """The classes in turn, for `count` images and what fills the last batch: so it is the same for any count."""
@@ -132,23 +136,22 @@ def write_picture(sampler: Sampler, out: Path) -> str:
     if not config.labels:
         columns = class_labels(sampler.model.config.num_classes, per_class=1)
     labels = columns.repeat(config.rows)
-    images = torch.cat([images for _, images in sampler.batches(labels)])
-    grid = image_grid(images, columns=len(columns))
-    replace_file(out, lambda path: grid.save(path, format="PNG"))
+    grid = image_grid(sampler.images(labels), columns=len(columns))
+    parallel.first_for_all(lambda: replace_file(out, lambda path: grid.save(path, format="PNG")))
     return f"{len(labels)} samples of {config.run}, columns {', '.join(map(str, columns.tolist()))}: {out}"
 
 
 def write_array(sampler: Sampler, out: Path) -> str:
     """arr_0: images (count,H,W,3), uint8; arr_1: labels (count,)."""
     count, labels = sampler.config.count, sampler.labels()
-    images = torch.cat([to_bytes(images) for _, images in sampler.batches(labels)])[:count]
+    images = to_bytes(sampler.images(labels))[:count]
     array = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
 
     def write(path: Path) -> None:
         with open(path, "wb") as file:
             np.savez(file, arr_0=array, arr_1=labels[:count].numpy())
 
-    replace_file(out, write)
+    parallel.first_for_all(lambda: replace_file(out, write))
     return f"{count} samples of {sampler.config.run}: {out}"
 
 
@@ -156,7 +159,28 @@ def write_folder(sampler: Sampler, out: Path) -> str:
     """One PNG per image, named by its number and label; what is there already is not drawn again."""
     config = sampler.config
     labels = sampler.labels()
-    deciding = images_depend_on(config, sampler.device)
+    with parallel.first_alone():
+        note_settings(config, out, images_depend_on(config, sampler.device))
+
+    def path_of(number: int) -> Path:
+        label = int(labels[number])
+        return out / (f"{number:06d}_class{label}.png" if label >= 0 else f"{number:06d}.png")
+
+    done = {number for number in range(len(labels)) if number >= config.count or path_of(number).exists()}
+    done = parallel.gather(done)[0]  # before anyone has drawn more
+    drawn = 0
+    for numbers, images in sampler.batches(labels, done):
+        for number, image in zip(numbers, to_bytes(images), strict=True):
+            if number not in done:
+                picture = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
+                replace_file(path_of(number), lambda path, picture=picture: picture.save(path, format="PNG"))
+                drawn += 1
+    drawn = sum(parallel.gather(drawn))
+    return f"{config.count} samples of {config.run}, {drawn} of them drawn now: {out}"
+
+
+def note_settings(config: SampleConfig, out: Path, deciding: dict[str, Any]) -> None:
+    """Make the folder, with all that decides what image k is; raise `InputError` where it was made otherwise."""
     noted = out / SETTINGS_FILE
     if noted.exists():
         try:
@@ -176,20 +200,6 @@ def write_folder(sampler: Sampler, out: Path) -> str:
         replace_file(noted, lambda path: path.write_text(json.dumps(deciding, indent=2) + "\n"))
     except OSError as error:
         raise InputError(f"out is {config.out!r}, which cannot be made ({error}); allowed: a folder to write") from None
-
-    def path_of(number: int) -> Path:
-        label = int(labels[number])
-        return out / (f"{number:06d}_class{label}.png" if label >= 0 else f"{number:06d}.png")
-
-    done = {number for number in range(len(labels)) if number >= config.count or path_of(number).exists()}
-    drawn = 0
-    for numbers, images in sampler.batches(labels, done):
-        for number, image in zip(numbers, to_bytes(images), strict=True):
-            if number not in done:
-                picture = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
-                replace_file(path_of(number), lambda path, picture=picture: picture.save(path, format="PNG"))
-                drawn += 1
-    return f"{config.count} samples of {config.run}, {drawn} of them drawn now: {out}"
 
 
 def images_depend_on(config: SampleConfig, device: torch.device) -> dict[str, Any]:
@@ -211,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
     out = output_file(config.out) if write else Path(config.out)
     if out.is_file() and not write:
         raise InputError(f"out is {config.out!r}, which is a file; allowed: a folder, or a name in .png or .npz")
-    print((write or write_folder)(Sampler(config), out))
+    parallel.say((write or write_folder)(Sampler(config), out))
 
 
 if __name__ == "__main__":

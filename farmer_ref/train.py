@@ -10,17 +10,19 @@ from pathlib import Path
 
 import torch
 
-from farmer_ref import cli
+from farmer_ref import cli, parallel
+from farmer_ref.checkpoint import checkpoints
 from farmer_ref.config import PRESETS, TrainConfig
+from farmer_ref.costs import training_flops
 from farmer_ref.data import Batch, load_split, random_seed, training_batches
 from farmer_ref.engine import (
+    MovingAverage,
     Trainer,
     autocast,
     check_resumed,
-    checkpoints,
-    resolve_device,
     run_record,
     saved_settings,
+    set_up,
     training_images,
 )
 from farmer_ref.errors import InputError
@@ -92,19 +94,23 @@ def holds_trained_weights(run: Path) -> bool:
 def main(argv: list[str] | None = None) -> None:
     """Train, validating and drawing samples at intervals."""
     config = settings(argv)
-    device = resolve_device(config.device)
-    data = load_split(config.dataset, "train", config.model, config.data_root, config.download)
-    validation = load_split(config.dataset, "validation", config.model, config.data_root, config.download)
-    run = prepare_run(config)
+    device = set_up(config)
+    with parallel.first_alone():
+        data = load_split(config.dataset, "train", config.model, config.data_root, config.download)
+        validation = load_split(config.dataset, "validation", config.model, config.data_root, config.download)
+        run = prepare_run(config)
 
     torch.manual_seed(random_seed(config.seed, "weights"))
     model = Farmer(config.model).to(device)
-    ema = Farmer(config.model).to(device)
     resuming = config.resume and bool(checkpoints(run))
     if config.model.patch_basis == "pca" and not resuming:
-        step = max(1, len(data) * config.model.tokens // BASIS_PATCHES)
-        values = torch.stack([data[i][0] for i in range(0, len(data), step)])
-        model.patchify.fit((2 * values.double() + 1) / config.model.levels - 1)
+        if parallel.rank() == 0:
+            step = max(1, len(data) * config.model.tokens // BASIS_PATCHES)
+            values = torch.stack([data[i][0] for i in range(0, len(data), step)])
+            model.patchify.fit((2 * values.double() + 1) / config.model.levels - 1)
+        parallel.copy_from_first(list(model.patchify.buffers()))
+    spread_model = parallel.spread(model, config.parallel, config.precision, device)
+    average = MovingAverage(model, lambda: Farmer(config.model).to(device), config.ema_decay)
 
     uniform, dimensions = config.model.dequantisation == "uniform", config.model.dimensions
 
@@ -112,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         """Negative log-likelihood per dimension (Eq. 13), in nats."""
         images, labels = training_images(batch, model.dequantiser, config.seed, progress, config.label_dropout, device)
         with autocast(device, config.precision):
-            terms = model(images, labels if config.model.num_classes else None)
+            terms = spread_model(images, labels if config.model.num_classes else None)
         log_prob = terms.total.mean()
         logged = {"nats_per_dim": -log_prob.item() / dimensions}
         if uniform:
@@ -122,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
 
     @functools.cache
     def validate(step: int) -> dict[str, float]:
-        measured = evaluate_likelihood(ema, validation, draws=4, batch_size=config.batch_size, limit=1000)
+        measured = evaluate_likelihood(average.module(), validation, draws=4, batch_size=config.batch_size, limit=1000)
         unit, value = "nats_per_dim", measured.nats_per_dim
         if measured.bits_per_dim is not None:
             unit, value = "bits_per_dim", measured.bits_per_dim
@@ -130,36 +136,41 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw_samples(step: int) -> dict[str, float]:
         labels = class_labels(min(config.model.num_classes, data.num_classes), per_class=4).to(device)
-        images = ema.sample(
+        images = average.module().sample(
             labels,
             config.guidance if config.model.num_classes else None,
             generator=torch.Generator(device).manual_seed(config.seed),
         )
+        if parallel.rank() > 0:
+            return {}
         grid = image_grid(model.dequantiser.without_noise(images), columns=len(labels) // 4)
         replace_file(run / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
         return {}
 
     def batches(start: int) -> Iterator[Batch]:
-        return training_batches(data, config.batch_size, config.seed, start, config.flip, config.workers)
+        rows = parallel.rows_of_process(config.batch_size)
+        return training_batches(data, config.batch_size, config.seed, start, config.flip, config.workers, rows)
 
     def export() -> None:
-        write_weights(run / "model.safetensors", ema.state_dict())
+        weights = average.module().state_dict()
+        parallel.first_for_all(lambda: write_weights(run / "model.safetensors", weights))
 
     events = [(config.validate_every, validate), (config.sample_every, draw_samples)]
-    trainer = Trainer(config, run, model, ema, export, loss, batches, events)
+    flops = training_flops(config.model)
+    trainer = Trainer(config, run, spread_model, average, export, loss, batches, events, flops)
     if config.resume:
         trainer.resume()
     if not resuming:  # first the weights, then what says they are there: from now on the folder can be read and resumed
         export()
-    write_config(run, run_record(config))
+    parallel.first_for_all(lambda: write_config(run, run_record(config)))
     finished = trainer.train()
-    if (run / "metrics.jsonl").exists():
+    if parallel.rank() == 0 and (run / "metrics.jsonl").exists():
         curve = training_curve(run)
         replace_file(run / "curve.png", lambda path: curve.savefig(path, format="png"))
     measured = validate(trainer.step)
     how = "finished" if finished else "interrupted"
     likelihood = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured.items())
-    print(
+    parallel.say(
         f"{how} at step {trainer.step} after {trainer.seconds / 60:.1f} minutes of training, {trainer.skipped} steps "
         f"skipped; {likelihood}; weights, samples and curve in {run}"
     )

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def full_precision(tensor: Tensor) -> torch.autocast:
@@ -119,18 +120,29 @@ class TokenDropout(nn.Module):
     """Dropout of channels with one mask for all tokens of an image (Gal and Ghahramani 2016).
 
     The paper does not mention dropout; small data sets need it. One mask per image rather than per token: drawing
-    random numbers for every token takes a quarter of a training step on a CPU.
+    random numbers for every token takes a quarter of a training step on a CPU, and the masks of a whole batch are
+    quickly drawn, so that every process draws them all and takes those of its images (`set_dropout_rows`).
     """
 
     def __init__(self, probability: float):
         super().__init__()
         self.probability = probability
+        self.first, self.batch = 0, 0
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B,T,W) to x with some of the W channels of an image at 0, the others scaled up."""
         if not self.training or self.probability == 0:
             return x
-        return x * F.dropout(torch.ones_like(x[:, :1]), self.probability)
+        masks = F.dropout(x.new_ones(max(self.batch, len(x)), 1, x.shape[-1]), self.probability)
+        return x * masks[self.first : self.first + len(x)]
+
+
+def set_dropout_rows(model: nn.Module, first: int, batch: int) -> None:
+    """From now on `model` sees the images first, first + 1, ... of a batch: dropout depends on that, not on how the
+    batch is divided."""
+    for module in model.modules():
+        if isinstance(module, TokenDropout):
+            module.first, module.batch = first, batch
 
 
 class TransformerLayer(nn.Module):
@@ -139,6 +151,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, width: int, head_dim: int, dropout: float):
         super().__init__()
         self.heads, self.head_dim, self.causal = width // head_dim, head_dim, True
+        self.checkpoint_activations = False  # in training keep the input only, and compute the rest again for backward
         self.attention_norm = nn.LayerNorm(width)
         self.attention_in = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
@@ -149,6 +162,11 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """x (B,T,W) to (B,T,W). With a cache, x holds the positions that follow those in it."""
+        if self.checkpoint_activations and self.training and cache is None:
+            return checkpoint(self._forward, x, None, use_reentrant=False)
+        return self._forward(x, cache)
+
+    def _forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
         batch, length, width = x.shape
         heads = self.attention_in(self.attention_norm(x)).view(batch, length, 3, -1, self.head_dim)
         query, keys, values = heads.permute(2, 0, 3, 1, 4)  # each (B,heads,T,d)
@@ -183,3 +201,8 @@ class Transformer(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x, cache[i] if cache is not None else None)
         return x
+
+
+def transformer_layers(model: nn.Module) -> list[TransformerLayer]:
+    """All transformer layers inside a module: those of the flow's blocks and of the prior."""
+    return [module for module in model.modules() if isinstance(module, TransformerLayer)]

@@ -10,8 +10,9 @@ from test_data import folder_of_images
 from test_engine import QUICK
 
 from farmer_ref import Guidance, evaluate, parameters, sample, train
+from farmer_ref.checkpoint import checkpoints
 from farmer_ref.cli import run as run_command
-from farmer_ref.engine import checkpoints, load_run
+from farmer_ref.engine import load_run
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_a_finished_run_stays_as_it_is(capsys, trained):
     assert "finished at step 20" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["optimiser.safetensors", "model.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["shard-00001-model-00001-of-00001.safetensors", "state.json"])
 def test_a_truncated_checkpoint_is_named(capsys, trained, name):
     path = checkpoints(trained)[-1] / name
     whole = path.read_bytes()

@@ -37,11 +37,17 @@ ROOMS = {
     "farmer": {"config", "coupling", "errors", "files", "tokens", "flow", "guidance", "prior"},
     "student": {"errors", "farmer", "files", "flow", "transformer"},
     "data": {"config", "errors"},
-    "metrics": {"data", "errors", "farmer", "guidance", "student", "tokens"},
+    "parallel": {"errors", "transformer"},
+    "checkpoint": {"errors", "files", "parallel"},
+    "costs": {"config", "farmer", "transformer"},
+    "metrics": {"data", "errors", "farmer", "guidance", "parallel", "student", "tokens"},
     "plots": set(),
-    "engine": {"config", "data", "errors", "farmer", "files", "guidance", "prior", "tokens"},
+    "engine": {
+        *("checkpoint", "config", "costs", "data", "errors", "farmer", "files"),
+        *("guidance", "parallel", "prior", "tokens", "transformer"),
+    },
     "record": set(),
-    "cli": {"errors"},
+    "cli": {"errors", "parallel"},
 }
 COMMANDS = {"train", "distill", "sample", "evaluate", "ablate", "parameters"}
 

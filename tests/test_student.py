@@ -11,7 +11,7 @@ from test_commands import fails_with_one_line
 from test_engine import QUICK, assert_same, contents, stop_after
 
 from farmer_ref import Farmer, InputError, OneStepStudent, distill, evaluate, sample, train
-from farmer_ref.engine import checkpoints
+from farmer_ref.checkpoint import checkpoints
 from farmer_ref.files import write_weights
 from farmer_ref.student import Distillation, relative_errors, teacher_path
 

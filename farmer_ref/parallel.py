@@ -1,0 +1,181 @@
+"""Several processes as one (torchrun starts them): who they are, what each does of a step, how a model is spread.
+
+In a single process all of it works, and does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from farmer_ref.errors import InputError, require
+from farmer_ref.transformer import transformer_layers
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA when there is one; anything else is torch's own name of a device that works here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device is {name!r}, which does not work here ({reason}); allowed: auto, cpu, cuda") from None
+    return device
+
+
+def join(name: str) -> torch.device:
+    """The device of this process. Where torchrun has started it, it also joins the other processes."""
+    device = resolve_device(name)
+    if "WORLD_SIZE" not in os.environ:
+        return device
+    if device.type == "cuda":
+        number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        require(number < count, "--nproc-per-node", f"{number + 1} or more", f"up to {count}, one process for each GPU")
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():  # gloo carries what is said from CPU to CPU, without stopping the GPUs
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process; process 0 is the one that writes and prints."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def say(text: str) -> None:
+    """Print it once."""
+    if rank() == 0:
+        print(text)
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """Process 0 runs the body before the others do: what it downloads or makes is there for them."""
+    if rank() > 0:
+        gather(None)
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            gather(None)
+
+
+def first_for_all(work: Callable[[], None]) -> None:
+    """Process 0 does the work and the others wait for it; an `OSError` in it is raised on all of them."""
+    problem = None
+    if rank() == 0:
+        try:
+            work()
+        except OSError as error:
+            problem = error
+    problem = gather(problem)[0]
+    if problem is not None:
+        raise problem
+
+
+def rows_of_process(batch_size: int) -> range:
+    """The rows of a batch that are this process's."""
+    share = batch_size // world_size()
+    return range(rank() * share, (rank() + 1) * share)
+
+
+def mean_over_processes(values: Sequence[float]) -> list[float]:
+    """The mean of each number over the processes, the same on all of them."""
+    if world_size() == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return (total / world_size()).tolist()
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, in their order, on each of them."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def gather_in_turn(mine: Sequence[Any]) -> list[Any]:
+    """All results of work that the processes took in turn (process r items r, r + P, ...), in the items' order."""
+    columns = gather(list(mine))
+    return [column[row] for row in range(len(columns[0])) for column in columns if row < len(column)]
+
+
+def copy_from_first(tensors: Sequence[Tensor]) -> None:
+    """Overwrite the tensors with those of process 0."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def spread(model: nn.Module, how: str, precision: str, device: torch.device) -> nn.Module:
+    """The module to call in place of `model`, which computes its gradients over all processes.
+
+    "ddp": every process holds the whole model, and gradients are averaged. "fsdp": every process holds a part of each
+    weight, of its gradient and of what the optimiser keeps for it; a layer's weights are brought together when its turn
+    comes. With bfloat16, only the transformer layers are brought together in it: the projections into and out of them
+    and the heads stay in float32, as do the sums of gradients and the path along the residual connections.
+    """
+    if world_size() == 1:
+        return model
+    if how == "ddp":
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    # Imported here: they take half a second, and one process does without.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.type, (world_size(),))
+    policy = MixedPrecisionPolicy()
+    if precision == "bfloat16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in transformer_layers(model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    return fully_shard(model, mesh=mesh)
+
+
+@contextlib.contextmanager
+def gradients_averaged(spread_model: nn.Module, now: bool) -> Iterator[None]:
+    """Whether the backward pass inside averages gradients over the processes now, or a later one for both.
+
+    FSDP always does: to wait would be to keep whole gradients.
+    """
+    waiting = not now and isinstance(spread_model, DistributedDataParallel)
+    with spread_model.no_sync() if waiting else contextlib.nullcontext():
+        yield
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether a process holds a part of this tensor only (a `DTensor`)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which each process holds a part; all of them ask for it together."""
+    return tensor.full_tensor() if is_spread(tensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, sharing its memory."""
+    return tensor.to_local() if is_spread(tensor) else tensor
