@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from farmer_ref import Farmer, ModelConfig
 from farmer_ref.flow import AutoregressiveFlow
 
 torch.set_num_threads(1)
+logging.getLogger("c10d-NullHandler-dcp_logger").propagate = False  # hundreds of lines for each checkpoint
 
 SMALL = {
     "image_size": 6,
