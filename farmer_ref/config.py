@@ -192,7 +192,7 @@ class RunConfig:
     """Keep only the inputs of transformer layers for the backward pass and compute the rest again: less memory, about
     a third more work."""
     compile: bool = False
-    """Compile the transformer layers: slow to start, then faster on a GPU."""
+    """Compile the transformer layers and the shared mixture's density: slow to start, then faster on a GPU."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """bfloat16: transformer layers under autocast; densities stay in float32. tf32: float32, but products of matrices
     on a GPU are rounded to 10 bits."""

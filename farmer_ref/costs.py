@@ -65,23 +65,31 @@ def training_flops(config: ModelConfig) -> int:
 
 def peak_flops() -> float:
     """What this machine's GPU could do in a second; 0 where there is none, or one that is not in the table."""
-    if not torch.cuda.is_available():
-        return 0.0
-    name = torch.cuda.get_device_name()
+    return peak_flops_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else 0.0
+
+
+def peak_flops_of(name: str) -> float:
+    """Dense bfloat16 operations a second of a GPU of this name; 0 where it is not in the table."""
     return next((1e12 * peak for key, peak in PEAK_TERAFLOPS.items() if key in name), 0.0)
+
+
+def state_bytes(parameters: int, processes: int = 1) -> int:
+    """Bytes of weights, gradients, moments and averages on each GPU, spread over `processes` (FSDP)."""
+    return BYTES_PER_PARAMETER * parameters // processes
 
 
 def saved_bytes(config: ModelConfig, checkpoint_activations: bool = False, precision: str = "bfloat16") -> int:
     """Bytes that one more image of a step adds to what forward keeps for backward.
 
-    Forward runs on fake tensors (they have shapes and no memory) with one and two blocks and layers, for one and two
-    images; the rest is a straight line.
+    Forward runs on fake tensors (they have shapes and no memory) with one and two blocks and layers, for three and four
+    images (from so many on, the shared mixture of a large model is computed in parts); the rest is a straight line.
     """
 
     def kept(blocks: int, layers: int) -> int:
-        small = dataclasses.replace(config, flow_blocks=blocks, prior_layers=layers)
-        two, one = (_kept(small, images, checkpoint_activations, precision) for images in (2, 1))
-        return two - one
+        basis = "dct" if config.patch_basis == "pca" else config.patch_basis  # the same work, and nothing to fit
+        small = dataclasses.replace(config, flow_blocks=blocks, prior_layers=layers, patch_basis=basis)
+        four, three = (_kept(small, images, checkpoint_activations, precision) for images in (4, 3))
+        return four - three
 
     base = kept(1, 1)
     more_blocks, more_layers = config.flow_blocks - 1, config.prior_layers - 1

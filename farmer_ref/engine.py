@@ -30,10 +30,11 @@ from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import pretrained_folder, read_config, replace_file
 from farmer_ref.guidance import Guidance
+from farmer_ref.mixture import SharedDensity
 from farmer_ref.parallel import is_spread, own_part, whole
 from farmer_ref.prior import NULL_LABEL
 from farmer_ref.tokens import Dequantiser
-from farmer_ref.transformer import set_dropout_rows, transformer_layers
+from farmer_ref.transformer import TransformerLayer, set_dropout_rows, transformer_layers
 
 STATE_FIELDS = ("step", "seconds", "skipped", "skipped_in_a_row")
 
@@ -96,6 +97,12 @@ class MovingAverage:
         if not any(is_spread(weight) for weight in self.weights.values()):
             self._module = averaged
         return averaged
+
+
+def compiled_parts(model: nn.Module) -> list[nn.Module]:
+    """What `compile` compiles: the same code for every layer, so that the compiler works for a minute and not for an
+    hour; and the one computation whose intermediate numbers outweigh a layer's."""
+    return [module for module in model.modules() if isinstance(module, TransformerLayer | SharedDensity)]
 
 
 def make_optimiser(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
@@ -260,8 +267,9 @@ class Trainer:
         self.run, self.export, self.average, self.flops_per_image = run, export, average, flops_per_image
         for layer in transformer_layers(self.model):
             layer.checkpoint_activations = config.checkpoint_activations
-            if config.compile:
-                layer.compile()
+        if config.compile:
+            for part in compiled_parts(self.model):
+                part.compile()
         self.optimiser = make_optimiser(self.model, config)
         self.step, self.seconds, self.skipped, self.skipped_in_a_row = 0, 0.0, 0, 0
         self._interrupted = False

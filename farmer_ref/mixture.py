@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+AT_ONCE = (
+    2**26
+)  # numbers: of one mixture for many tokens no more are computed at a time (a quarter of a GiB in float32)
 LOG_SCALE_FLOOR = -7.0  # a component is never narrower than e^-7 = .0009: well below the paper's final noise of .005
 
 
@@ -87,3 +91,24 @@ class GaussianMixture:
         """
         log_factor = math.log(scale_temperature) if scale_temperature > 0 else -math.inf
         return GaussianMixture(self.logits * weight_temperature, self.mean, self.log_scale + log_factor)
+
+
+class SharedDensity(nn.Module):
+    """log p of tokens that share a mixture, the redundant channels of an image (Eq. 14). No weights of its own.
+
+    A module, so that it can be compiled: all components, for all tokens, are N K R numbers an image (33 million at
+    patch 16), which a compiled kernel adds up without ever storing them. Otherwise a large batch is computed for a few
+    tokens at a time, and again for the backward pass: the same numbers, in bounded memory.
+    """
+
+    def forward(self, mixture: GaussianMixture, z: Tensor) -> Tensor:
+        """Mixtures of batch shape (B,) and z (B,N,R) to log p (B,N), nats summed over R."""
+        shared = mixture.unsqueeze()
+        numbers = z.numel() * mixture.logits.shape[-1]
+        if torch.compiler.is_compiling() or numbers <= AT_ONCE:
+            return shared.log_prob(z)
+        tokens = max(1, AT_ONCE * z.shape[1] // numbers)
+        parts = z.split(tokens, 1)
+        if not torch.is_grad_enabled():
+            return torch.cat([shared.log_prob(part) for part in parts], 1)
+        return torch.cat([checkpoint(shared.log_prob, part, use_reentrant=False) for part in parts], 1)

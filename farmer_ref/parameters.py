@@ -1,4 +1,7 @@
-"""Count parameters without allocating them: `python -m farmer_ref.parameters`, beside the paper's Table 1."""
+"""What a model costs, computed without allocating it: `python -m farmer_ref.parameters`.
+
+Parameters beside the paper's Table 1; operations and memory of a training step; how long the whole training would take.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 
 from farmer_ref import cli
 from farmer_ref.config import PRESETS, ModelConfig
+from farmer_ref.costs import peak_flops_of, saved_bytes, state_bytes, training_flops
 from farmer_ref.errors import InputError
 from farmer_ref.farmer import Farmer
 
@@ -17,6 +21,7 @@ PAPER = {  # Table 1, in millions: (AR, AF); it does not say at which patch size
     "farmer-1.9b-p16": (498, 1400),
     "farmer-1.9b-p8": (498, 1400),
 }
+DESCRIPTION = "Count the parameters of each part, beside the paper's, and compute what a training step costs."
 NOTES = """
 Table 1 of the paper gives one count per model and no patch size. AR-1.1B fits at patch 16 with the stated K_I = 64,
 K_R = 200, I = 128, R = 640 (the head of the shared mixture alone holds two thirds of it); AF-1.1B fits at patch 8,
@@ -24,6 +29,16 @@ where the layers that project tokens in and out are smaller. AR-1.9B does not fi
 million and the head of the shared mixture, as stated, another 263; the paper does not say why it has 498. At patch 8
 (D = 192) the paper gives no split, and I = 128, R = 640 is impossible: we take I = 32, R = 160 with the same K_I and
 K_R, so our AR at patch 8 has a smaller head than the paper's count."""
+GPU, GPU_BYTES, GPUS = "H100", 80e9, 8
+RESERVED_BYTES = 4 * 2**30  # for the kernels' workspaces and what lives briefly: our guess
+UTILISATION = 0.45  # of the peak: our goal
+LARGE = 100e6  # parameters: smaller models wait for a GPU's latency, of which this table knows nothing
+COSTS = f"""
+What a training step costs, computed. GFLOP: of an image, three forward passes, attention as if nothing were masked.
+GiB: float32 weights, gradients, AdamW's moments and the average, on one GPU and on each of {GPUS} (--parallel fsdp).
+MiB: what one more image adds in the preset's precision; then with --checkpoint-activations.
+Fit: images on each {GPU} of {GPU_BYTES / 1e9:.0f} GB with {RESERVED_BYTES >> 30} GiB left free; then with checkpoints.
+Images a second of one {GPU} at {UTILISATION:.0%} of its peak; days of the preset's whole training on {GPUS} of them."""
 
 
 def count(config: ModelConfig) -> dict[str, int]:
@@ -38,9 +53,32 @@ def count(config: ModelConfig) -> dict[str, int]:
     return {"flow": size(model.flow), "prior": size(model.prior), **heads, "total": size(model)}
 
 
+def images_that_fit(state: int, image: int) -> int:
+    """Images of a step that fit on the GPU beside the state, both in bytes."""
+    return max(0, int((GPU_BYTES - RESERVED_BYTES - state) // image))
+
+
+def step_costs(name: str) -> str:
+    """One line of the table of costs."""
+    preset = PRESETS[name]
+    parameters, flops = count(preset.model)["total"], training_flops(preset.model)
+    states = [state_bytes(parameters, processes) for processes in (1, GPUS)]
+    images = [saved_bytes(preset.model, checkpointed, preset.precision) for checkpointed in (False, True)]
+    rate = UTILISATION * peak_flops_of(GPU) / flops
+    days = preset.steps * preset.batch_size / (GPUS * rate) / 86_400
+    one, one_checkpointed, each, each_checkpointed = (
+        images_that_fit(state, image) for state in states for image in images
+    )
+    return (
+        f"{name:16s} {flops / 1e9:9,.0f} {states[0] / 2**30:9.1f} {states[1] / 2**30:6.1f} {images[0] / 2**20:7,.0f} "
+        f"{images[1] / 2**20:12,.0f} {one:9d} {one_checkpointed:12d} {each:5d} {each_checkpointed:12d} {rate:9.0f} "
+        f"{days:6.1f}"
+    )
+
+
 @dataclass(frozen=True)
 class ParametersConfig:
-    """Parameter counts of the presets."""
+    """Parameters and costs of the presets."""
 
     preset: str = "all"
     """A preset, or all."""
@@ -52,9 +90,7 @@ class ParametersConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
-    config = cli.parse(
-        "farmer_ref.parameters", ParametersConfig(), "Count the parameters of each part, beside the paper's.", argv
-    )
+    config = cli.parse("farmer_ref.parameters", ParametersConfig(), DESCRIPTION, argv)
     names = list(PRESETS) if config.preset == "all" else [config.preset]
     print("millions          flow (AF)  paper   prior (AR)  paper   of it: token head  shared head      total")
     for name in names:
@@ -66,6 +102,15 @@ def main(argv: list[str] | None = None) -> None:
         )
     if any(name in PAPER for name in names):
         print(NOTES)
+    large = [name for name in names if count(PRESETS[name].model)["total"] >= LARGE]
+    if not large:
+        return
+    print(COSTS)
+    heads = f"{'GFLOP':>9s} {'GiB on 1':>9s} {f'on {GPUS}':>6s} {'MiB':>7s} {'checkpointed':>12s} {'fit on 1':>9s} "
+    heads += f"{'checkpointed':>12s} {f'on {GPUS}':>5s} {'checkpointed':>12s} {'images/s':>9s} {'days':>6s}"
+    print(f"{'':16s} {heads}")
+    for name in large:
+        print(step_costs(name), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from farmer_ref.guidance import Guidance, draw_pool, draw_token
-from farmer_ref.mixture import GaussianMixture
+from farmer_ref.mixture import GaussianMixture, SharedDensity
 from farmer_ref.transformer import FixedCache, LayerCache, Transformer, full_precision, record_step
 
 Decoder = tuple[Tensor, Callable[[Tensor, int], Tensor]]
@@ -85,6 +85,7 @@ class AutoregressivePrior(nn.Module):
         self.transformer = Transformer(layers, width, head_dim, dropout)
         self.norm_out = nn.LayerNorm(width)
         self.token_head = _mixture_head(width, components, self.informative)
+        self.shared_density = SharedDensity()
         self.redundant_head: nn.Linear | None = None
         if self.redundant and redundant_prior == "shared":
             self.redundant_head = _mixture_head(width, redundant_components, self.redundant)
@@ -153,7 +154,7 @@ class AutoregressivePrior(nn.Module):
             informative = token_mixtures.log_prob(z_informative).sum(1)
             if shared is None:
                 return PriorLogProb(informative, torch.zeros_like(informative))
-            return PriorLogProb(informative, shared.unsqueeze().log_prob(z_redundant).sum(1))
+            return PriorLogProb(informative, self.shared_density(shared, z_redundant).sum(1))
 
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(Z | c) (B,), nats per image, of latents z (B,N,D) and labels (B,) or None   (Eq. 14)."""

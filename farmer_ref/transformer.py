@@ -173,7 +173,7 @@ class TransformerLayer(nn.Module):
         visible = None
         if cache is not None:
             keys, values, visible = cache.append(keys, values)
-        causal = self.causal and visible is None and length > 1
+        causal = self.causal and visible is None and (cache is None or length > 1)
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible, is_causal=causal)
         x = x + self.dropout(self.attention_out(attended.transpose(1, 2).reshape(batch, length, width)))
         return x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))

@@ -15,7 +15,8 @@ from farmer_ref import Farmer, ModelConfig
 from farmer_ref.flow import AutoregressiveFlow
 
 torch.set_num_threads(1)
-logging.getLogger("c10d-NullHandler-dcp_logger").propagate = False  # hundreds of lines for each checkpoint
+for name in ("c10d-NullHandler-dcp_logger", "torch.__trace"):  # hundreds of lines each
+    logging.getLogger(name).propagate = False
 
 SMALL = {
     "image_size": 6,
