@@ -76,7 +76,7 @@ def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]
         parallel.first_for_all(make_room)
         _together(write_tensors)
         parallel.first_for_all(complete)
-    except (OSError, dcp.CheckpointException) as error:
+    except (OSError, InputError, dcp.CheckpointException) as error:
         if parallel.rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)  # it may have filled the disk
         raise InputError(

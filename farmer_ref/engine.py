@@ -227,10 +227,15 @@ class RunLog:
         if not self._active:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with open(self._lines, "a") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
-        for name, value in board.items():
-            self._board.add_scalar(name, value, step)
+        try:
+            with open(self._lines, "a") as file:
+                file.write(json.dumps({"step": step, **finite}) + "\n")
+            for name, value in board.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise InputError(
+                f"{self._lines} cannot be written ({error}); allowed: a place with room. The newest checkpoint is whole"
+            ) from None
 
     def close(self) -> None:
         """Flush what TensorBoard has not written."""

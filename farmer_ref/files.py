@@ -69,12 +69,21 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, flush to the disk, then rename: at any instant the old file or the new one is whole."""
+    """Write beside `path`, flush to the disk, then rename: at any instant the old file or the new one is whole.
+
+    Raises `InputError` where the disk is full, say; the old file is then still there, and what was begun is not.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    flush(temporary)
-    os.replace(temporary, path)
-    flush(path.parent)
+    try:
+        write(temporary)
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{path} cannot be written ({error}); allowed: a place with room. What was there before is whole"
+        ) from None
 
 
 def flush(path: Path) -> None:

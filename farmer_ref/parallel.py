@@ -82,12 +82,12 @@ def first_alone() -> Iterator[None]:
 
 
 def first_for_all(work: Callable[[], None]) -> None:
-    """Process 0 does the work and the others wait for it; an `OSError` in it is raised on all of them."""
+    """Process 0 does the work, the others wait for it; `OSError` and `InputError` in it are raised on all of them."""
     problem = None
     if rank() == 0:
         try:
             work()
-        except OSError as error:
+        except (OSError, InputError) as error:
             problem = error
     problem = gather(problem)[0]
     if problem is not None:
