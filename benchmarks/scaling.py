@@ -1,0 +1,172 @@
+"""Throughput of training steps on synthetic images: `python -m benchmarks.scaling --preset farmer-1.1b-p16`.
+
+For each way of computing (plain, activation checkpointing, compiled): images per second, model FLOP utilisation, peak
+memory at growing batches, until one does not fit. Then, of a trained model (`--run`), test bits/dim in bfloat16 and in
+float32. Writes results/scaling.json, or results/scaling_cuda.json on a GPU, whose figures are the ones that matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from farmer_ref import Farmer, cli
+from farmer_ref.config import PRESETS, TrainConfig
+from farmer_ref.costs import peak_flops, saved_bytes, state_bytes, training_flops
+from farmer_ref.data import Batch, load_split
+from farmer_ref.engine import MovingAverage, Trainer, autocast, load_run, run_dataset, set_up, training_images
+from farmer_ref.errors import require
+from farmer_ref.metrics import evaluate_likelihood
+from farmer_ref.parameters import count
+from farmer_ref.record import ROOT, provenance, timed
+
+WAYS = {
+    "plain": {},
+    "activations checkpointed": {"checkpoint_activations": True},
+    "compiled": {"compile": True},
+    "compiled, activations checkpointed": {"compile": True, "checkpoint_activations": True},
+}
+
+
+@dataclass(frozen=True)
+class ScalingBenchmark:
+    """What to time."""
+
+    preset: str = "farmer-1.1b-p16"
+    """The preset whose model is trained."""
+    batches: tuple[int, ...] = (8, 16, 32, 48, 64, 96, 128, 160, 192, 256)
+    """Images a step, tried in turn until one does not fit."""
+    compiled_batches: int = 2
+    """The compiled ways are timed at so many of the largest batches that fitted without."""
+    steps: int = 8
+    """Counted steps, after two of warm-up; the median counts."""
+    run: str = "digits"
+    """A trained model whose bits/dim are compared in both precisions."""
+    data_root: str = "data"
+    """Where torchvision keeps the data of that model."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+
+    def __post_init__(self) -> None:
+        require(self.preset in PRESETS, "preset", self.preset, ", ".join(PRESETS))
+        require(bool(self.batches), "batches", self.batches, "one or more")
+
+
+def time_steps(preset: TrainConfig, way: dict[str, Any], batch_size: int, steps: int) -> dict[str, float] | None:
+    """Seconds of a training step as `farmer_ref.train` takes it, and what follows; None where memory is short."""
+    config = dataclasses.replace(preset, batch_size=batch_size, **way)
+    device = set_up(config)
+    try:
+        with device:  # a billion weights are drawn faster where they will live
+            model = Farmer(config.model)
+        if config.model.patch_basis == "pca":
+            model.patchify.fit(torch.rand(64, *image_shape(config), device=device) * 2 - 1)
+        average = MovingAverage(model, lambda: Farmer(config.model).to(device), config.ema_decay)
+        dimensions = config.model.dimensions
+
+        def loss(batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, float]]:
+            images, labels = training_images(batch, model.dequantiser, 0, progress, config.label_dropout, device)
+            with autocast(device, config.precision):
+                terms = model(images, labels if config.model.num_classes else None)
+            value = -terms.total.mean() / dimensions
+            return value, {"nats_per_dim": value.item()}
+
+        trainer = Trainer(config, Path("unused"), model, average, lambda: None, loss, lambda _: iter(()), [])
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randint(config.model.levels, (batch_size, *image_shape(config)), generator=generator)
+        labels = torch.randint(max(1, config.model.num_classes), (batch_size,), generator=generator)
+        batch = Batch(0, values.to(torch.uint8), labels)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds = [timed(lambda: trainer._optimise(batch), device) for _ in range(steps + 2)][2:]
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        torch._dynamo.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+    rate, peak = batch_size / statistics.median(seconds), peak_flops()
+    checkpointed = config.checkpoint_activations
+    predicted = state_bytes(count(config.model)["total"]) + batch_size * saved_bytes(
+        config.model, checkpointed, config.precision
+    )
+    return {
+        "batch": batch_size,
+        "seconds": statistics.median(seconds),
+        "slowest_seconds": max(seconds),
+        "images_per_second": rate,
+        "model_flops_utilisation": rate * training_flops(config.model) / peak if peak else None,
+        "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+        "predicted_memory_gib": predicted / 2**30,
+    }
+
+
+def image_shape(config: TrainConfig) -> tuple[int, int, int]:
+    """(C,H,W)."""
+    return config.model.channels, config.model.image_size, config.model.image_size
+
+
+def sweep(config: ScalingBenchmark) -> dict[str, list[dict[str, float]]]:
+    """The ways of computing, each at the batches that fit."""
+    preset = dataclasses.replace(PRESETS[config.preset], device=config.device)
+    rows: dict[str, list[dict[str, float]]] = {}
+    for name, way in WAYS.items():
+        batches = config.batches
+        if way.get("compile"):
+            eager = rows[name.removeprefix("compiled, ") if "," in name else "plain"]
+            batches = [row["batch"] for row in eager[-config.compiled_batches :]]
+        rows[name] = []
+        for batch_size in batches:
+            measured = time_steps(preset, way, batch_size, config.steps)
+            if measured is None:
+                print(f"{name}: batch {batch_size} does not fit", flush=True)
+                break
+            rows[name].append(measured)
+            used = measured["model_flops_utilisation"]
+            print(
+                f"{name}: batch {batch_size}, {measured['images_per_second']:.1f} images/s"
+                + (f", {used:.1%} of the peak, {measured['peak_memory_gib']:.1f} GiB" if used else "")
+                + f" ({measured['predicted_memory_gib']:.1f} GiB predicted)",
+                flush=True,
+            )
+    return rows
+
+
+def precisions(config: ScalingBenchmark, device: torch.device) -> dict[str, Any]:
+    """Test bits/dim of a trained model, its transformer layers in float32 and in bfloat16, same dequantisation."""
+    model = load_run(config.run).to(device)
+    data = load_split(run_dataset(config.run), "test", model.config, config.data_root, download=False)
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        with autocast(device, precision):
+            found[precision] = evaluate_likelihood(model, data, draws=1, limit=2000).bits_per_dim
+    print(f"{config.run}: test bits/dim {found['float32']:.4f} in float32, {found['bfloat16']:.4f} in bfloat16")
+    return {"run": config.run, "bits_per_dim": found}
+
+
+def main(argv: list[str] | None = None) -> None:
+    description = "Time training steps on synthetic images."
+    config = cli.parse("benchmarks.scaling", ScalingBenchmark(), description, argv)
+    rows = sweep(config)
+    device = set_up(dataclasses.replace(PRESETS[config.preset], device=config.device))
+    record = {
+        **provenance(device),
+        "preset": config.preset,
+        "precision": PRESETS[config.preset].precision,
+        "gflop_per_image": training_flops(PRESETS[config.preset].model) / 1e9,
+        "ways": rows,
+        "precisions": precisions(config, device),
+    }
+    name = "scaling_cuda.json" if device.type == "cuda" else "scaling.json"
+    (ROOT / "results" / name).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
