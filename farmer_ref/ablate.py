@@ -8,7 +8,6 @@ classifier's scores. Runs are kept and resumed, and tables share those that they
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import statistics
@@ -16,15 +15,29 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 from tqdm import tqdm
 
 from farmer_ref import cli
 from farmer_ref.checkpoint import last_state
+from farmer_ref.comparisons import (
+    MEASURES,
+    TIMED_BATCH,
+    Row,
+    Table,
+    bases,
+    blur_sentence,
+    describe,
+    report,
+    tables,
+    verdict,
+)
 from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.data import batches, load_split
 from farmer_ref.engine import load_run
@@ -32,173 +45,11 @@ from farmer_ref.errors import InputError, require
 from farmer_ref.files import replace_file
 from farmer_ref.metrics import Reader
 from farmer_ref.parallel import resolve_device
+from farmer_ref.plots import class_labels, comparison, labelled_grids
 from farmer_ref.record import mean_and_spread, provenance, timed
 from farmer_ref.student import OneStepStudent
 
-MEASURES = {
-    "bits_per_dim": ("bits/dim", ".3f"),
-    "share_read_as_class": ("read", ".1%"),
-    "frechet_distance": ("Fréchet", ".3f"),
-}
-GUIDED = ("--guidance", "1")
-TIMED_BATCH = 16
-QUINTILES = 5
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row: what differs from the preset in the model, and in sampling; and the paper's number."""
-
-    name: str
-    model: dict[str, Any] = field(default_factory=dict)
-    """Fields of the model that differ from the preset's."""
-    sampling: tuple[str, ...] = ()
-    """Arguments of `farmer_ref.evaluate`; with --student, the run is distilled first."""
-    paper: str = ""
-    """What the paper reports."""
-    steps: int | None = None
-    """Train for so many steps, in place of --seconds-per-run."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows to compare, and what the paper says of them."""
-
-    title: str
-    rows: tuple[Row, ...]
-    claims: tuple[tuple[str, str], ...] = ()
-    """Pairs of rows of which the first is better, says the paper (by FID; here by the Fréchet distance)."""
-    measure: str = "frechet_distance"
-    """What the claims are judged by."""
-    note: str = ""
-    """The paper's own inconsistencies, where there are any."""
-    timed: bool = False
-    """Whether the speed of each row's model is measured, too."""
-
-
-# -- what is compared --------------------------------------------------------------------------------------------------
-
-
-def tables(preset: TrainConfig) -> dict[str, Table]:
-    """The tables and figures of the paper for one preset, by name."""
-    model = preset.model
-    channels = model.token_channels
-    plain = {"condition_repeats": 1, "final_permutation": False}
-    repeated = {**plain, "condition_repeats": max(4, model.condition_repeats)}
-    both = {**repeated, "final_permutation": True}
-    naive = (*GUIDED, "--guidance.rule", "naive")
-    sizes = sorted({max(1, channels // 4), channels // 2, 3 * channels // 4})
-    return {
-        "table3": Table(
-            "Table 3: what each part is worth",
-            (
-                Row("no split", {**plain, "informative": None}, paper="FID 61.17"),
-                Row("split", plain, paper="FID 49.29"),
-                Row("split, condition repeated", repeated, paper="FID 45.34"),
-                Row("split, final permutation", {**plain, "final_permutation": True}, paper="FID 45.69"),
-                Row("split, both", both, paper="FID 44.56"),
-                Row("both, naive guidance", both, naive, "FID 8.66"),
-                Row("both, resampling", both, GUIDED, "FID 5.67"),
-                Row("both, resampling, Z_R ~ N(0, I)", {**both, "redundant_prior": "normal"}, GUIDED, "FID 7.81"),
-            ),
-            (
-                ("split", "no split"),
-                ("split, condition repeated", "split"),
-                ("split, final permutation", "split"),
-                ("split, both", "split, condition repeated"),
-                ("both, naive guidance", "split, both"),
-                ("both, resampling", "both, naive guidance"),
-                ("both, resampling", "both, resampling, Z_R ~ N(0, I)"),
-            ),
-            note="The paper ran this table at K = 1,024, though its Fig. 6a calls 64 best.",
-        ),
-        "table4": Table(
-            "Table 4: which flow, and which way back",
-            (
-                Row("coupling flow", {"flow": "coupling"}, GUIDED, "FID 106.23; .0065 s forward, .0099 s back"),
-                Row("autoregressive flow", {}, GUIDED, "FID 5.55; .0066 s forward, .1689 s back"),
-                Row("autoregressive flow, one step", {}, (*GUIDED, "--student"), "FID 5.63; .0066 s, .0076 s"),
-            ),
-            (("autoregressive flow", "coupling flow"), ("autoregressive flow", "autoregressive flow, one step")),
-            timed=True,
-        ),
-        "table5": Table(
-            "Table 5: where the time goes",
-            (
-                Row("exact inverse", {}, GUIDED, "AR .0500 s + reverse .1689 s = .2189 s an image"),
-                Row("one-step student", {}, (*GUIDED, "--student"), ".0567 s an image in all"),
-            ),
-            note="The paper's parts with the student add to .0576 s, and its printed shares to 101.6%.",
-            timed=True,
-        ),
-        "figure6a": Table(
-            "Figure 6a: components K of a token's mixture",
-            tuple(Row(f"K = {k}", {"components": k}, GUIDED) for k in (1, 4, 16, 64, 256)),
-            (("K = 64", "K = 16"), ("K = 64", "K = 256")),
-            note="The paper calls K = 64 best and 32 too few for the split, and runs Table 3 at 1,024.",
-        ),
-        "figure6b": Table(
-            "Figure 6b: informative channels I",
-            (
-                *(Row(f"I = {size} of {channels}", {"informative": size}, GUIDED) for size in sizes),
-                Row(f"I = {channels}, no split", {"informative": None}, GUIDED),
-                Row("which: spread over the token", {"informative_channels": "interleaved"}, GUIDED),
-            ),
-            note="The paper calls I = 128 of 768 best, and does not say which channels they are.",
-        ),
-        "figure7": Table(
-            "Figure 7: redundant channels, standard deviations scaled",
-            tuple(
-                Row(f"x {scale:g}", {}, ("--redundant-temperature", str(scale)))
-                for scale in (0, 0.2, 0.4, 0.8, 1, 1.2, 1.5, 2, 4)
-            ),
-            note='The paper says "variance"; its symbol is the standard deviation, which is scaled here.',
-        ),
-        "figure8": Table("Figure 8: samples by their log-determinant", (Row("the preset"),)),
-    }
-
-
-def bases(preset: TrainConfig, steps: int) -> Table:
-    """The blind spot inside a token, at equal seconds and at equal steps."""
-    split = preset.model.informative or preset.model.token_channels // 4
-    variants = {
-        "pixels": {},
-        "PCA": {"patch_basis": "pca"},
-        "DCT": {"patch_basis": "dct"},
-        "pixels, learned mixing": {"channel_mixing": "learned"},
-        "PCA, learned mixing": {"patch_basis": "pca", "channel_mixing": "learned"},
-    }
-    base = {"patch_basis": "pixel", "channel_mixing": "none"}
-    end = f", {steps} steps"
-    rows = [
-        Row(f"{name}, {kind}{end if limit else ''}", {**base, **changes, "informative": informative}, steps=limit)
-        for limit in (None, steps)
-        for kind, informative in (("no split", None), (f"I = {split}", split))
-        for name, changes in variants.items()
-    ]
-    normal = [
-        Row(
-            f"{name}, I = {split}, Z_R ~ N(0, I)",
-            {**base, **changes, "informative": split, "redundant_prior": "normal"},
-        )
-        for name, changes in (("pixels", {}), ("PCA", {"patch_basis": "pca"}))
-    ]
-    return Table(
-        "The blind spot inside a token: our own finding",
-        (*rows, *normal),
-        (
-            (f"PCA, no split{end}", f"pixels, no split{end}"),
-            (f"pixels, learned mixing, no split{end}", f"pixels, no split{end}"),
-            ("PCA, no split", "pixels, no split"),
-            (f"PCA, I = {split}", f"PCA, I = {split}, Z_R ~ N(0, I)"),
-            (f"pixels, I = {split}", f"pixels, I = {split}, Z_R ~ N(0, I)"),
-        ),
-        measure="bits_per_dim",
-        note="The claims are ours, by bits/dim; the paper has no such table.",
-    )
-
-
-# -- running -----------------------------------------------------------------------------------------------------------
+QUINTILES, SHOWN = 5, 30
 
 
 @dataclass(frozen=True)
@@ -210,10 +61,10 @@ class AblateConfig:
     figure: tuple[Literal["6a", "6b", "7", "8"], ...] = ()
     """Figures of the paper."""
     basis: bool = False
-    """Our own: the blind spot inside a token, and its cures, on photographs (or --data cifar10)."""
+    """Our own: the blind spot inside a token, and its cures, on photographs (or --data cifar10, cifar10-crops)."""
     all: bool = False
     """Everything."""
-    data: Literal["digits", "photographs", "mnist", "cifar10"] = "digits"
+    data: Literal["digits", "photographs", "mnist", "cifar10", "cifar10-crops"] = "digits"
     """The preset to vary."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
@@ -338,7 +189,7 @@ def measure(runs: Runs, preset: TrainConfig, table: Table) -> list[dict[str, Any
             measured[name] = {**mean_and_spread(values), "seeds": values}
         measured["steps"] = [state["step"] for state in states]
         measured["training_seconds"] = [state["seconds"] for state in states]
-        if table.timed:
+        if table.speeds:
             measured["seconds_per_image"] = seconds_per_image(runs, runs.folder(preset, row, 0), row)
         rows.append(measured)
     return rows
@@ -372,72 +223,55 @@ def seconds_per_image(runs: Runs, folder: Path, row: Row) -> dict[str, float]:
 
 
 @torch.no_grad()
-def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> list[dict[str, float]]:
-    """Samples in fifths by their log-determinant: sharpness, and the share read as their class (Fig. 8).
+def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Samples in fifths by their log-determinant: sharpness, and the share read as their class (Fig. 8); some of them.
 
     Sharpness is the mean absolute difference of neighbouring pixels, over that of real test images.
     """
-    model = load_run(str(runs.folder(preset, row, 0))).to(runs.device)
-    reader, test = (load_split(preset.dataset, s, preset.model, runs.config.data_root) for s in ("train", "test"))
-    reader = Reader(reader)
+    training, test = (load_split(preset.dataset, s, preset.model, runs.config.data_root) for s in ("train", "test"))
+    reader = Reader(training)
 
-    def sharpness(values: torch.Tensor) -> torch.Tensor:
+    def sharpness(values: Tensor) -> Tensor:
         values = values.double()
         return (values.diff(dim=2).abs().mean((1, 2, 3)) + values.diff(dim=3).abs().mean((1, 2, 3))) / 2
 
     real = float(sharpness(next(batches(test, len(test)))[0]).mean())
     labels = torch.arange(runs.config.samples, device=runs.device) % max(1, preset.model.num_classes)
-    generator = torch.Generator(runs.device).manual_seed(0)
-    images = torch.cat([model.decode(model.prior.sample(part, generator=generator)) for part in labels.split(100)])
-    logdet = torch.cat([model.encode(part)[1] for part in images.split(100)])
-    values, rows = model.dequantiser.quantise(images).cpu(), []
-    for chosen in logdet.argsort().cpu().chunk(QUINTILES):
-        rows.append(
-            {
-                "mean_logdet": float(logdet[chosen].mean()),
-                "sharpness": float(sharpness(values[chosen]).mean()) / real,
-                "share_read_as_class": reader.share_read(values[chosen], labels.cpu()[chosen]),
-            }
-        )
-    return rows
+    measured: list[dict[str, list[float]]] = [
+        {"logdet": [], "sharpness": [], "share_read_as_class": []} for _ in range(QUINTILES)
+    ]
+    shown: dict[str, Tensor] = {}
+    for seed in range(runs.config.seeds):
+        model = load_run(str(runs.folder(preset, row, seed))).to(runs.device)
+        generator = torch.Generator(runs.device).manual_seed(0)
+        images = torch.cat([model.decode(model.prior.sample(part, generator=generator)) for part in labels.split(100)])
+        logdet = torch.cat([model.encode(part)[1] for part in images.split(100)])
+        values = model.dequantiser.quantise(images).cpu()
+        for number, chosen in enumerate(logdet.argsort().cpu().chunk(QUINTILES)):
+            measured[number]["logdet"].append(float(logdet[chosen].mean()))
+            measured[number]["sharpness"].append(float(sharpness(values[chosen]).mean()) / real)
+            measured[number]["share_read_as_class"].append(reader.share_read(values[chosen], labels.cpu()[chosen]))
+            if seed == 0:
+                shown[f"fifth {number + 1}"] = model.dequantiser.without_noise(images[chosen[:SHOWN]])
+    return [{name: {**mean_and_spread(v), "seeds": v} for name, v in fifth.items()} for fifth in measured], shown
 
 
-def verdict(table: Table, better: dict, worse: dict) -> dict[str, Any]:
-    """Whether our figures order two rows as the paper does: "holds", "does not hold", or "cannot be told".
-
-    Told apart means that the means differ by more than twice the standard error of their difference over seeds.
-    """
-    ours, theirs = better[table.measure], worse[table.measure]
-    gain, count = theirs["mean"] - ours["mean"], len(ours["seeds"])
-    spreads = [figure["standard_deviation"] for figure in (ours, theirs)]
-    claim = {"claim": f"{better['name']} better than {worse['name']}", "gain": gain}
-    if None in spreads:
-        return {**claim, "verdict": "cannot be told from one seed"}
-    error = math.sqrt(sum(spread**2 for spread in spreads) / count)
-    told = "holds" if gain > 2 * error else "does not hold" if gain < -2 * error else "cannot be told within the spread"
-    return {**claim, "standard_error": error, "verdict": told}
+@torch.no_grad()
+def scaled_samples(runs: Runs, preset: TrainConfig, table: Table) -> dict[str, Tensor]:
+    """The same informative latents with redundant ones of growing spread, by the names of the rows (Fig. 7)."""
+    model = load_run(str(runs.folder(preset, table.rows[0], 0))).to(runs.device)
+    labels = class_labels(preset.model.num_classes, per_class=1).repeat(3).to(runs.device)
+    drawn = {}
+    for row in table.rows:
+        generator = torch.Generator(runs.device).manual_seed(0)  # the same random numbers at every scale
+        images = model.sample(labels, redundant_temperature=float(row.sampling[-1]), generator=generator)
+        drawn[row.name] = model.dequantiser.without_noise(images)
+    return drawn
 
 
-def describe(record: dict[str, Any]) -> str:
-    """A result as a table to read, the paper's column beside ours."""
-    lines = [record["title"], record["note"]] if record["note"] else [record["title"]]
-    width = max(len(row["name"]) for row in record["rows"])
-    heads = "".join(f"{heading:>18s}" for heading, _ in MEASURES.values())
-    lines.append(f"{'':{width}s}{heads}{'steps':>8s}   paper")
-    for row in record["rows"]:
-        cells = ""
-        for name, (_, form) in MEASURES.items():
-            spread = row[name]["standard_deviation"]
-            cell = f"{row[name]['mean']:{form}}" + (f" ± {spread:{form}}" if spread is not None else "")
-            cells += f"{cell:>18s}"
-        lines.append(f"{row['name']:{width}s}{cells}{statistics.mean(row['steps']):8.0f}   {row['paper']}")
-        if "seconds_per_image" in row:
-            parts = ", ".join(f"{part} {seconds:.5f} s" for part, seconds in row["seconds_per_image"].items())
-            lines.append(f"{'':{width}s}    per image at batch {TIMED_BATCH}: {parts}")
-    lines += [f"  {claim['claim']}: {claim['verdict']} (gain {claim['gain']:.3f})" for claim in record["claims"]]
-    for fifth in record.get("fifths", []):
-        lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in fifth.items()))
-    return "\n".join(lines)
+def save_figure(figure: Figure, stem: Path) -> None:
+    """A figure beside the JSON file of the same name."""
+    replace_file(stem.with_suffix(".png"), lambda path: figure.savefig(path, format="png"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -447,6 +281,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = Runs(config)
     if runs.device.type == "cpu":
         torch.set_num_threads(1)
+    out = Path(config.out)
     for name, (preset, table) in chosen_tables(config).items():
         load_split(preset.dataset, "test", preset.model, config.data_root, config.download)  # or say so before the work
         rows = measure(runs, preset, table)
@@ -461,16 +296,26 @@ def main(argv: list[str] | None = None) -> None:
             "seeds": config.seeds,
             "samples": config.samples,
             "rows": rows,
-            "claims": [verdict(table, by_name[better], by_name[worse]) for better, worse in table.claims],
+            "claims": [verdict(table, claim, by_name) for claim in table.claims],
         }
-        if name == "figure8":
-            record["fifths"] = by_log_determinant(runs, preset, table.rows[0])
-        out = Path(config.out)
+        record["sentences"] = [claim["sentence"] for claim in record["claims"]]
+        if table.speeds:
+            record["sentences"] += table.speeds({row["name"]: row["seconds_per_image"] for row in rows})
         out.mkdir(parents=True, exist_ok=True)
-        suffix = "" if preset.preset in ("digits", "photographs") else f"_{preset.preset}"
+        stem = out / (name if preset.preset in ("digits", "photographs") else f"{name}_{preset.preset}")
+        if name == "figure8":
+            record["fifths"], shown = by_log_determinant(runs, preset, table.rows[0])
+            record["sentences"].append(blur_sentence(record["fifths"]))
+            save_figure(labelled_grids(shown, columns=10, across=QUINTILES), stem)
+        elif name == "figure7":
+            save_figure(labelled_grids(scaled_samples(runs, preset, table), columns=10, across=3), stem)
+        else:
+            save_figure(comparison(rows, {name: heading for name, (heading, _) in MEASURES.items()}), stem)
         text = json.dumps(record, indent=2) + "\n"
-        replace_file(out / f"{name}{suffix}.json", lambda path, text=text: path.write_text(text))
+        replace_file(stem.with_suffix(".json"), lambda path, text=text: path.write_text(text))
         print(describe(record), flush=True)
+    page = report(out)
+    replace_file(out / "README.md", lambda path: path.write_text(page))
 
 
 if __name__ == "__main__":

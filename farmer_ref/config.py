@@ -245,7 +245,8 @@ class TrainConfig(RunConfig):
     preset: str = "digits"
     """The preset that the other defaults come from."""
     dataset: str = "digits"
-    """digits, photographs, mnist, fashion-mnist, cifar10, or folder:PATH with one folder of images per class."""
+    """digits, photographs, mnist, fashion-mnist, cifar10, cifar10-crops, or folder:PATH with one folder of images per
+    class."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     download: bool = True
@@ -457,6 +458,13 @@ PRESETS: dict[str, TrainConfig] = {
         _preset("digits", _DIGITS, **_DIGITS_RUN),
         _preset("digits-noise", dataclasses.replace(_DIGITS, dequantisation="gaussian"), **_DIGITS_RUN),
         _preset("photographs", _PHOTOGRAPHS, dataset="photographs", flip=True, steps=4000, batch_size=32),
+        _preset(
+            "cifar10-crops",
+            dataclasses.replace(_PHOTOGRAPHS, num_classes=10),
+            dataset="cifar10-crops",
+            flip=True,
+            steps=4000,
+        ),
         _preset("mnist", _MNIST, dataset="mnist", **_MNIST_RUN),
         _preset("fashion-mnist", _MNIST, dataset="fashion-mnist", **_MNIST_RUN),
         _preset(

@@ -25,7 +25,8 @@ from farmer_ref.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 SPLIT_SEED = 0
-TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar10-crops": "CIFAR10"}
+CROP = 16  # side of "cifar10-crops", the middle of each image: natural images for a model that a laptop can train
 TORCHVISION_VALIDATION = 5000  # the last images of a fixed shuffle of the published training set
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
@@ -82,9 +83,9 @@ def load_split(
     """One split ("train", "validation", "test") of a data set, checked against the model that will read it.
 
     `name`: "digits" (scikit-learn's 1,797 images of 8x8 and 17 grey levels, no download), "photographs" (square crops
-    of scikit-learn's two, no download), "mnist", "fashion-mnist", "cifar10" (torchvision's, under `data_root`), or
-    "folder:PATH" (a folder of images per class; or folders train, val, test of such, as ImageNet's). Raises
-    `InputError` for what is missing or does not fit.
+    of scikit-learn's two, no download), "mnist", "fashion-mnist", "cifar10" (torchvision's, under `data_root`),
+    "cifar10-crops" (the middle 16x16 of these: bits/dim of its own), or "folder:PATH" (a folder of images per class; or
+    folders train, val, test of such, as ImageNet's). Raises `InputError` for what is missing or does not fit.
     """
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
@@ -159,6 +160,9 @@ def _torchvision(name: str, split: str, data_root: str, download: bool) -> Image
         ) from None
     values = torch.as_tensor(published.data)
     values = values[:, None] if values.dim() == 3 else values.permute(0, 3, 1, 2).contiguous()
+    if name == "cifar10-crops":
+        border = (values.shape[-1] - CROP) // 2
+        values = values[:, :, border : border + CROP, border : border + CROP].contiguous()
     labels = torch.as_tensor(published.targets).long()
     if split != "test":
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))

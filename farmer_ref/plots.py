@@ -64,6 +64,26 @@ def labelled_grids(grids: dict[str, Tensor], columns: int, across: int = 2) -> F
     return figure
 
 
+def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
+    """Rows of figures beside one another, one panel for each measure (its key in a row, and its heading).
+
+    A row is its name and, for every measure, a mean and the values of all seeds, which are drawn as small dots.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3 + 2.4 * len(measures), 1.1 + 0.3 * len(rows)), layout="constrained")
+        panels = figure.subplots(1, len(measures), sharey=True)
+        for axes, (measure, heading) in zip(panels, measures.items(), strict=True):
+            for place, row in enumerate(rows):
+                values = row[measure]["seeds"]
+                axes.plot(values, [place] * len(values), "o", color=COLOURS[5], ms=4)
+                axes.plot(row[measure]["mean"], place, "|", color=COLOURS[1], ms=14, mew=2.5)
+            axes.set_title(heading, fontsize=10)
+            axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+            axes.margins(y=0.6 / len(rows))
+        panels[0].invert_yaxis()
+    return figure
+
+
 def class_labels(num_classes: int, per_class: int, most: int = 10) -> Tensor:
     """Labels of a class-ordered grid, one column per class (the first `most`), `per_class` rows; -1 without classes."""
     if not num_classes:

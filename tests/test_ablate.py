@@ -8,10 +8,11 @@ import pytest
 from test_commands import fails_with_one_line
 
 from farmer_ref import PRESETS, ablate
-from farmer_ref.ablate import AblateConfig, Row, Runs, Table, bases, chosen_tables, model_flag, tables, verdict
+from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, model_flag
+from farmer_ref.comparisons import GUIDED, Claim, Row, Table, bases, blur_sentence, report, tables, verdict
 
 
-@pytest.mark.parametrize("name", ["digits", "photographs", "mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["digits", "photographs", "mnist", "cifar10", "cifar10-crops"])
 def test_every_row_is_a_model_and_every_claim_is_about_rows(name):
     preset = PRESETS[name]
     everything = {**tables(preset), "basis": bases(preset, 600)}
@@ -21,8 +22,9 @@ def test_every_row_is_a_model_and_every_claim_is_about_rows(name):
         assert len(set(names)) == len(names)
         for row in table.rows:
             dataclasses.replace(preset.model, **row.model)  # raises where it is none
-        for better, worse in table.claims:
-            assert better in names and worse in names
+        for claim in table.claims:
+            assert claim.first in names and claim.second in names and claim.first != claim.second
+        assert len(set(table.claims)) == len(table.claims)
 
 
 def test_table_3_changes_one_thing_at_a_time():
@@ -64,14 +66,47 @@ def row_of(name, values):
     return {"name": name, "frechet_distance": figures}
 
 
+def judged(first, second, margin=None, **table):
+    claim = Claim("a", "b", alike_within=margin)
+    return verdict(Table("t", (), (claim,), **table), claim, {"a": first, "b": second})
+
+
 def test_claims_are_judged_against_the_spread():
-    table = Table("t", ())
-    low, high, wide = (row_of("a", v) for v in ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], [0.0, 2.0, 4.0]))
-    assert verdict(table, low, high)["verdict"] == "holds"
-    assert verdict(table, high, low)["verdict"] == "does not hold"
-    assert verdict(table, low, wide)["verdict"] == "cannot be told within the spread"
-    assert verdict(table, row_of("a", [1.0]), row_of("b", [2.0]))["verdict"] == "cannot be told from one seed"
-    assert verdict(table, low, high)["gain"] == pytest.approx(1.0)
+    low, high, wide = (row_of("r", v) for v in ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], [0.0, 2.0, 4.0]))
+    assert judged(low, high)["verdict"] == "holds"
+    assert judged(high, low)["verdict"] == "does not hold"
+    assert judged(low, wide)["verdict"] == "cannot be told within the spread"
+    assert judged(row_of("r", [1.0]), row_of("r", [2.0]))["verdict"] == "cannot be told from one seed"
+    assert judged(low, high)["gain"] == pytest.approx(1.0)
+    sentence = judged(low, high)["sentence"]
+    assert sentence == '"a better than b" holds: Fréchet 1.000 ± 0.100 against 2.000 ± 0.100 (3 seeds).'
+
+
+def test_likeness_is_judged_against_margin_and_spread():
+    close, far, wide = (row_of("r", v) for v in ([1.0, 1.01, 0.99], [2.0, 2.01, 1.99], [0.0, 1.0, 2.0]))
+    assert judged(close, row_of("r", [1.01, 1.0, 1.02]), margin=0.1)["verdict"] == "holds"
+    assert judged(close, far, margin=0.1)["verdict"] == "does not hold"
+    assert judged(far, close, margin=0.1)["verdict"] == "does not hold"
+    assert judged(close, wide, margin=0.1)["verdict"] == "cannot be told within the spread"
+
+
+def test_more_is_better_for_what_is_read():
+    low, high = (
+        {**row_of("r", v), "share_read_as_class": row_of("r", v)["frechet_distance"]}
+        for v in ([0.1, 0.11, 0.09], [0.9, 0.91, 0.89])
+    )
+    assert judged(high, low, measure="share_read_as_class")["verdict"] == "holds"
+    assert judged(low, high, measure="share_read_as_class")["verdict"] == "does not hold"
+
+
+@pytest.mark.parametrize(("last", "word"), [(0.5, "holds"), (1.5, "does not hold"), (1.0, "cannot be told")])
+def test_blur_is_judged_against_the_spread(last, word):
+    def fifth(level):
+        return {"sharpness": row_of("r", [level, level + 0.02, level - 0.02])["frechet_distance"]}
+
+    varied = [fifth(1.0) for _ in range(4)]
+    varied[0]["sharpness"]["seeds"] = [1.2, 0.9, 0.9]
+    assert f'blurred" {word}:' in blur_sentence([*varied, fifth(last)])
 
 
 def test_all_is_everything():
@@ -102,13 +137,18 @@ def test_runs_are_limited_by_time_or_by_steps(tmp_path, monkeypatch, limits, pas
 def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     rows = (
         Row("plain", paper="FID 2"),
-        Row("no split", {"informative": None, "final_permutation": False}, ablate.GUIDED),
-        Row("student", {}, (*ablate.GUIDED, "--student")),
+        Row("no split", {"informative": None, "final_permutation": False}, GUIDED),
+        Row("student", {}, (*GUIDED, "--student")),
     )
-    small = Table("A table", rows, (("plain", "no split"),), timed=True)
-    monkeypatch.setattr(ablate, "tables", lambda preset: {"table3": small, "figure8": Table("Eight", rows[:1])})
+    small = Table(
+        "A table", rows, (Claim("plain", "no split"),), speeds=lambda seconds: [f"{len(seconds)} were timed."]
+    )
+    seven = Table("Seven", tuple(Row(f"x {scale}", {}, ("--redundant-temperature", str(scale))) for scale in (0, 1)))
+    monkeypatch.setattr(
+        ablate, "tables", lambda preset: {"table3": small, "figure7": seven, "figure8": Table("Eight", rows[:1])}
+    )
     places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results"), "--device", "cpu"]
-    arguments = ["--table", "3", "--figure", "8", "--steps-per-run", "20", "--samples", "20", *places]
+    arguments = ["--table", "3", "--figure", "7", "8", "--steps-per-run", "20", "--samples", "20", *places]
     ablate.main(arguments)
     printed = capsys.readouterr().out
     assert "A table" in printed and "FID 2" in printed and "cannot be told from one seed" in printed
@@ -118,7 +158,14 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     assert [row["name"] for row in record["rows"]] == ["plain", "no split", "student"]
     assert record["rows"][0]["bits_per_dim"]["mean"] == record["rows"][2]["bits_per_dim"]["mean"]  # the same run
     assert set(record["rows"][0]["seconds_per_image"]) == {"forward", "prior", "back"}
+    assert record["sentences"][-1] == "3 were timed."
     assert len(json.loads((tmp_path / "results" / "figure8.json").read_text())["fifths"]) == 5
+    page = (tmp_path / "results" / "README.md").read_text()
+    assert page == report(tmp_path / "results")
+    for name in ("table3", "figure7", "figure8"):
+        assert (tmp_path / "results" / f"{name}.png").stat().st_size > 1000
+        assert f"({name}.json)" in page and f"({name}.png)" in page
+    assert '- "plain better than no split" cannot be told from one seed' in page
 
     monkeypatch.setattr(Runs, "_run", lambda *_: pytest.fail("a finished run was started again"))
     before = (tmp_path / "results" / "table3.json").read_text()

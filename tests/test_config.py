@@ -9,7 +9,7 @@ from farmer_ref import PRESETS, Guidance, InputError, ModelConfig, TrainConfig
 from farmer_ref.parameters import PAPER, count
 
 NAMES = [
-    "tiny", "digits", "digits-noise", "photographs", "mnist", "fashion-mnist", "cifar10", "imagenet64",
+    "tiny", "digits", "digits-noise", "photographs", "cifar10-crops", "mnist", "fashion-mnist", "cifar10", "imagenet64",
     "farmer-1.1b-p16", "farmer-1.1b-p8", "farmer-1.9b-p16", "farmer-1.9b-p8",
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import pickle
 import re
 import struct
 
@@ -69,6 +70,26 @@ def test_missing_data_is_named(tmp_path):
     with pytest.raises(InputError, match="data_root is .* which holds no whole cifar10") as raised:
         load_split("cifar10", "test", PRESETS["cifar10"].model, str(tmp_path), download=False)
     assert "\n" not in str(raised.value)
+
+
+def test_cifar10_in_the_publisher_s_format_and_its_crops(tmp_path):
+    """The Python version's pickled batches, as torchvision reads them once their checksums are right."""
+    values = np.arange(3 * 32 * 32, dtype=np.int64).astype(np.uint8).reshape(1, 3, 32, 32)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        batch = {"data": np.repeat(values, 1200, 0).reshape(1200, -1), "labels": [3] * 1200}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda _: True)
+        patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+        whole = load_split("cifar10", "train", PRESETS["cifar10"].model, str(tmp_path), download=False)
+        crops = load_split("cifar10-crops", "train", PRESETS["cifar10-crops"].model, str(tmp_path), download=False)
+    assert len(whole) == len(crops) == 1000
+    assert torch.equal(whole[0][0], torch.from_numpy(values[0]))
+    assert torch.equal(crops[0][0], torch.from_numpy(values[0, :, 8:24, 8:24]))
+    assert crops[0][1] == 3
 
 
 def test_folder_of_classes(tmp_path):

@@ -47,6 +47,7 @@ ROOMS = {
         *("guidance", "parallel", "prior", "tokens", "transformer"),
     },
     "record": set(),
+    "comparisons": {"config", "record"},
     "cli": {"errors", "parallel"},
 }
 COMMANDS = {"train", "distill", "sample", "evaluate", "ablate", "parameters"}

@@ -1,0 +1,335 @@
+"""What the paper's tables and figures compare, row by row, and what our figures say of its claims.
+
+`farmer_ref.ablate` trains and measures the rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from farmer_ref.config import TrainConfig
+from farmer_ref.record import mean_and_spread
+
+MEASURES = {
+    "bits_per_dim": ("bits/dim", ".3f"),
+    "share_read_as_class": ("read", ".1%"),
+    "frechet_distance": ("Fréchet", ".3f"),
+}
+HIGHER_IS_BETTER = ("share_read_as_class",)
+GUIDED = ("--guidance", "1")
+TIMED_BATCH = 16
+REPORT = """Written by `python -m farmer_ref.ablate` from the files beside it. Means and standard deviations over seeds.
+"Read": the share of samples that a classifier of real images reads as their class. "Fréchet": the Fréchet distance of
+its class scores from those of the test images. The paper's column is FID on ImageNet at 256x256, of its own models. A
+claim holds, or does not, if the difference is more than twice its standard error over seeds."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: what differs from the preset in the model, and in sampling; and the paper's number."""
+
+    name: str
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model that differ from the preset's."""
+    sampling: tuple[str, ...] = ()
+    """Arguments of `farmer_ref.evaluate`; with --student, the run is distilled first."""
+    paper: str = ""
+    """What the paper reports."""
+    steps: int | None = None
+    """Train for so many steps, in place of --seconds-per-run."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says of two rows: the first is better; or, with `alike_within`, that they hardly differ."""
+
+    first: str
+    second: str
+    alike_within: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows to compare, and what the paper says of them."""
+
+    title: str
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...] = ()
+    """The paper's, by FID; here by the Fréchet distance, unless `measure` says otherwise."""
+    measure: str = "frechet_distance"
+    """What the claims are judged by."""
+    note: str = ""
+    """The paper's own inconsistencies, where there are any."""
+    speeds: Callable[[dict[str, dict[str, float]]], list[str]] | None = None
+    """Where the speed of each row's model is measured, too: what is said of it."""
+
+
+# -- what is compared --------------------------------------------------------------------------------------------------
+
+
+def tables(preset: TrainConfig) -> dict[str, Table]:
+    """The tables and figures of the paper for one preset, by name."""
+    model = preset.model
+    channels = model.token_channels
+    plain = {"condition_repeats": 1, "final_permutation": False}
+    repeated = {**plain, "condition_repeats": max(4, model.condition_repeats)}
+    both = {**repeated, "final_permutation": True}
+    naive = (*GUIDED, "--guidance.rule", "naive")
+    sizes = sorted({max(1, channels // 4), channels // 2, 3 * channels // 4})
+    few = f"I = {sizes[1]} of {channels}"  # the paper's best is neither its smallest nor its largest
+    return {
+        "table3": Table(
+            "Table 3: what each part is worth",
+            (
+                Row("no split", {**plain, "informative": None}, paper="FID 61.17"),
+                Row("split", plain, paper="FID 49.29"),
+                Row("split, condition repeated", repeated, paper="FID 45.34"),
+                Row("split, final permutation", {**plain, "final_permutation": True}, paper="FID 45.69"),
+                Row("split, both", both, paper="FID 44.56"),
+                Row("both, naive guidance", both, naive, "FID 8.66"),
+                Row("both, resampling", both, GUIDED, "FID 5.67"),
+                Row("both, resampling, Z_R ~ N(0, I)", {**both, "redundant_prior": "normal"}, GUIDED, "FID 7.81"),
+            ),
+            (
+                Claim("split", "no split"),
+                Claim("split, condition repeated", "split"),
+                Claim("split, final permutation", "split"),
+                Claim("split, both", "split, condition repeated"),
+                Claim("split, both", "split, final permutation"),
+                Claim("both, naive guidance", "split, both"),
+                Claim("both, resampling", "both, naive guidance"),
+                Claim("both, resampling", "both, resampling, Z_R ~ N(0, I)"),
+            ),
+            note="The paper ran this table at K = 1,024, though its Fig. 6a calls 64 best.",
+        ),
+        "table4": Table(
+            "Table 4: which flow, and which way back",
+            (
+                Row("coupling flow", {"flow": "coupling"}, GUIDED, "FID 106.23; .0065 s forward, .0099 s back"),
+                Row("autoregressive flow", {}, GUIDED, "FID 5.55; .0066 s forward, .1689 s back"),
+                Row("autoregressive flow, one step", {}, (*GUIDED, "--student"), "FID 5.63; .0066 s, .0076 s"),
+            ),
+            (
+                Claim("autoregressive flow", "coupling flow"),
+                Claim("autoregressive flow", "autoregressive flow, one step"),
+            ),
+            speeds=flow_speeds,
+        ),
+        "table5": Table(
+            "Table 5: where the time goes",
+            (
+                Row("exact inverse", {}, GUIDED, "AR .0500 s + reverse .1689 s = .2189 s an image"),
+                Row("one-step student", {}, (*GUIDED, "--student"), ".0567 s an image in all"),
+            ),
+            note="The paper's parts with the student add to .0576 s, and its printed shares to 101.6%.",
+            speeds=sampling_speeds,
+        ),
+        "figure6a": Table(
+            "Figure 6a: components K of a token's mixture",
+            tuple(Row(f"K = {k}", {"components": k}, GUIDED) for k in (1, 4, 16, 64, 256)),
+            (Claim("K = 64", "K = 1"), Claim("K = 64", "K = 16"), Claim("K = 64", "K = 256")),
+            note="The paper calls K = 64 best and 32 too few for the split, and runs Table 3 at 1,024.",
+        ),
+        "figure6b": Table(
+            "Figure 6b: informative channels I",
+            (
+                *(Row(f"I = {size} of {channels}", {"informative": size}, GUIDED) for size in sizes),
+                Row(f"I = {channels}, no split", {"informative": None}, GUIDED),
+                Row("which: spread over the token", {"informative_channels": "interleaved"}, GUIDED),
+            ),
+            (
+                Claim(few, f"I = {channels}, no split"),
+                Claim(few, f"I = {sizes[-1]} of {channels}"),
+                *(Claim(few, f"I = {size} of {channels}") for size in sizes[:1] if size != sizes[1]),
+            ),
+            note="The paper calls I = 128 of 768 best, and does not say which channels they are.",
+        ),
+        "figure7": Table(
+            "Figure 7: redundant channels, standard deviations scaled",
+            tuple(
+                Row(f"x {scale:g}", {}, ("--redundant-temperature", str(scale)))
+                for scale in (0, 0.2, 0.4, 0.8, 1, 1.2, 1.5, 2, 4)
+            ),
+            tuple(Claim(f"x {scale:g}", "x 1", alike_within=0.02) for scale in (0, 0.2, 0.4, 0.8, 1.2, 1.5, 2, 4)),
+            measure="share_read_as_class",
+            note='The paper says "variance"; its symbol is the standard deviation, which is scaled here. It finds that '
+            "structure hardly changes: here, the share of samples that are read as their class.",
+        ),
+        "figure8": Table("Figure 8: samples by their log-determinant", (Row("the preset"),)),
+    }
+
+
+def bases(preset: TrainConfig, steps: int) -> Table:
+    """The blind spot inside a token, at equal seconds and at equal steps."""
+    split = preset.model.informative or preset.model.token_channels // 4
+    variants = {
+        "pixels": {},
+        "PCA": {"patch_basis": "pca"},
+        "DCT": {"patch_basis": "dct"},
+        "pixels, learned mixing": {"channel_mixing": "learned"},
+        "PCA, learned mixing": {"patch_basis": "pca", "channel_mixing": "learned"},
+    }
+    base = {"patch_basis": "pixel", "channel_mixing": "none"}
+    end = f", {steps} steps"
+    rows = [
+        Row(f"{name}, {kind}{end if limit else ''}", {**base, **changes, "informative": informative}, steps=limit)
+        for limit in (None, steps)
+        for kind, informative in (("no split", None), (f"I = {split}", split))
+        for name, changes in variants.items()
+    ]
+    normal = [
+        Row(
+            f"{name}, I = {split}, Z_R ~ N(0, I)",
+            {**base, **changes, "informative": split, "redundant_prior": "normal"},
+        )
+        for name, changes in (("pixels", {}), ("PCA", {"patch_basis": "pca"}))
+    ]
+    return Table(
+        "The blind spot inside a token: our own finding",
+        (*rows, *normal),
+        (
+            Claim(f"PCA, no split{end}", f"pixels, no split{end}"),
+            Claim(f"pixels, learned mixing, no split{end}", f"pixels, no split{end}"),
+            Claim("PCA, no split", "pixels, no split"),
+            Claim("pixels, learned mixing, no split", "pixels, no split"),
+            Claim(f"PCA, I = {split}{end}", f"PCA, no split{end}", alike_within=0.05),
+            Claim(f"PCA, I = {split}", f"PCA, I = {split}, Z_R ~ N(0, I)"),
+            Claim(f"pixels, I = {split}", f"pixels, I = {split}, Z_R ~ N(0, I)"),
+        ),
+        measure="bits_per_dim",
+        note="The claims are ours, by bits/dim; the paper has no such table.",
+    )
+
+
+# -- what is said of it ------------------------------------------------------------------------------------------------
+
+
+def blur_sentence(fifths: list[dict[str, Any]]) -> str:
+    """Whether the samples with the largest log-determinants look blurred (Fig. 8)."""
+    gaps = [
+        statistics.mean(fifth["sharpness"]["seeds"][seed] for fifth in fifths[:-1]) - last
+        for seed, last in enumerate(fifths[-1]["sharpness"]["seeds"])
+    ]
+    gap = mean_and_spread(gaps)
+    error = None if gap["standard_deviation"] is None else gap["standard_deviation"] / math.sqrt(len(gaps))
+    word = "cannot be told from one seed"
+    if error is not None:
+        word = "holds" if gap["mean"] > 2 * error else "does not hold" if gap["mean"] < -2 * error else "cannot be told"
+    fifth, first = (f"{cell(end['sharpness'], '.2f')}" for end in (fifths[-1], fifths[0]))
+    return (
+        f'"Samples of abnormally large log-determinants look blurred" {word}: sharpness, over that of real images, is '
+        f"{fifth} in the fifth with the largest and {first} in the fifth with the smallest."
+    )
+
+
+def verdict(table: Table, claim: Claim, by_name: dict[str, dict]) -> dict[str, Any]:
+    """Whether our figures say of two rows what the paper says, in a word and in a sentence.
+
+    A difference is told from none if it is more than twice its standard error over seeds; two rows hardly differ if the
+    difference, twice its standard error added, stays within the margin.
+    """
+    ours, other = by_name[claim.first][table.measure], by_name[claim.second][table.measure]
+    gain, count = other["mean"] - ours["mean"], len(ours["seeds"])
+    if table.measure in HIGHER_IS_BETTER:
+        gain = -gain
+    margin = claim.alike_within
+    said = f"{claim.first} better than {claim.second}"
+    if margin is not None:
+        said = f"{claim.first} within {margin:g} of {claim.second}"
+    spreads = [figure["standard_deviation"] for figure in (ours, other)]
+    if None in spreads:
+        error, word = None, "cannot be told from one seed"
+    else:
+        error = math.sqrt(sum(spread**2 for spread in spreads) / count)
+        if margin is None:
+            holds, fails = gain > 2 * error, gain < -2 * error
+        else:
+            holds, fails = abs(gain) + 2 * error <= margin, abs(gain) - 2 * error > margin
+        word = "holds" if holds else "does not hold" if fails else "cannot be told within the spread"
+    name, form = MEASURES[table.measure]
+    sentence = (
+        f'"{said}" {word}: {name} {cell(ours, form)} against {cell(other, form)} ({count} seed{"s" * (count > 1)}).'
+    )
+    return {"claim": said, "gain": gain, "standard_error": error, "verdict": word, "sentence": sentence}
+
+
+def flow_speeds(seconds: dict[str, dict[str, float]]) -> list[str]:
+    """What Table 4 says of time, beside ours: seconds an image of each row's forward, prior and back."""
+    coupling, exact, student = (
+        seconds[row] for row in ("coupling flow", "autoregressive flow", "autoregressive flow, one step")
+    )
+    return [
+        f"Back through the autoregressive flow takes {exact['back'] / exact['forward']:.0f} times as long as forward "
+        f"(the paper: 26), through the coupling flow {coupling['back'] / coupling['forward']:.1f} times (1.5).",
+        f"One step is {exact['back'] / student['back']:.1f} times as fast as the exact inverse (the paper: 22).",
+    ]
+
+
+def sampling_speeds(seconds: dict[str, dict[str, float]]) -> list[str]:
+    """What Table 5 says of time, beside ours."""
+    exact, student = (seconds[row] for row in ("exact inverse", "one-step student"))
+    whole, shorter = (part["prior"] + part["back"] for part in (exact, student))
+    return [
+        f"The way back is {exact['back'] / whole:.0%} of the time of a sample (the paper: 77%); the student makes it "
+        f"{whole / shorter:.1f} times as fast in all (the paper says 4; by its own parts, 3.8)."
+    ]
+
+
+def cell(figure: dict[str, Any], form: str) -> str:
+    """A mean, with its spread where there is one."""
+    spread = figure["standard_deviation"]
+    return f"{figure['mean']:{form}}" + (f" ± {spread:{form}}" if spread is not None else "")
+
+
+def describe(record: dict[str, Any]) -> str:
+    """A result as a table to read, the paper's column beside ours."""
+    lines = [record["title"], record["note"]] if record["note"] else [record["title"]]
+    width = max(len(row["name"]) for row in record["rows"])
+    heads = "".join(f"{heading:>18s}" for heading, _ in MEASURES.values())
+    lines.append(f"{'':{width}s}{heads}{'steps':>8s}   paper")
+    for row in record["rows"]:
+        cells = "".join(f"{cell(row[name], form):>18s}" for name, (_, form) in MEASURES.items())
+        lines.append(f"{row['name']:{width}s}{cells}{statistics.mean(row['steps']):8.0f}   {row['paper']}")
+        if "seconds_per_image" in row:
+            lines.append(f"{'':{width}s}    {times_of(row)}")
+    return "\n".join([*lines, *(f"  {sentence}" for sentence in record["sentences"])])
+
+
+def times_of(row: dict[str, Any]) -> str:
+    """Seconds an image of a timed row."""
+    parts = ", ".join(f"{part} {seconds:.5f} s" for part, seconds in row["seconds_per_image"].items())
+    return f"per image at batch {TIMED_BATCH}: {parts}"
+
+
+def report(folder: Path) -> str:
+    """All results of this command in a folder as one page of Markdown."""
+    lines = ["# The paper's tables and figures, at small scale", "", *REPORT.splitlines()]
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        if "sentences" not in record:
+            continue
+        limit = f"{record['steps_per_run']:,} steps" if record["steps_per_run"] else f"{record['seconds_per_run']:g} s"
+        lines += ["", f"## {record['title']}", "", record["note"]] if record["note"] else ["", f"## {record['title']}"]
+        lines += [
+            "",
+            f"`{record['command']}` (data: {record['data']}; {limit} a run, {record['seeds']} seeds, "
+            f"{record['samples']:,} samples each; {record['device']}, {record['date']}; [{path.name}]({path.name}))",
+            "",
+            f"| | {' | '.join(heading for heading, _ in MEASURES.values())} | the paper |",
+            "|-|" + "-|" * (len(MEASURES) + 1),
+        ]
+        for row in record["rows"]:
+            cells = " | ".join(cell(row[name], form) for name, (_, form) in MEASURES.items())
+            lines.append(f"| {row['name']} | {cells} | {row['paper']} |")
+        lines += ["", *(f"- {sentence}" for sentence in record["sentences"])]
+        timed_rows = [row for row in record["rows"] if "seconds_per_image" in row]
+        lines += [f"- {row['name']}, {times_of(row)}." for row in timed_rows]
+        pictures = sorted(folder.glob(f"{path.stem}*.png"))
+        lines += ["", *(f"![{record['title']}]({picture.name})" for picture in pictures)]
+    return "\n".join(lines) + "\n"
