@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Where the public TARFlow code is cloned (github.com/apple/ml-tarflow); "make check" then measures against it.
 TARFLOW ?=
 
-.PHONY: train test check format clean
+.PHONY: train test check check-gpu format clean
 
 train: .venv/.installed
 	$(BIN)/python -m farmer_ref.train --preset digits --out $(RUN) --max-minutes 6 --resume
@@ -33,6 +33,19 @@ check: .venv/.installed
 	$(BIN)/python -m farmer_ref.ablate --basis --samples 200
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))
+
+# What needs a GPU; the data sets are downloaded into data/ first.
+check-gpu: .venv/.installed
+	$(BIN)/python -m pytest tests/test_cuda.py
+	$(BIN)/python -m benchmarks.scaling --preset farmer-1.1b-p16
+	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
+	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW) --blocks 28 --layers 4 --width 768 --patch-size 16 --out results/tarflow_speed_cuda.json)
+	for preset in mnist cifar10; do \
+	    $(BIN)/python -m farmer_ref.train --preset $$preset --out runs/$$preset --max-minutes 8 --compile --resume && \
+	    $(BIN)/python -m farmer_ref.evaluate --run runs/$$preset --out results/$$preset.json && \
+	    $(BIN)/python -m farmer_ref.sample --run runs/$$preset --guidance 1 --out results/$${preset}_samples.png || exit 1; \
+	    $(BIN)/python -m farmer_ref.ablate --all --data $$preset --seconds-per-run 60 --seeds 3 || exit 1; \
+	done
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

@@ -1,12 +1,17 @@
 """The same on a GPU: skipped where there is none."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import mild_flow, small_model
+from test_distributed import metrics, run_jobs
 from test_engine import QUICK
 
-from farmer_ref import Farmer, Guidance, OneStepStudent, distill, sample, train
+from farmer_ref import PRESETS, Farmer, Guidance, OneStepStudent, distill, sample, train
+from farmer_ref.costs import peak_flops, saved_bytes
 from farmer_ref.engine import load_run
+from farmer_ref.transformer import transformer_layers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -30,6 +35,50 @@ def test_train_and_sample(tmp_path, precision, changes):
     model = load_run(str(tmp_path)).cuda()
     images = model.sample(torch.arange(10, device="cuda"), generator=torch.Generator("cuda").manual_seed(0))
     assert torch.isfinite(images).all()
+
+
+def test_compiled_training_logs_speed_and_memory(tmp_path):
+    arguments = [argument if argument != "cpu" else "cuda" for argument in QUICK]
+    ways = ["--compile", "--precision", "bfloat16", "--checkpoint-activations", "--accumulate", "2"]
+    train.main([*arguments, "--log-every", "5", "--out", str(tmp_path / "eager")])
+    train.main([*arguments, *ways, "--log-every", "5", "--out", str(tmp_path / "compiled")])
+    eager, compiled = metrics(tmp_path / "eager"), metrics(tmp_path / "compiled")
+    for wanted, line in zip(eager, compiled, strict=True):
+        assert line["nats_per_dim"] == pytest.approx(wanted["nats_per_dim"], rel=0.05)
+        assert line["images_per_second"] > 0 and line["peak_memory_gib"] > 0
+        assert ("model_flops_utilisation" in line) == (peak_flops() > 0)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_memory_of_a_step_is_about_what_is_predicted(checkpointed):
+    """Of eight more images, in a copy of FARMER-1.1B of less depth."""
+    config = dataclasses.replace(PRESETS["farmer-1.1b-p16"].model, flow_blocks=4, prior_layers=4)
+    model = Farmer(config).cuda()
+    for layer in transformer_layers(model):
+        layer.checkpoint_activations = checkpointed
+
+    def peak(images):
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            terms = model(torch.rand(images, 3, 256, 256, device="cuda"))
+        kept = torch.cuda.memory_allocated()
+        terms.total.sum().backward()
+        model.zero_grad()
+        return kept
+
+    peak(4)  # workspaces
+    measured = (peak(16) - peak(8)) / 8
+    assert saved_bytes(config, checkpointed) == pytest.approx(measured, rel=0.25)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second GPU here")
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_gpus_train_as_one(tmp_path, way):
+    arguments = [argument if argument != "cpu" else "cuda" for argument in QUICK]
+    train.main([*arguments, "--log-every", "1", "--out", str(tmp_path / "one")])
+    run_jobs(("train", 0, [*arguments, "--log-every", "1", "--parallel", way, "--out", str(tmp_path / "two")]))
+    one, two = ([line["nats_per_dim"] for line in metrics(tmp_path / name)] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-4)
 
 
 def test_shipped_weights_score_the_same_on_both_devices():

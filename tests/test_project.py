@@ -16,6 +16,7 @@ from farmer_ref.data import load_split
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.files import PRETRAINED
 from farmer_ref.metrics import Reader, sample_values
+from farmer_ref.parameters import step_costs
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "farmer_ref"
@@ -44,7 +45,7 @@ ROOMS = {
     "plots": set(),
     "engine": {
         *("checkpoint", "config", "costs", "data", "errors", "farmer", "files"),
-        *("guidance", "parallel", "prior", "tokens", "transformer"),
+        *("guidance", "mixture", "parallel", "prior", "tokens", "transformer"),
     },
     "record": set(),
     "comparisons": {"config", "record"},
@@ -156,6 +157,11 @@ def test_readme_names_real_things():
     for link in re.findall(r"\]\(([^)#]+)\)|<img src=\"([^\"]+)\"", README):
         link = "".join(link)
         assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_readme_costs_are_the_computed_ones():
+    for name in ("imagenet64", "farmer-1.1b-p16", "farmer-1.1b-p8", "farmer-1.9b-p16", "farmer-1.9b-p8"):
+        assert step_costs(name) in README, name
 
 
 def test_guided_samples_are_finite_before_clipping():
