@@ -29,7 +29,8 @@ class EvaluateConfig:
     """Likelihood of a split, and how samples are read by a classifier of real images."""
 
     run: str = "digits"
-    """A run folder, or a model that ships with the package (digits, digits-noise)."""
+    """A run folder, a model that ships with the package (digits, digits-noise), or owner/name of the Hugging Face Hub,
+    with @revision for another than its newest."""
     split: str = "test"
     """train, validation or test."""
     dataset: str = ""
