@@ -43,6 +43,7 @@ ROOMS = {
     "checkpoint": {"errors", "files", "parallel"},
     "costs": {"config", "farmer", "transformer"},
     "metrics": {"data", "errors", "farmer", "guidance", "parallel", "student", "tokens"},
+    "fidelity": {"data", "errors", "files", "metrics", "parallel"},
     "plots": set(),
     "engine": {
         *("checkpoint", "config", "costs", "data", "errors", "farmer", "files"),
