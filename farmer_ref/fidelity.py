@@ -79,8 +79,9 @@ class Extractor:
 def extractor_named(name: str, weights: str | None, device: torch.device) -> Extractor:
     """One of the library's extractors, or `module:function` of your own.
 
-    `weights` is a file for the library's; without it the library downloads them. Your own function takes images
-    (B,3,H,W), bytes, and gives features (B,F), or a pair of features and class scores (B,K).
+    `weights` is a file for the library's; without it the library downloads them (the name of Inception's ends in the
+    first digits of its SHA-256, which we print). Your own function takes images (B,3,H,W), bytes, and gives features
+    (B,F), or a pair of features and class scores (B,K).
     """
     if ":" in name:
         require(weights is None, "extractor_weights", weights, "none with an extractor of your own")
@@ -128,7 +129,8 @@ def _own_function(name: str) -> Callable[[Tensor], Any]:
 def reader_extractor(reader: Reader, train: ImageSet | FolderSet) -> Extractor:
     """The scores of a classifier of real images (`metrics.Reader`), as features and as class scores.
 
-    A stand-in for Inception in domains that it does not know, such as digits. Two classes have one score s: (-s, s).
+    A stand-in for Inception in domains that it does not know, such as digits. It is surer of the images that it was
+    trained with than of others: compare samples with the validation or test split. Of two classes it gives (-s, s).
     """
 
     def read(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,8 +190,7 @@ class DrawnEarlier:
                 array = np.array(opened.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"image {image} cannot be read ({error}); allowed: a whole PNG file") from None
-        height, width = array.shape[:2]
-        size = self.image_size
+        (height, width), size = array.shape[:2], self.image_size
         if (height, width) != (size, size):
             raise InputError(f"image {image} is {width}x{height}; allowed: {size}x{size}, as the model's")
         return array
@@ -238,7 +239,7 @@ def reference_features(
         for path, _ in data.files:
             status = path.stat()
             digest.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
-    name = re.sub(r"[^\w-]+", "-", f"{data.name}-{split}-{count}x{data.image_size}x{data.channels}")
+    name = re.sub(r"[^\w-]+", "-", f"{data.name[-100:]}-{split}-{count}x{data.image_size}x{data.channels}")
     path = folder / f"{name}-{digest.hexdigest()}.safetensors"
     path, kept = parallel.gather((path, path.is_file()))[0]
     if kept:
@@ -254,9 +255,8 @@ def reference_features(
     try:
         parallel.first_for_all(keep)
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error}); allowed: a data_root that can, to keep features"
-        ) from None
+        home = str(folder.parent.parent)
+        raise InputError(f"TORCH_HOME is {home!r}, which cannot be written ({error}); allowed: a folder") from None
     return features
 
 

@@ -196,6 +196,8 @@ def test_samples_drawn_now_from_a_file_and_from_a_folder_are_the_same(tmp_path, 
     draw("digits", tmp_path / "folder", "--count", 50, "--batch-size", 25)
     ways = [["--samples", 50, "--batch-size", 25], ["--samples-from", tmp_path / "a.npz"]]
     ways.append(["--samples-from", tmp_path / "folder", "--batch-size", 7])
+    levels = fidelity.as_rgb(torch.arange(17).reshape(17, 1, 1, 1), 17)[:, 2].flatten().tolist()
+    assert set(np.unique(np.load(tmp_path / "a.npz")["arr_0"])) <= set(levels)
     rows = []
     for number, way in enumerate(ways):
         capsys.readouterr()
@@ -326,3 +328,6 @@ def test_what_fails_is_one_line(capsys, tmp_path, monkeypatch):
         capsys.readouterr()
         fails_with_one_line(capsys, evaluate.main, ["--fid", "--device", "cpu", *arguments], *parts)
     fails_with_one_line(capsys, evaluate.main, [*earlier[2:], "few.npz"], "samples_from is 'few.npz', without fid")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "text.pth"))
+    arguments = ["--fid", "--device", "cpu", *reader]
+    fails_with_one_line(capsys, evaluate.main, arguments, "TORCH_HOME is", "text.pth', which cannot be written")
