@@ -23,6 +23,9 @@ def pretrained_folder(name: str | Path, **options: Unpack[hub.DownloadOptions]) 
 
     What is here comes first: only for an owner/name that is no folder here is the network asked (`hub.download`).
     """
+    known = hub.DownloadOptions.__annotations__
+    for option in options:
+        require(option in known, "option of from_pretrained", option, ", ".join(known))
     shipped = sorted(path.name for path in PRETRAINED.glob("*/"))
     for folder in (Path(name), PRETRAINED / str(name)):
         if _holds_model(folder):

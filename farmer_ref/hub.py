@@ -1,9 +1,10 @@
 """Models on the Hugging Face Hub: a repository owner/name holds what a run folder holds, config.json and safetensors.
 
-Not `PyTorchModelHubMixin`: where a repository has no safetensors it falls back to unpickling; it loads weights that do
-not fit without a word (strict=False); it would read our config.json, which also has the run's settings, as a model of
-default sizes; and to import it takes longer than all the rest of this package. `huggingface_hub` itself does the work:
-it is imported when a repository is asked for, and nothing but config.json and *.safetensors is ever downloaded.
+Not `PyTorchModelHubMixin`: where a repository has no safetensors it falls back to a pickle; it loads weights that do
+not fit without a word (strict=False); it asks the network even for the name of a model that ships with the package; our
+config.json, which also holds the run's settings, is not its format; and to import it takes longer than all the rest of
+this package. `huggingface_hub` itself does the work: it is imported when a repository is asked for, and nothing but
+config.json and *.safetensors is ever downloaded.
 """
 
 from __future__ import annotations

@@ -70,6 +70,8 @@ def test_what_is_here_comes_first_and_asks_no_network(tmp_path, monkeypatch):
             Farmer.from_pretrained(name)
     with pytest.raises(InputError, match="revision is 'v1'; allowed: none, as digits is on this machine"):
         Farmer.from_pretrained("digits", revision="v1")
+    with pytest.raises(InputError, match="option of from_pretrained is 'device'; allowed: revision, token, cache_dir"):
+        Farmer.from_pretrained("digits", device="cuda")
 
 
 def test_commands_take_a_repository_and_say_which_commit(cache, capsys, tmp_path):
