@@ -11,6 +11,7 @@ import tyro
 
 from farmer_ref import parallel
 from farmer_ref.errors import InputError
+from farmer_ref.hub import pinned
 
 Settings = TypeVar("Settings")
 
@@ -22,13 +23,17 @@ def parse(module: str, default: Settings, description: str, argv: list[str] | No
 
 
 def split_run_and_guidance(default_run: str, argv: list[str] | None) -> tuple[str, list[str]]:
-    """The value of `--run`, which decides the other defaults, and the arguments with `--guidance W` spelled out."""
+    """The value of `--run`, which decides the other defaults, and the arguments with `--guidance W` spelled out.
+
+    A repository of the Hub is named with its present commit from here on.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--run", default=default_run)
     first.add_argument("--guidance")
     known, others = first.parse_known_args(argv)
     scale = [] if known.guidance is None else ["--guidance.scale", known.guidance]
-    return known.run, [*others, "--run", known.run, *scale]
+    run = pinned(known.run)
+    return run, [*others, "--run", run, *scale]
 
 
 def run(main: Callable[[], None]) -> None:

@@ -23,6 +23,7 @@ from farmer_ref.engine import MovingAverage, Trainer, autocast, check_resumed, s
 from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import PRETRAINED, pretrained_folder, read_config, replace_file, write_weights
+from farmer_ref.hub import is_repository
 from farmer_ref.plots import class_labels, image_grid
 from farmer_ref.student import STUDENT, Distillation, OneStepStudent, relative_errors, teacher_path
 
@@ -34,7 +35,7 @@ class DistillConfig(RunConfig):
     """One distillation: whose student, and what it minimises."""
 
     run: str = "runs/digits"
-    """The teacher: a run folder, or a model that ships with the package."""
+    """The teacher: a run folder, a model that ships with the package, or owner/name of the Hugging Face Hub."""
     out: str = ""
     """The folder that gets student.safetensors and distillation/; empty: the teacher's own. Another folder gets a copy
     of the teacher, too."""
@@ -84,10 +85,9 @@ def distillation_settings(folder: Path) -> DistillConfig:
 def prepare(config: DistillConfig) -> Path:
     """The run folder with the teacher in it, checked: it gets student.safetensors and distillation/."""
     teacher = pretrained_folder(config.run)
-    if not config.out and teacher.parent == PRETRAINED:
-        raise InputError(
-            f"out is empty, and {config.run} ships with the package; allowed: a folder, which gets a copy of it"
-        )
+    if not config.out and (teacher.parent == PRETRAINED or is_repository(config.run)):
+        where = "ships with the package" if teacher.parent == PRETRAINED else "is on the Hugging Face Hub"
+        raise InputError(f"out is empty, and {config.run} {where}; allowed: a folder, which gets a copy of it")
     run = Path(config.out or teacher)
     folder = run / "distillation"
     if checkpoints(folder):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from farmer_ref import costs, parallel
 from farmer_ref.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from farmer_ref.config import RunConfig, TrainConfig
+from farmer_ref.config import ModelConfig, RunConfig, TrainConfig
 from farmer_ref.data import Batch, random_seed
 from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
@@ -158,6 +158,11 @@ def load_run(name: str, weights: str = "ema") -> Farmer:
             raise InputError(f"weights is 'raw', and {name} holds no checkpoints; allowed: ema")
         load_checkpoint(found[-1], {f"model.{name}": weight for name, weight in model.state_dict().items()})
     return model
+
+
+def run_model(name: str) -> ModelConfig:
+    """The configuration of a model that `load_run` loads."""
+    return ModelConfig.from_dict(read_config(pretrained_folder(name))["model"])
 
 
 def run_dataset(name: str) -> str:

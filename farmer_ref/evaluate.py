@@ -11,15 +11,18 @@ import torch
 
 from farmer_ref import cli, parallel
 from farmer_ref.data import batches, load_split
-from farmer_ref.engine import load_run, run_dataset, run_guidance
-from farmer_ref.errors import InputError
+from farmer_ref.engine import load_run, run_dataset, run_guidance, run_model
+from farmer_ref.errors import InputError, require
 from farmer_ref.files import output_file
 from farmer_ref.guidance import Guidance
-from farmer_ref.metrics import Reader, evaluate_likelihood, frechet_distance, sample_values
+from farmer_ref.metrics import Reader, evaluate_likelihood, frechet_distance, sample_batches, sample_values
+from farmer_ref.prior import NULL_LABEL
 from farmer_ref.student import OneStepStudent
 
 DESCRIPTION = """Score a trained FARMER on a split of a data set.
 
+Likelihood, and how samples are read by a classifier; or, with --fid, the Fréchet distance (FID), Inception score,
+precision and recall of samples, drawn now or earlier, against the split's images.
 `--guidance 1.5` is short for `--guidance.scale 1.5`: it changes the samples, not the likelihood."""
 READABLE_DIMENSIONS = 4096  # of an image that the classifier of pixels can read in reasonable time
 
@@ -29,7 +32,8 @@ class EvaluateConfig:
     """Likelihood of a split, and how samples are read by a classifier of real images."""
 
     run: str = "digits"
-    """A run folder, or a model that ships with the package (digits, digits-noise)."""
+    """A run folder, a model that ships with the package (digits, digits-noise), or owner/name of the Hugging Face Hub,
+    with @revision for another than its newest."""
     split: str = "test"
     """train, validation or test."""
     dataset: str = ""
@@ -46,7 +50,7 @@ class EvaluateConfig:
     """Only so many images, spread evenly over the split."""
     samples: int | None = None
     """Samples to draw, spread evenly over the classes, and have read; 0 for none. Not given: 1000, or none where an
-    image has more than 4096 numbers, too many for the classifier of pixels."""
+    image has more than 4096 numbers, too many for the classifier of pixels; with --fid, as many as the real images."""
     guidance: Guidance = field(default_factory=Guidance)
     """How the samples are drawn: the run's own guidance unless given."""
     student: bool = False
@@ -59,6 +63,16 @@ class EvaluateConfig:
     """ema, or raw (those of the newest checkpoint)."""
     seed: int = 0
     """Seed of the dequantisation and of the samples."""
+    fid: bool = False
+    """FID, Inception score, precision and recall of samples against the split's images, in place of the likelihood."""
+    samples_from: str | None = None
+    """With --fid: images that `farmer_ref.sample` has drawn, an .npz file or a folder of PNG files, in place of samples
+    drawn now."""
+    extractor: str = "inception-v3-compat"
+    """With --fid: whose features; the Inception network of published FIDs, another of torch-fidelity's, `reader` (a
+    classifier of the data set's pixels), or module:function of your own (see `farmer_ref.fidelity`)."""
+    extractor_weights: str | None = None
+    """With --fid: a file of the extractor's weights, a pickle that you trust. Not given: torch-fidelity's download."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
     out: str | None = None
@@ -78,6 +92,13 @@ class EvaluateConfig:
             raise InputError(f"images is {self.images}; allowed: 2 or more")
         if self.samples is not None and (self.samples < 0 or self.samples == 1):
             raise InputError(f"samples is {self.samples}; allowed: 0, or 2 or more")
+        if self.fid and self.samples is not None and self.samples < 10:
+            raise InputError(f"samples is {self.samples}, with fid; allowed: 10 or more")
+        if self.samples_from and (self.samples is not None or self.student or self.weights == "raw"):
+            raise InputError(f"samples_from is {self.samples_from!r}, with samples to draw; allowed: one of the two")
+        for name in ("samples_from", "extractor_weights"):
+            if getattr(self, name) and not self.fid:
+                raise InputError(f"{name} is {getattr(self, name)!r}, without fid; allowed: with --fid")
 
 
 def evaluate(config: EvaluateConfig) -> dict:
@@ -117,6 +138,69 @@ def evaluate(config: EvaluateConfig) -> dict:
     return figures
 
 
+def evaluate_images(config: EvaluateConfig) -> dict:
+    """FID and its like of samples against one split, with whose features they are, as printed and written."""
+    from farmer_ref import fidelity  # here: torch-fidelity is for those who ask for it
+
+    device = parallel.join(config.device)
+    dataset, shape = config.dataset or run_dataset(config.run), run_model(config.run)
+    earlier = fidelity.DrawnEarlier(config.samples_from, shape.image_size) if config.samples_from else None
+    with parallel.first_alone():
+        data = load_split(dataset, config.split, shape, config.data_root, config.download)
+        if config.extractor == "reader":
+            require(config.extractor_weights is None, "extractor_weights", config.extractor_weights, "none for reader")
+            train = load_split(dataset, "train", shape, config.data_root, config.download)
+            extractor = fidelity.reader_extractor(Reader(train), train)
+        else:
+            extractor = fidelity.extractor_named(config.extractor, config.extractor_weights, device)
+    reference = fidelity.reference_features(data, config.split, extractor, config.batch_size, config.images)
+    figures: dict[str, Any]
+    if earlier is not None:
+        count, images = len(earlier), earlier.batches(config.batch_size)
+        figures = {"samples_from": config.samples_from, "samples": count}
+    else:
+        model = load_run(config.run, config.weights).to(device)
+        student = OneStepStudent.from_pretrained(config.run, model.flow) if config.student else None
+        count = config.samples or len(reference)
+        labels = torch.arange(count, device=device) % data.num_classes
+        labels = labels if shape.num_classes else torch.full_like(labels, NULL_LABEL)
+        drawn = sample_batches(
+            model, labels, config.seed, config.batch_size, config.guidance, student, config.redundant_temperature
+        )
+        images = (fidelity.as_rgb(values, shape.levels) for values in drawn)
+        figures = {"run": config.run, "weights": config.weights, "samples": count, "student": config.student}
+        figures["guidance"] = dataclasses.asdict(config.guidance)
+        figures["redundant_temperature"] = config.redundant_temperature
+    samples = fidelity.features_of(images, count, extractor, "samples")
+    figures |= {"dataset": dataset, "split": config.split, "images": len(reference), "image_size": data.image_size}
+    figures["extractor"] = extractor.name
+    found = fidelity.figures_of(samples, reference) if parallel.rank() == 0 else None
+    return figures | parallel.gather(found)[0]
+
+
+def describe_images(figures: dict) -> str:
+    """The figures of `evaluate_images` as a few lines to read, each with the extractor."""
+    samples = f"{figures['samples']} images of {figures.get('samples_from')}"
+    if "run" in figures:
+        samples = f"{figures['samples']} samples of {figures['run']}{described_samples(figures)}"
+    size, by = figures["image_size"], f"by {figures['extractor']}"
+    lines = [
+        f"{samples} against {figures['images']} {figures['split']} images of {figures['dataset']} ({size}x{size})",
+        f"  Fréchet distance {figures['frechet_distance']:.3f}, {by}",
+    ]
+    if figures["inception_score"] is not None:
+        score, deviation = figures["inception_score"], figures["inception_score_deviation"]
+        lines.append(f"  Inception score {score:.3f} ± {deviation:.3f} over ten parts, {by}")
+    lines.append(f"  precision {figures['precision']:.1%}, recall {figures['recall']:.1%}, {by}")
+    return "\n".join(lines)
+
+
+def described_samples(figures: dict) -> str:
+    """How samples were drawn, in words."""
+    scale = figures["guidance"]["scale"]
+    return (f" with guidance {scale:g}" if scale else "") + (" by the student" if figures["student"] else "")
+
+
 def describe(figures: dict) -> str:
     """The figures as a few lines to read."""
     subject = f"{figures['run']} ({figures['weights']} weights)"
@@ -136,10 +220,9 @@ def describe(figures: dict) -> str:
         f"+ redundant {figures['redundant_nats_per_dim']:.4f} + minus log-det {figures['logdet_nats_per_dim']:.4f}"
     )
     if "samples" in figures:
-        scale = figures["guidance"]["scale"]
-        how = (f" with guidance {scale:g}" if scale else "") + (" by the student" if figures["student"] else "")
         lines.append(
-            f"  {figures['share_read_as_class']:.1%} of {figures['samples']} samples{how} are read as their class "
+            f"  {figures['share_read_as_class']:.1%} of {figures['samples']} samples{described_samples(figures)} "
+            f"are read as their class "
             f"(real images: {figures['share_read_of_real_images']:.1%}); "
             f"Fréchet distance in the reader's scores {figures['frechet_distance']:.3f}"
         )
@@ -152,8 +235,12 @@ def main(argv: list[str] | None = None) -> None:
     default = EvaluateConfig(run=run, guidance=run_guidance(run))
     config = cli.parse("farmer_ref.evaluate", default, DESCRIPTION, argv)
     out = output_file(config.out) if config.out else None
-    figures = evaluate(config)
-    parallel.say(describe(figures))
+    if config.fid:
+        figures = evaluate_images(config)
+        parallel.say(describe_images(figures))
+    else:
+        figures = evaluate(config)
+        parallel.say(describe(figures))
     if out and parallel.rank() == 0:
         out.write_text(json.dumps(figures, indent=2) + "\n")
 

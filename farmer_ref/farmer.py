@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from farmer_ref.errors import InputError
 from farmer_ref.files import load_weights, pretrained_folder, read_config, write_config, write_weights
 from farmer_ref.flow import AutoregressiveFlow, Flow
 from farmer_ref.guidance import Guidance
+from farmer_ref.hub import DownloadOptions, PushOptions, push_run
 from farmer_ref.prior import NULL_LABEL, AutoregressivePrior
 from farmer_ref.tokens import Dequantiser, Patchify
 
@@ -198,15 +200,24 @@ class Farmer(nn.Module):
         write_weights(folder / "model.safetensors", self.state_dict())
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> Farmer:
-        """A trained model, in evaluation mode: the name of one that ships with the package, or a run folder.
+    def from_pretrained(cls, name: str | Path, **options: Unpack[DownloadOptions]) -> Farmer:
+        """A trained model, in evaluation mode: one that ships with the package, a run folder, or owner/name of the Hub.
 
         Raises `InputError` where there is none, or where its files are damaged.
         """
-        folder = pretrained_folder(name)
+        folder = pretrained_folder(name, **options)
         model = cls(ModelConfig.from_dict(read_config(folder)["model"]))
         load_weights(model, folder / "model.safetensors")
         return model.eval()
+
+    def push_to_hub(self, repository: str, **options: Unpack[PushOptions]) -> str:
+        """Upload the model to owner/name of the Hugging Face Hub; the commit's address.
+
+        The model alone: `hub.push_run` uploads a run folder with its student and its settings.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_run(folder, repository, **options)
 
 
 def _check_method(method: str) -> None:

@@ -6,26 +6,42 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from farmer_ref.errors import InputError
+from farmer_ref import hub
+from farmer_ref.errors import InputError, require
 
 PRETRAINED = Path(__file__).parent / "pretrained"  # weights that ship with the package
 
 
-def pretrained_folder(name: str | Path) -> Path:
-    """The folder of a shipped model's name, or a folder that holds config.json and model.safetensors."""
+def pretrained_folder(name: str | Path, **options: Unpack[hub.DownloadOptions]) -> Path:
+    """The folder with a model's config.json and model.safetensors: one on this machine, a shipped one, or the Hub's.
+
+    What is here comes first: only for an owner/name that is no folder here is the network asked (`hub.download`).
+    """
+    known = hub.DownloadOptions.__annotations__
+    for option in options:
+        require(option in known, "option of from_pretrained", option, ", ".join(known))
     shipped = sorted(path.name for path in PRETRAINED.glob("*/"))
     for folder in (Path(name), PRETRAINED / str(name)):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+        if _holds_model(folder):
+            revision = options.get("revision")
+            require(not revision, "revision", revision, f"none, as {name} is on this machine")
             return folder
+    if hub.is_repository(str(name)) and _holds_model(folder := hub.download(str(name), **options)):
+        return folder
     raise InputError(
         f"model is {str(name)!r}, which holds no config.json with model.safetensors; "
-        f"allowed: a run folder, or one of {', '.join(shipped)}"
+        f"allowed: a run folder, or one of {', '.join(shipped)}, or a repository of the Hugging Face Hub (owner/name)"
     )
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
 
 def read_config(folder: Path) -> dict:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,8 +131,7 @@ def evaluate_likelihood(
     )
 
 
-@torch.no_grad()
-def sample_values(
+def sample_batches(
     model: Farmer,
     labels: Tensor,
     seed: int,
@@ -138,19 +139,23 @@ def sample_values(
     guidance: Guidance | None = None,
     student: OneStepStudent | None = None,
     redundant_temperature: float = 1.0,
-) -> Tensor:
-    """One sample per label, as bytes (n,C,H,W) on the CPU, drawn in batches, which several processes take in turn.
+) -> Iterator[Tensor]:
+    """One sample per label, as bytes (B,C,H,W) on the CPU, in batches; several processes take them in turn.
 
     What is drawn in a batch depends on (seed, its number) alone, as in `farmer_ref.sample`.
     """
-    parts, mine = labels.split(batch_size), []
+    parts = labels.split(batch_size)
     for batch in range(parallel.rank(), len(parts), parallel.world_size()):
         generator = sample_generator(labels.device, seed, batch)
         images = model.sample(
             parts[batch], guidance, student, redundant_temperature=redundant_temperature, generator=generator
         )
-        mine.append(model.dequantiser.quantise(images).cpu())
-    return torch.cat(parallel.gather_in_turn(mine))
+        yield model.dequantiser.quantise(images).cpu()
+
+
+def sample_values(model: Farmer, labels: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    """All the samples of `sample_batches`, whose arguments these are, (n,C,H,W), on every process."""
+    return torch.cat(parallel.gather_in_turn(list(sample_batches(model, labels, *arguments, **options))))
 
 
 def sample_generator(device: torch.device, seed: int, batch: int) -> torch.Generator:

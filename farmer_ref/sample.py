@@ -39,7 +39,8 @@ class SampleConfig:
     """What to draw, how, and where to."""
 
     run: str = "digits"
-    """A run folder, or a model that ships with the package (digits, digits-noise)."""
+    """A run folder, a model that ships with the package (digits, digits-noise), or owner/name of the Hugging Face Hub,
+    with @revision for another than its newest."""
     out: str = "samples.png"
     """A name that ends in .png or .npz, or a folder."""
     labels: tuple[int, ...] = ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from farmer_ref.errors import InputError
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import load_weights, pretrained_folder
 from farmer_ref.flow import AutoregressiveFlow, FlowBlock
+from farmer_ref.hub import DownloadOptions
 from farmer_ref.transformer import TokenDropout
 
 STUDENT = "student.safetensors"
@@ -64,19 +66,21 @@ class OneStepStudent(nn.Module):
         return student
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, flow: AutoregressiveFlow | None = None) -> OneStepStudent:
-        """The trained student of a run folder or of a shipped model, in evaluation mode.
+    def from_pretrained(
+        cls, name: str | Path, flow: AutoregressiveFlow | None = None, **options: Unpack[DownloadOptions]
+    ) -> OneStepStudent:
+        """The trained student of a run folder, of a shipped model or of a repository of the Hub, in evaluation mode.
 
         `flow` is its teacher, if that is loaded already. Raises `InputError` where there is no student, or where it
         was taught by other weights.
         """
-        folder = pretrained_folder(name)
+        folder = pretrained_folder(name, **options)
         if not (folder / STUDENT).is_file():
             raise InputError(
                 f"run is {str(name)!r}, which holds no student; allowed: one that was distilled "
                 f"(python -m farmer_ref.distill --run {name})"
             )
-        flow = Farmer.from_pretrained(name).flow if flow is None else flow
+        flow = Farmer.from_pretrained(name, **options).flow if flow is None else flow
         student = cls(flow)
         load_weights(student, folder / STUDENT)
         if not student.taught_by(flow):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from farmer_ref.flow import AutoregressiveFlow
 torch.set_num_threads(1)
 for name in ("c10d-NullHandler-dcp_logger", "torch.__trace"):  # hundreds of lines each
     logging.getLogger(name).propagate = False
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test asks the network
 
 SMALL = {
     "image_size": 6,

@@ -27,7 +27,7 @@ def fails_with_one_line(capsys, main, arguments, *parts):
     with pytest.raises(SystemExit) as raised:
         run_command(lambda: main([str(argument) for argument in arguments]))
     assert raised.value.code == 2
-    error = capsys.readouterr().err.split("step/s]\n")[-1].split("step]\n")[-1]  # what follows a progress bar
+    error = capsys.readouterr().err.split("step/s]\n")[-1].split("step]\n")[-1].split("\r")[-1]  # after a progress bar
     assert error.startswith("error: ")
     assert error.count("\n") == 1, error
     for part in parts:

@@ -34,14 +34,16 @@ ROOMS = {
     "flow": {"errors", "transformer"},
     "coupling": {"flow"},
     "prior": {"guidance", "mixture", "transformer"},
-    "files": {"errors"},
-    "farmer": {"config", "coupling", "errors", "files", "tokens", "flow", "guidance", "prior"},
-    "student": {"errors", "farmer", "files", "flow", "transformer"},
+    "hub": {"errors"},
+    "files": {"errors", "hub"},
+    "farmer": {"config", "coupling", "errors", "files", "tokens", "flow", "guidance", "hub", "prior"},
+    "student": {"errors", "farmer", "files", "flow", "hub", "transformer"},
     "data": {"config", "errors"},
     "parallel": {"errors", "transformer"},
     "checkpoint": {"errors", "files", "parallel"},
     "costs": {"config", "farmer", "transformer"},
     "metrics": {"data", "errors", "farmer", "guidance", "parallel", "student", "tokens"},
+    "fidelity": {"data", "errors", "files", "metrics", "parallel"},
     "plots": set(),
     "engine": {
         *("checkpoint", "config", "costs", "data", "errors", "farmer", "files"),
@@ -49,7 +51,7 @@ ROOMS = {
     },
     "record": set(),
     "comparisons": {"config", "record"},
-    "cli": {"errors", "parallel"},
+    "cli": {"errors", "hub", "parallel"},
 }
 COMMANDS = {"train", "distill", "sample", "evaluate", "ablate", "parameters"}
 
@@ -69,8 +71,9 @@ def test_rooms_import_only_what_they_may():
 
 
 def test_importing_the_package_is_light():
-    """No plots, no engine, no command-line library."""
-    code = "import sys, farmer_ref; print([m for m in sys.modules if m in ('matplotlib', 'tyro', 'farmer_ref.engine')])"
+    """No plots, no engine, no command-line library, no client of the Hub, no FID."""
+    heavy = ("matplotlib", "tyro", "huggingface_hub", "torch_fidelity", "farmer_ref.engine")
+    code = f"import sys, farmer_ref; print([m for m in sys.modules if m in {heavy}])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -86,7 +89,7 @@ def requirements():
 
 def test_conda_environment_equals_pyproject():
     python, wanted = requirements()
-    renamed = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    renamed = {"torch": "pytorch", "matplotlib": "matplotlib-base", "huggingface-hub": "huggingface_hub"}
     wanted = {f"python{python}"} | {re.sub(r"^\w[\w-]*", lambda m: renamed.get(m[0], m[0]), line) for line in wanted}
     listed = re.findall(r"^  - (\S+>=\S+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
     assert set(listed) == wanted
