@@ -34,9 +34,9 @@ from farmer_ref.comparisons import (
     bases,
     blur_sentence,
     describe,
+    judge,
     report,
     tables,
-    verdict,
 )
 from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.data import batches, load_split
@@ -296,7 +296,7 @@ def main(argv: list[str] | None = None) -> None:
             "seeds": config.seeds,
             "samples": config.samples,
             "rows": rows,
-            "claims": [verdict(table, claim, by_name) for claim in table.claims],
+            "claims": [judge(table, claim, by_name) for claim in table.claims],
         }
         record["sentences"] = [claim["sentence"] for claim in record["claims"]]
         if table.speeds:

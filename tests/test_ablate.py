@@ -9,7 +9,7 @@ from test_commands import fails_with_one_line
 
 from farmer_ref import PRESETS, ablate
 from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, model_flag
-from farmer_ref.comparisons import GUIDED, Claim, Row, Table, bases, blur_sentence, report, tables, verdict
+from farmer_ref.comparisons import GUIDED, Claim, Row, Table, bases, blur_sentence, judge, report, tables, verdict
 
 
 @pytest.mark.parametrize("name", ["digits", "photographs", "mnist", "cifar10", "cifar10-crops"])
@@ -60,53 +60,65 @@ def test_model_fields_as_flags():
     assert model_flag("informative", None) == ["--model.informative", None]
 
 
+MEASURE = "frechet_distance"
+
+
 def row_of(name, values):
     spread = statistics.stdev(values) if len(values) > 1 else None
     figures = {"mean": statistics.mean(values), "standard_deviation": spread, "seeds": values}
     return {"name": name, "frechet_distance": figures}
 
 
-def judged(first, second, margin=None, **table):
-    claim = Claim("a", "b", alike_within=margin)
-    return verdict(Table("t", (), (claim,), **table), claim, {"a": first, "b": second})
+def word(ours, other, margin=None, higher_is_better=False):
+    return verdict(row_of("r", ours)[MEASURE], row_of("r", other)[MEASURE], margin, higher_is_better)["verdict"]
 
 
 def test_claims_are_judged_against_the_spread():
-    low, high, wide = (row_of("r", v) for v in ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], [0.0, 2.0, 4.0]))
-    assert judged(low, high)["verdict"] == "holds"
-    assert judged(high, low)["verdict"] == "does not hold"
-    assert judged(low, wide)["verdict"] == "cannot be told within the spread"
-    assert judged(row_of("r", [1.0]), row_of("r", [2.0]))["verdict"] == "cannot be told from one seed"
-    assert judged(low, high)["gain"] == pytest.approx(1.0)
-    sentence = judged(low, high)["sentence"]
-    assert sentence == '"a better than b" holds: Fréchet 1.000 ± 0.100 against 2.000 ± 0.100 (3 seeds).'
+    low, high, wide = [1.0, 1.1, 0.9], [2.0, 2.1, 1.9], [0.0, 2.0, 4.0]
+    assert word(low, high) == "holds"
+    assert word(high, low) == "does not hold"
+    assert word(low, wide) == "cannot be told within the spread"
+    assert word([1.0], [2.0]) == "cannot be told from one seed"
+    assert word(high, low, higher_is_better=True) == "holds"
 
 
 def test_likeness_is_judged_against_margin_and_spread():
-    close, far, wide = (row_of("r", v) for v in ([1.0, 1.01, 0.99], [2.0, 2.01, 1.99], [0.0, 1.0, 2.0]))
-    assert judged(close, row_of("r", [1.01, 1.0, 1.02]), margin=0.1)["verdict"] == "holds"
-    assert judged(close, far, margin=0.1)["verdict"] == "does not hold"
-    assert judged(far, close, margin=0.1)["verdict"] == "does not hold"
-    assert judged(close, wide, margin=0.1)["verdict"] == "cannot be told within the spread"
+    close, far, wide = [1.0, 1.01, 0.99], [2.0, 2.01, 1.99], [0.0, 1.0, 2.0]
+    assert word(close, [1.01, 1.0, 1.02], margin=0.1) == "holds"
+    assert word(close, far, margin=0.1) == word(far, close, margin=0.1) == "does not hold"
+    assert word(close, wide, margin=0.1) == "cannot be told within the spread"
 
 
-def test_more_is_better_for_what_is_read():
-    low, high = (
-        {**row_of("r", v), "share_read_as_class": row_of("r", v)["frechet_distance"]}
-        for v in ([0.1, 0.11, 0.09], [0.9, 0.91, 0.89])
+def test_a_claim_is_a_sentence_by_every_measure():
+    rows = {
+        name: {
+            MEASURE: row_of(name, frechet)[MEASURE],
+            "share_read_as_class": row_of(name, read)[MEASURE],
+            "bits_per_dim": row_of(name, [2.0, 2.1, 2.2])[MEASURE],
+        }
+        for name, frechet, read in (
+            ("a", [1.0, 1.1, 0.9], [0.5, 0.51, 0.52]),
+            ("b", [2.0, 2.1, 1.9], [0.8, 0.81, 0.82]),
+        )
+    }
+    judged = judge(Table("t", ()), Claim("a", "b"), rows)
+    assert judged["sentence"] == (
+        '"a better than b": by Fréchet holds (1.000 ± 0.100 against 2.000 ± 0.100); '
+        "by read does not hold (51.0% ± 1.0% against 81.0% ± 1.0%). 3 seeds."
     )
-    assert judged(high, low, measure="share_read_as_class")["verdict"] == "holds"
-    assert judged(low, high, measure="share_read_as_class")["verdict"] == "does not hold"
+    assert judged["verdicts"][MEASURE]["gain"] == pytest.approx(1.0)
+    alike = judge(Table("t", (), measures=(MEASURE,)), Claim("a", "b", alike_within=0.1), rows)
+    assert alike["sentence"].startswith('"a within 0.1 of b": by Fréchet does not hold')
 
 
-@pytest.mark.parametrize(("last", "word"), [(0.5, "holds"), (1.5, "does not hold"), (1.0, "cannot be told")])
-def test_blur_is_judged_against_the_spread(last, word):
+@pytest.mark.parametrize(("last", "expected"), [(0.5, "holds"), (1.5, "does not hold"), (1.0, "cannot be told")])
+def test_blur_is_judged_against_the_spread(last, expected):
     def fifth(level):
         return {"sharpness": row_of("r", [level, level + 0.02, level - 0.02])["frechet_distance"]}
 
     varied = [fifth(1.0) for _ in range(4)]
     varied[0]["sharpness"]["seeds"] = [1.2, 0.9, 0.9]
-    assert f'blurred" {word}:' in blur_sentence([*varied, fifth(last)])
+    assert f'blurred" {expected}:' in blur_sentence([*varied, fifth(last)])
 
 
 def test_all_is_everything():
@@ -165,7 +177,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     for name in ("table3", "figure7", "figure8"):
         assert (tmp_path / "results" / f"{name}.png").stat().st_size > 1000
         assert f"({name}.json)" in page and f"({name}.png)" in page
-    assert '- "plain better than no split" cannot be told from one seed' in page
+    assert '- "plain better than no split": by Fréchet cannot be told from one seed' in page
 
     monkeypatch.setattr(Runs, "_run", lambda *_: pytest.fail("a finished run was started again"))
     before = (tmp_path / "results" / "table3.json").read_text()
