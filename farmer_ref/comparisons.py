@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t as student_t
+
 from farmer_ref.config import TrainConfig
 from farmer_ref.record import mean_and_spread
 
@@ -27,7 +29,7 @@ TIMED_BATCH = 16
 REPORT = """Written by `python -m farmer_ref.ablate` from the files beside it. Means and standard deviations over seeds.
 "Read": the share of samples that a classifier of real images reads as their class. "Fréchet": the Fréchet distance of
 its class scores from those of the test images. The paper's column is FID on ImageNet at 256x256, of its own models. A
-claim holds, or does not, if the difference is more than twice its standard error over seeds."""
+claim holds, or does not, if the 95% interval of the difference over seeds (Student's t) excludes 0."""
 
 
 @dataclass(frozen=True)
@@ -211,20 +213,14 @@ def bases(preset: TrainConfig, steps: int) -> Table:
 
 
 def blur_sentence(fifths: list[dict[str, Any]]) -> str:
-    """Whether the samples with the largest log-determinants look blurred (Fig. 8)."""
-    gaps = [
-        statistics.mean(fifth["sharpness"]["seeds"][seed] for fifth in fifths[:-1]) - last
-        for seed, last in enumerate(fifths[-1]["sharpness"]["seeds"])
-    ]
-    gap = mean_and_spread(gaps)
-    error = None if gap["standard_deviation"] is None else gap["standard_deviation"] / math.sqrt(len(gaps))
-    word = "cannot be told from one seed"
-    if error is not None:
-        word = "holds" if gap["mean"] > 2 * error else "does not hold" if gap["mean"] < -2 * error else "cannot be told"
-    fifth, first = (f"{cell(end['sharpness'], '.2f')}" for end in (fifths[-1], fifths[0]))
+    """Whether the samples with the largest log-determinants look blurred (Fig. 8): less sharp than all on average."""
+    last = fifths[-1]["sharpness"]
+    means = [statistics.mean(seeds) for seeds in zip(*(fifth["sharpness"]["seeds"] for fifth in fifths), strict=True)]
+    word = verdict(last, {**mean_and_spread(means), "seeds": means}, None, higher_is_better=False)["verdict"]
+    of_last, of_first = (cell(fifth["sharpness"], ".2f") for fifth in (fifths[-1], fifths[0]))
     return (
         f'"Samples of abnormally large log-determinants look blurred" {word}: sharpness, over that of real images, is '
-        f"{fifth} in the fifth with the largest and {first} in the fifth with the smallest."
+        f"{of_last} in the fifth with the largest and {of_first} in the fifth with the smallest."
     )
 
 
@@ -250,22 +246,25 @@ def judge(table: Table, claim: Claim, by_name: dict[str, dict]) -> dict[str, Any
 def verdict(ours: dict, other: dict, alike_within: float | None, higher_is_better: bool) -> dict[str, Any]:
     """Whether one figure is better than another, over seeds; or within a margin of it.
 
-    A difference is told from none if it is more than twice its standard error over seeds; two figures are alike if the
-    difference, twice its standard error added, stays within the margin.
+    By the 95% interval of the difference (Student's t, as many seeds of both): better if it lies above 0, alike if it
+    lies within the margin. Of twenty differences that are none, one is told apart all the same.
     """
     gain, count = other["mean"] - ours["mean"], len(ours["seeds"])
     if higher_is_better:
         gain = -gain
-    spreads = [figure["standard_deviation"] for figure in (ours, other)]
-    if None in spreads:
-        return {"gain": gain, "standard_error": None, "verdict": "cannot be told from one seed"}
-    error = math.sqrt(sum(spread**2 for spread in spreads) / count)
+    if count < 2:
+        return {"gain": gain, "half_interval": None, "verdict": "cannot be told from one seed"}
+    error = math.sqrt(sum(figure["standard_deviation"] ** 2 for figure in (ours, other)) / count)
+    half = float(student_t.ppf(0.975, 2 * (count - 1))) * error
     if alike_within is None:
-        holds, fails = gain > 2 * error, gain < -2 * error
+        holds, fails = gain > half, gain < -half
     else:
-        holds, fails = abs(gain) + 2 * error <= alike_within, abs(gain) - 2 * error > alike_within
-    word = "holds" if holds else "does not hold" if fails else "cannot be told within the spread"
-    return {"gain": gain, "standard_error": error, "verdict": word}
+        holds, fails = abs(gain) + half <= alike_within, abs(gain) - half > alike_within
+    return {
+        "gain": gain,
+        "half_interval": half,
+        "verdict": "holds" if holds else "does not hold" if fails else "cannot be told",
+    }
 
 
 def flow_speeds(seconds: dict[str, dict[str, float]]) -> list[str]:
