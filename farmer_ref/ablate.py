@@ -27,6 +27,7 @@ from tqdm import tqdm
 from farmer_ref import cli
 from farmer_ref.checkpoint import last_state
 from farmer_ref.comparisons import (
+    HIGHER_IS_BETTER,
     MEASURES,
     TIMED_BATCH,
     Row,
@@ -310,7 +311,11 @@ def main(argv: list[str] | None = None) -> None:
         elif name == "figure7":
             save_figure(labelled_grids(scaled_samples(runs, preset, table), columns=10, across=3), stem)
         else:
-            save_figure(comparison(rows, {name: heading for name, (heading, _) in MEASURES.items()}), stem)
+            headings = {
+                measure: f"{heading} ({'more' if measure in HIGHER_IS_BETTER else 'less'} is better)"
+                for measure, (heading, _) in MEASURES.items()
+            }
+            save_figure(comparison(rows, headings), stem)
         text = json.dumps(record, indent=2) + "\n"
         replace_file(stem.with_suffix(".json"), lambda path, text=text: path.write_text(text))
         print(describe(record), flush=True)
