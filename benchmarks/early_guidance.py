@@ -1,8 +1,8 @@
-"""Does guidance bring samples nearer to the data? Models long and hardly trained: `python -m benchmarks.early_guidance`.
+"""Does guidance bring samples nearer to the data? Of models hardly trained: `python -m benchmarks.early_guidance`.
 
-The paper's Table 3 starts from unguided samples that are far from the data (FID 44.56), and guidance brings them nearer.
-Samples of our trained digits are near the data, and guidance takes them away from it (`farmer_ref.ablate --table 3`).
-Here the same is measured of models after a seventh of the training. Writes results/early_guidance.json.
+The paper's Table 3 starts from unguided samples that are far from the data (FID 44.56), and guidance brings them
+nearer. Samples of our trained digits are near the data, and guidance takes them away from it (`farmer_ref.ablate
+--table 3`). Here the same is measured after a seventh of that training. Writes results/early_guidance.json.
 """
 
 from __future__ import annotations
