@@ -264,12 +264,7 @@ def editing(config: ApplicationsBenchmark) -> dict:
         record["walks"][name] = {
             "nats_per_image": log_p.double().mean(0).tolist(),
             "middle_of_one_class_read_as_class": reader.share_read(middle[same], labels[first][same]),
-            "middle_of_two_classes_read_as_either": float(
-                torch.stack([reader.read(middle) == labels[end] for end in (first, second)])
-                .any(0)[~same]
-                .double()
-                .mean()
-            ),
+            "middle_of_two_classes_read_as_either": float(either[~same].double().mean()),
         }
     for name in ("class", "class_guided", "details"):
         record[name] = {key: mean_and_spread([run[name][key] for run in runs]) for key in runs[0][name]}
