@@ -231,7 +231,7 @@ def editing(config: ApplicationsBenchmark) -> dict:
         other = (labels + 1 + torch.randint(9, labels.shape, generator=generator)) % 10
         run: dict = {}
         for name, guidance in (("class", None), ("class_guided", Guidance(scale=1.0))):
-            edits = change_class(model, images, other, guidance, generator)
+            edits = change_class(model, images, labels, other, guidance, generator)
             fresh = model.sample(other, guidance, generator=generator)
             run[name] = {
                 "read_as_new_class": reader.share_read(model.dequantiser.quantise(edits), other),
@@ -295,7 +295,9 @@ def draw_editing(
     generator = torch.Generator().manual_seed(0)
     chosen = torch.tensor([int((labels == c).nonzero()[0]) for c in range(0, 10, 2)])
     original = values[chosen].double() / levels * 2 - 1
-    under = [change_class(model, images[chosen], torch.full((5,), c), generator=generator) for c in range(10)]
+    under = [
+        change_class(model, images[chosen], labels[chosen], torch.full((5,), c), generator=generator) for c in range(10)
+    ]
     details = [change_details(model, images[chosen], labels[chosen], generator) for _ in range(10)]
     grids = {}
     for name, edits in (("image, then under the labels 0 to 9", under), ("image, then with other details", details)):
@@ -382,7 +384,8 @@ def anomalies(config: ApplicationsBenchmark) -> dict:
 
         def read(which: str, split: str, model: Farmer = model) -> tuple[Tensor, Tensor]:
             data = load_split(which, split, model.config, config.data_root)
-            return next(batches(data, config.images, None if split == "train" else config.images))
+            limit = 2000 if split == "train" else config.images
+            return next(batches(data, limit, limit))
 
         normal_train, _ = read(dataset, "train")
         ours = AnomalyScorer(model, normal_train, config.draws)

@@ -38,8 +38,10 @@ class Completions(NamedTuple):
 
     values: Tensor
     """Grey levels (B,samples,C,H,W), bytes; the known ones are those that were given."""
+    images: Tensor
+    """The continuous images of which these are the grey levels."""
     log_prob: Tensor
-    """log p(x | c) (B,samples), nats, of the continuous images of which these are the grey levels."""
+    """log p(x | c) (B,samples) of the continuous images, nats."""
     acceptance: float
     """The share of Hamiltonian moves that were accepted once the target was the exact one."""
     temperatures: int
@@ -229,7 +231,7 @@ def inpaint(
         with torch.no_grad():
             log_prob = model.log_prob(images.flatten(0, 1), rows).view(-1, samples)
     drawn = torch.where(known, values[:, None], model.dequantiser.quantise(images))
-    return Completions(drawn, log_prob, sum(rates) / len(rates), count)
+    return Completions(drawn, images, log_prob, sum(rates) / len(rates), count)
 
 
 def largest_power(log_ratio: Tensor, most: Tensor, effective: float) -> Tensor:
@@ -270,25 +272,28 @@ def change_class(
     model: Farmer,
     images: Tensor,
     labels: Tensor,
+    new_labels: Tensor,
     guidance: Guidance | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Images (B,C,H,W) under other labels (B,), in [-1, 1]: Z_R stays, Z_I is drawn anew from p(Z_I | c)."""
+    """Images (B,C,H,W) under new labels (B,): Z_R stays, Z_I is drawn anew from p(Z_I | c). Not clipped."""
     _require_split(model)
+    highest = int(new_labels.max())
+    require(highest < model.config.num_classes, "label", highest, f"0 to {model.config.num_classes - 1}")
     with evaluating(model):
-        _, redundant = model.prior.split(model.encode(images)[0])
-        informative, _ = model.prior.split(model.prior.sample(labels, guidance, generator=generator))
-        return model.decode(model.prior.merge(informative, redundant), labels).clamp(-1, 1)
+        _, redundant = model.prior.split(model.encode(images, labels)[0])
+        informative, _ = model.prior.split(model.prior.sample(new_labels, guidance, generator=generator))
+        return model.decode(model.prior.merge(informative, redundant), new_labels)
 
 
 @torch.no_grad()
 def change_details(model: Farmer, images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Images (B,C,H,W) with other details, in [-1, 1]: Z_I stays, Z_R is drawn anew from p(Z_R | Z_I, c)."""
+    """Images (B,C,H,W) with other details: Z_I stays, Z_R is drawn anew from p(Z_R | Z_I, c). Not clipped."""
     _require_split(model)
     with evaluating(model):
         informative, _ = model.prior.split(model.encode(images, labels)[0])
         redundant = model.prior.sample_redundant(informative, labels, generator=generator)
-        return model.decode(model.prior.merge(informative, redundant), labels).clamp(-1, 1)
+        return model.decode(model.prior.merge(informative, redundant), labels)
 
 
 @torch.no_grad()
@@ -304,7 +309,7 @@ def interpolate(model: Farmer, first: Tensor, second: Tensor, steps: int, latent
     with evaluating(model):
         ends = [model.encode(images)[0] for images in (first, second)]
         z = torch.lerp(ends[0][:, None], ends[1][:, None], share[:, None, None])  # (B,steps,N,D)
-        return model.decode(z.flatten(0, 1)).clamp(-1, 1).unflatten(0, (len(first), steps))
+        return model.decode(z.flatten(0, 1)).unflatten(0, (len(first), steps))
 
 
 def _require_split(model: Farmer) -> None:
@@ -401,10 +406,19 @@ def class_probabilities(log_probs: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
-    """The temperature with the least cross-entropy on held-out images (Guo et al. 2017), to 1%, in [.1, 1000]."""
-    candidates = torch.logspace(-1, 3, 926, dtype=torch.float64)
-    losses = [F.nll_loss(F.log_softmax(log_probs.double() / t, -1), labels) for t in candidates]
-    return float(candidates[int(torch.stack(losses).argmin())])
+    """The temperature in [.01, 1000] with the least cross-entropy on held-out images (Guo et al. 2017).
+
+    By ternary search: the cross-entropy is convex in 1/T, so it falls and then rises in log T.
+    """
+
+    def cross_entropy(log_temperature: float) -> float:
+        return float(F.nll_loss(F.log_softmax(log_probs.double() / math.exp(log_temperature), -1), labels))
+
+    low, high = math.log(0.01), math.log(1000)
+    while high - low > 1e-3:
+        first, second = (2 * low + high) / 3, (low + 2 * high) / 3
+        low, high = (low, second) if cross_entropy(first) < cross_entropy(second) else (first, high)
+    return math.exp((low + high) / 2)
 
 
 class ReliabilityBin(NamedTuple):

@@ -90,7 +90,7 @@ class InpaintConfig(Source):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.particles >= 2, "particles", self.particles, "2 or more")
-        require(1 <= self.samples <= self.particles, "samples", self.samples, "1 to particles")
+        require(1 <= self.samples <= self.particles, "samples", self.samples, f"1 to {self.particles}, the particles")
         require(self.moves >= 1, "moves", self.moves, "1 or more")
 
 
@@ -272,10 +272,8 @@ def run_edit(config: EditConfig) -> str:
         return f"{len(images) - 1} walks of {config.steps} images, in the latents and, below, in the pixels: {out}"
     if config.change == "class":
         classes = config.labels or tuple(range(min(model.config.num_classes, 10)))
-        guidance = Guidance(scale=config.guidance)
-        edits = [
-            change_class(model, images, torch.full_like(studio.labels, c), guidance, studio.generator) for c in classes
-        ]
+        guidance, old = Guidance(scale=config.guidance), studio.labels
+        edits = [change_class(model, images, old, torch.full_like(old, c), guidance, studio.generator) for c in classes]
         what = f"under the labels {', '.join(map(str, classes))}"
     else:
         edits = [change_details(model, images, studio.labels, studio.generator) for _ in range(config.steps)]

@@ -40,6 +40,7 @@ ROOMS = {
     "parallel": {"errors", "transformer"},
     "checkpoint": {"errors", "files", "parallel"},
     "costs": {"config", "farmer", "transformer"},
+    "applications": {"errors", "farmer", "guidance", "metrics", "prior"},
     "metrics": {"data", "errors", "farmer", "guidance", "parallel", "student", "tokens"},
     "plots": set(),
     "engine": {
@@ -49,7 +50,7 @@ ROOMS = {
     "record": set(),
     "cli": {"errors", "parallel"},
 }
-COMMANDS = {"train", "distill", "sample", "evaluate", "ablate", "parameters"}
+COMMANDS = {"train", "distill", "sample", "evaluate", "ablate", "apply", "parameters"}
 
 
 def imports(path):
