@@ -30,6 +30,7 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.distillation
 	$(BIN)/python -m benchmarks.distillation --losses hidden --seeds 0 --steps 4000 --dropout 0.1 --out student
 	$(BIN)/python -m benchmarks.denoise
+	$(BIN)/python -m benchmarks.applications
 	$(BIN)/python -m farmer_ref.ablate --basis --samples 200
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))

@@ -81,14 +81,16 @@ class ApplicationsBenchmark:
     particles: int = 32
     """Of each image."""
     draws: int = 16
-    """Dequantisations per image, of classification and anomaly scores."""
+    """Dequantisations per image, when classifying."""
+    anomaly_draws: int = 4
+    """Dequantisations per image, of anomaly scores."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of edits, and of dequantisation when classifying."""
     steps: int = 1500
     """Training steps of the models of nine classes."""
     small_steps: int = 1000
     """Training steps of the models of MNIST and Fashion-MNIST."""
-    images: int = 1000
+    images: int = 500
     """Test images of each of the two."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
@@ -384,11 +386,11 @@ def anomalies(config: ApplicationsBenchmark) -> dict:
 
         def read(which: str, split: str, model: Farmer = model) -> tuple[Tensor, Tensor]:
             data = load_split(which, split, model.config, config.data_root)
-            limit = 2000 if split == "train" else config.images
+            limit = 1500 if split == "train" else config.images
             return next(batches(data, limit, limit))
 
-        normal_train, _ = read(dataset, "train")
-        ours = AnomalyScorer(model, normal_train, config.draws)
+        normal_train, labels = read(dataset, "train")
+        ours = AnomalyScorer(model, normal_train, labels, config.anomaly_draws)
         theirs = Baselines(normal_train, model.config.levels)
         for split in ("validation", "test"):
             normal, _ = read(dataset, split)
@@ -535,12 +537,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     torch.set_num_threads(config.threads)
     out = ROOT / "results" / "applications.json"
-    record = json.loads(out.read_text()) if out.exists() else {}
     measure = {"inpainting": inpainting, "editing": editing, "anomalies": anomalies, "classification": classification}
     for section in config.sections:
         made = provenance(torch.device("cpu"))
         found = measure[section](config)
-        record |= {**made, "settings": asdict(config), section: {**made, **found}}
+        record = json.loads(out.read_text()) if out.exists() else {}
+        record |= {**made, section: {**made, "settings": asdict(config), **found}}
         out.write_text(json.dumps(record, indent=2) + "\n")
         print(section, json.dumps(found, indent=2)[:4000], flush=True)
 

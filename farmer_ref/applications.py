@@ -328,6 +328,9 @@ def compressed_length(values: Tensor) -> Tensor:
 class AnomalyScorer:
     """Scores of how strange an image is to a model, from what its training images look like to it; larger is stranger.
 
+    log p(x) is that of the likeliest class of training, max_c log p(x | c), which lies within log C of the mixture of C
+    classes; in a model without labels there is only one p(x).
+
     likelihood: -log p(x), the obvious one. It fails where images are *simpler* than those of training: a density can be
     high where no image ever was, and is highest on flat ones (Nalisnick et al. 2019a).
     typicality: |-log p(x) - H|, H the mean over training images (Nalisnick et al. 2019b, for a single image).
@@ -335,15 +338,16 @@ class AnomalyScorer:
     terms: the Mahalanobis distance of (log p(Z_I), log p(Z_R | Z_I), log|det|) from those of training images. The three
     can be strange while their sum is not.
     terms and complexity: the same with L(v) as a fourth.
-
-    Labels are not used: log p(x) is that of the null class.
     """
 
     SCORES = ("likelihood", "typicality", "complexity", "terms", "terms and complexity")
 
-    def __init__(self, model: Farmer, train: Tensor, draws: int = 8, seed: int = 0, progress: bool = False):
-        """`train` (n,C,H,W): grey levels of normal images."""
+    def __init__(
+        self, model: Farmer, train: Tensor, labels: Tensor, draws: int = 4, seed: int = 0, progress: bool = False
+    ):
+        """`train` (n,C,H,W) and `labels` (n,): grey levels of normal images, and their classes."""
         self.model, self.draws, self.seed, self.progress = model, draws, seed, progress
+        self.classes = labels.unique().tolist() if model.config.num_classes else [NULL_LABEL]
         features = self.features(train)
         self.mean = features.mean(0)  # (4,)
         self.covariance = torch.cov(features.T)  # (4,4)
@@ -352,9 +356,13 @@ class AnomalyScorer:
         """The three terms of log p(x), nats, means over draws, and the compressed length: (B,4), nats."""
         rows = []
         for part in tqdm(values.split(batch_size), desc="terms", unit="batch", disable=not self.progress, leave=False):
-            terms = terms_over_draws(self.model, part, None, self.draws, self.seed)
-            columns = [term.mean(0).cpu().double() for term in terms]
-            rows.append(torch.stack([*columns, compressed_length(part)], -1))
+            of_classes = []
+            for c in self.classes:
+                terms = terms_over_draws(self.model, part, torch.full((len(part),), c), self.draws, self.seed)
+                of_classes.append(torch.stack([term.mean(0).cpu().double() for term in terms], -1))
+            each = torch.stack(of_classes, 1)  # (b,classes,3)
+            likeliest = each[torch.arange(len(part)), each.sum(-1).argmax(1)]
+            rows.append(torch.cat([likeliest, compressed_length(part)[:, None]], -1))
         return torch.cat(rows)
 
     def scores(self, values: Tensor) -> dict[str, Tensor]:

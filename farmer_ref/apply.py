@@ -121,9 +121,9 @@ class AnomalyConfig(Source):
 
     count: int = 30
     """At most so many images, spread evenly."""
-    draws: int = 8
+    draws: int = 2
     """Dequantisations per image."""
-    reference: int = 2000
+    reference: int = 500
     """At most so many training images, which say what is normal."""
     score: Literal["likelihood", "typicality", "complexity", "terms", "terms and complexity"] = "complexity"
     """What the images are sorted by; `--out` has all scores."""
@@ -286,9 +286,9 @@ def run_edit(config: EditConfig) -> str:
 def run_anomaly(config: AnomalyConfig) -> str:
     """Score the images against the run's training split."""
     out, studio = output_file(config.out) if config.out else None, Studio(config)
-    train, _ = studio.split("train", config.reference)
+    train, labels = studio.split("train", config.reference)
     held_out, _ = studio.split("validation", config.reference)
-    scorer = AnomalyScorer(studio.model, train, config.draws, config.seed, progress=True)
+    scorer = AnomalyScorer(studio.model, train, labels, config.draws, config.seed, progress=True)
     scores, usual = scorer.scores(studio.values.cpu()), scorer.scores(held_out)
     rows: list[dict[str, Any]] = []
     for i, name in enumerate(studio.pictures.names):

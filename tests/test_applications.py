@@ -232,11 +232,11 @@ def test_a_fitted_temperature_and_the_calibration_error():
 
 
 def test_the_likelihood_calls_blank_images_normal_and_the_others_do_not(digits):
-    train, validation = (
-        next(batches(load_split("digits", split, digits.config), 300, limit))[0]
-        for split, limit in (("train", 300), ("validation", 60))
+    (train, labels), (validation, _) = (
+        next(batches(load_split("digits", split, digits.config), limit, limit))
+        for split, limit in (("train", 200), ("validation", 40))
     )
-    scorer = AnomalyScorer(digits, train, draws=2)
+    scorer = AnomalyScorer(digits, train, labels, draws=1)
     assert torch.allclose(scorer._distance(scorer.mean[None], 4), torch.zeros(1, dtype=torch.float64))
     usual = scorer.scores(validation)
     blank = scorer.scores(torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
