@@ -53,6 +53,7 @@ from farmer_ref.plots import COLOURS, STYLE, image_grid, labelled_grids
 from farmer_ref.prior import NULL_LABEL
 from farmer_ref.record import ROOT, mean_and_spread, provenance
 
+WALK = 11  # images of an interpolation
 SECTIONS = ("inpainting", "editing", "anomalies", "classification")
 SMALL = {  # changes to the mnist and fashion-mnist presets: minutes on one CPU core, far from what a GPU would reach
     "flow-blocks": 4,
@@ -250,13 +251,13 @@ def editing(config: ApplicationsBenchmark) -> dict:
         runs.append(run)
     first, second, same = pairs_of(labels)
     walks = {
-        name: interpolate(model, images[first], images[second], 9, latent)
+        name: interpolate(model, images[first], images[second], WALK, latent)
         for name, latent in (("latents", True), ("pixels", False))
     }
     generator = torch.Generator().manual_seed(0)
     record: dict = {"pairs": len(first), "pairs_of_one_class": int(same.sum()), "walks": {}}
     for name, walk in walks.items():
-        steps = model.dequantiser.quantise(walk)  # (pairs,9,C,H,W)
+        steps = model.dequantiser.quantise(walk)  # (pairs,WALK,C,H,W)
         noise = model.dequantiser.draw(tuple(steps.shape), generator)
         with torch.no_grad():
             log_p = model.log_prob(model.dequantiser(steps, noise).flatten(0, 1)).view(len(first), -1)
@@ -308,9 +309,8 @@ def draw_editing(
     picked = [0, 1, 2, len(ends[0]) - 3, len(ends[0]) - 2]
     for name, walk in walks.items():
         whole = model.dequantiser.without_noise(walk[picked]).double()
-        blank = whole.new_zeros(len(picked), 1, *whole.shape[2:])  # eleven columns, as above
-        grids[f"walks in the {name}"] = torch.cat([whole, blank, blank], 1).flatten(0, 1)
-    labelled_grids(grids, columns=11).savefig(ROOT / "results" / "editing.png")
+        grids[f"walks in the {name}"] = whole.flatten(0, 1)
+    labelled_grids(grids, columns=WALK).savefig(ROOT / "results" / "editing.png")
 
 
 # -- anomalies ---------------------------------------------------------------------------------------------------------
@@ -515,11 +515,11 @@ def draw_classification(tables: dict, wrong: Tensor, labels: Tensor, read: Tenso
         figure = Figure(figsize=(8.4, 4), layout="constrained")
         axes, beside = figure.subplots(1, 2)
         axes.plot([0, 1], [0, 1], color="black", lw=0.8, ls="--", label="meant as said")
-        for marker, (name, rows) in zip("os", tables.items(), strict=True):
+        for marker, height, (name, rows) in zip("os", (-12, 6), tables.items(), strict=True):
             points = [(row.confidence, row.accuracy) for row in rows]
             axes.plot(*zip(*points, strict=True), marker, ms=7, alpha=0.8, label=name)
             for row, point in zip(rows, points, strict=True):
-                axes.annotate(str(row.images), point, textcoords="offset points", xytext=(5, -12), fontsize=7)
+                axes.annotate(str(row.images), point, textcoords="offset points", xytext=(5, height), fontsize=7)
         axes.set(xlabel="probability of the likeliest class", ylabel="share of images right", title="Reliability")
         axes.legend(frameon=False, loc="upper left", fontsize=8)
         beside.set_axis_off()

@@ -27,6 +27,7 @@ from farmer_ref.prior import NULL_LABEL
 
 EFFECTIVE = 0.9  # of the particles, at least, after each reweighing
 TARGET_ACCEPTANCE = 0.7  # what the size of Hamiltonian moves is adapted to while the target changes
+LEAPS = 3  # leapfrog steps of a Hamiltonian move
 LIBRARY = 200  # images that the model draws of each label, for particles to start near
 ROWS = 512  # images whose density is computed at a time
 
@@ -153,11 +154,11 @@ class Particles(NamedTuple):
 
 
 def hamiltonian_move(
-    conditional: Conditional, here: Particles, t: Tensor, size: Tensor, leaps: int, generator: torch.Generator
+    conditional: Conditional, here: Particles, t: Tensor, size: Tensor, generator: torch.Generator
 ) -> tuple[Particles, Tensor]:
     """One step of Hamiltonian Monte Carlo for every particle, and which were moved (B,P)   (Neal 2011).
 
-    A momentum m ~ N(0, I) is drawn and Hamilton's equations followed in `leaps` leapfrog steps, of `size` (B,) times
+    A momentum m ~ N(0, I) is drawn and Hamilton's equations followed in LEAPS leapfrog steps, of `size` (B,) times
     the scale of each coordinate. These are reversible and keep volume, so accepting the end with probability
     min(1, e^-dH), H = -log pi_t + |m|^2 / 2, leaves pi_t exactly as it was, however coarse the steps.
     """
@@ -165,7 +166,7 @@ def hamiltonian_move(
     length = 0.8 + 0.4 * _draw(torch.rand, here.log_p, generator)  # (B,P), random against resonance
     step = (size[:, None] * length)[..., None] * conditional.scale
     there, m = here, momentum
-    for _ in range(leaps):
+    for _ in range(LEAPS):
         m = m + step / 2 * there.gradient(t)
         there = Particles.at(there.y + step * m, conditional)
         m = m + step / 2 * there.gradient(t)
@@ -186,7 +187,6 @@ def inpaint(
     labels: Tensor | None = None,
     samples: int = 4,
     particles: int = 32,
-    leaps: int = 3,
     moves: int = 10,
     generator: torch.Generator | None = None,
     progress: bool = False,
@@ -220,11 +220,11 @@ def inpaint(
                 rise = largest_power(log_ratio, 1 - t, EFFECTIVE * particles)
                 here = here.resampled(rise[:, None] * log_ratio, generator)
                 t, count = torch.where(rise < 1 - t, t + rise, 1), count + 1
-                here, moved = hamiltonian_move(conditional, here, t, size, leaps, generator)
+                here, moved = hamiltonian_move(conditional, here, t, size, generator)
                 size = size * torch.exp((moved.to(size.dtype).mean(1) - TARGET_ACCEPTANCE) / 2)
                 bar.update(int(100 * float(t.mean())) - bar.n)
         for _ in trange(moves, desc="exact moves", unit="move", leave=False, disable=not progress):
-            here, moved = hamiltonian_move(conditional, here, t, size, leaps, generator)
+            here, moved = hamiltonian_move(conditional, here, t, size, generator)
             rates.append(float(moved.double().mean()))
         images = conditional.images(here.y[:, :samples])  # the first ones: resampling has put them in any order
         rows = labels[:, None].expand(-1, samples).flatten()
@@ -278,8 +278,9 @@ def change_class(
 ) -> Tensor:
     """Images (B,C,H,W) under new labels (B,): Z_R stays, Z_I is drawn anew from p(Z_I | c). Not clipped."""
     _require_split(model)
-    highest = int(new_labels.max())
-    require(highest < model.config.num_classes, "label", highest, f"0 to {model.config.num_classes - 1}")
+    for label in new_labels.unique().tolist():
+        allowed = f"0 to {model.config.num_classes - 1}, or -1 for any class"
+        require(NULL_LABEL <= label < model.config.num_classes, "label", label, allowed)
     with evaluating(model):
         _, redundant = model.prior.split(model.encode(images, labels)[0])
         informative, _ = model.prior.split(model.prior.sample(new_labels, guidance, generator=generator))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from farmer_ref import cli, parallel
+from farmer_ref import cli
 from farmer_ref.applications import (
     AnomalyScorer,
     change_class,
@@ -19,7 +19,6 @@ from farmer_ref.applications import (
     class_log_probs,
     class_probabilities,
     expected_calibration_error,
-    fit_temperature,
     inpaint,
     interpolate,
 )
@@ -30,6 +29,7 @@ from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
 from farmer_ref.files import output_file, replace_file
 from farmer_ref.guidance import Guidance
+from farmer_ref.parallel import resolve_device
 from farmer_ref.plots import image_grid, to_bytes
 from farmer_ref.prior import NULL_LABEL
 
@@ -43,6 +43,8 @@ MISSING = 128  # a mask's bytes from here on are missing pixels
 class Source:
     """The model and the images: what all four have in common."""
 
+    A_FEW: ClassVar[int] = 8
+    """Images of a data set, unless `count` says otherwise."""
     run: str = "digits"
     """A run folder, or a model that ships with the package."""
     images: str = ""
@@ -56,8 +58,8 @@ class Source:
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
-    count: int = 8
-    """At most so many images, spread evenly."""
+    count: int | None = None
+    """At most so many images, spread evenly; not given: all of a folder, a few of a data set."""
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
     seed: int = 0
@@ -66,7 +68,7 @@ class Source:
     """auto (CUDA when there is one), cpu, cuda, ..."""
 
     def __post_init__(self) -> None:
-        require(self.count >= 1, "count", self.count, "1 or more")
+        require(self.count is None or self.count >= 1, "count", self.count, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,7 @@ class EditConfig(Source):
 class AnomalyConfig(Source):
     """Score how strange images are to the model; larger is stranger."""
 
-    count: int = 30
-    """At most so many images, spread evenly."""
+    A_FEW: ClassVar[int] = 30
     draws: int = 2
     """Dequantisations per image."""
     reference: int = 500
@@ -140,42 +141,40 @@ class AnomalyConfig(Source):
 class ClassifyConfig(Source):
     """Classify by Bayes' rule, from log p(x | class)."""
 
-    count: int = 300
-    """At most so many images, spread evenly."""
+    A_FEW: ClassVar[int] = 300
     draws: int = 8
     """Dequantisations per image."""
-    temperature: float | None = None
-    """Divides log-likelihoods; not given: fitted on the validation split of the run's data set."""
+    temperature: float = 1.0
+    """Divides log-likelihoods: above 1 makes the probabilities less sure."""
     out: str | None = None
     """A JSON file to write the probabilities to."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.draws >= 1, "draws", self.draws, "1 or more")
-        require(self.temperature is None or self.temperature > 0, "temperature", self.temperature, "above 0")
+        require(self.temperature > 0, "temperature", self.temperature, "above 0")
 
 
 class Studio:
     """A model, the images it is used on, and their labels."""
 
     def __init__(self, config: Source):
-        self.config, self.device = config, parallel.join(config.device)
+        self.config, self.device = config, resolve_device(config.device)
         self.model: Farmer = load_run(config.run, config.weights).to(self.device)
-        self.levels = self.model.config.levels
+        self.levels, classes = self.model.config.levels, self.model.config.num_classes
         if config.images:
-            found = read_pictures(config.images, self.model.config)
-            count = min(config.count, len(found.names))
-            chosen = [i * len(found.names) // count for i in range(count)]
-            self.pictures = Pictures([found.names[i] for i in chosen], found.bytes[chosen], found.labels[chosen])
-            self.values = (found.bytes[chosen].double() * (self.levels - 1) / 255).round().to(torch.uint8)
+            self.pictures = read_pictures(config.images, self.model.config, config.count)
+            values = (self.pictures.bytes.double() * (self.levels - 1) / 255).round().to(torch.uint8)
         else:
-            self.values, labels = self.split(config.split, config.count)
+            values, labels = self.split(config.split, config.count or config.A_FEW)
             names = [f"{config.split}-{i:03d}" for i in range(len(labels))]
-            self.pictures = Pictures(names, self.as_bytes(self.values), labels)
-        self.values, self.labels = self.values.to(self.device), self.pictures.labels.to(self.device)
-        highest = int(self.labels.max())
-        if highest >= self.model.config.num_classes > 0:
-            raise InputError(f"label is {highest}; allowed: 0 to {self.model.config.num_classes - 1}")
+            self.pictures = Pictures(names, self.as_bytes(values), labels)
+        highest = int(self.pictures.labels.max())
+        if highest >= classes > 0:
+            raise InputError(f"label is {highest}; allowed: 0 to {classes - 1}")
+        self.values, self.labels = values.to(self.device), self.pictures.labels.to(self.device)
+        if not classes:
+            self.labels = torch.full_like(self.labels, NULL_LABEL)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
 
     def split(self, name: str, limit: int) -> tuple[Tensor, Tensor]:
@@ -223,39 +222,47 @@ def picture(rows: list[Tensor], path: Path) -> None:
 def run_inpaint(config: InpaintConfig) -> str:
     """Complete the images; what was known stays as it was in the files, byte for byte."""
     as_picture = Path(config.out).suffix.lower() == ".png"
-    out = output_file(config.out) if as_picture else Path(config.out)
+    out = output_file(config.out) if as_picture else output_folder(config.out)
     studio = Studio(config)
     missing = mask_of(config.mask, studio.model.config)
-    labels = studio.labels if config.use_labels else torch.full_like(studio.labels, NULL_LABEL)
+    names = [Path(name).stem for name in studio.pictures.names]
+    require(len(set(names)) == len(names), "images", "two files of one name", "names that differ before their endings")
     done = inpaint(
         studio.model,
         studio.values,
         ~missing.to(studio.device),
-        labels,
+        studio.labels if config.use_labels else torch.full_like(studio.labels, NULL_LABEL),
         config.samples,
         config.particles,
         config.moves,
-        generator=studio.generator,
+        studio.generator,
         progress=True,
     )
     originals = studio.pictures.bytes
     drawn = torch.where(missing, studio.as_bytes(done.values), originals[:, None])  # (n,samples,C,H,W)
     if as_picture:
         masked = torch.where(missing, MISSING, originals).to(torch.uint8)
-        picture([torch.cat([*images]) for images in zip(originals[:, None], masked[:, None], drawn, strict=True)], out)
+        picture(list(torch.cat([originals[:, None], masked[:, None], drawn], 1)), out)
     else:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"out is {config.out!r}, which cannot be made ({error}); allowed: a folder") from None
-        for name, images in zip(studio.pictures.names, drawn, strict=True):
+        for name, images in zip(names, drawn, strict=True):
             for k, image in enumerate(images):
                 single = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
-                replace_file(out / f"{Path(name).stem}_{k}.png", lambda path, single=single: single.save(path, "PNG"))
+                replace_file(out / f"{name}_{k}.png", lambda path, single=single: single.save(path, format="PNG"))
     return (
         f"{len(drawn)} images, {missing.double().mean():.0%} of each missing, {config.samples} completions each; "
         f"{done.temperatures} temperatures, {done.acceptance:.0%} of the exact moves accepted: {out}"
     )
+
+
+def output_folder(name: str) -> Path:
+    """A folder to write to, made before the work whose results it will hold."""
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"out is {name!r}, which cannot be made ({error}); allowed: a folder, or a .png file"
+        ) from None
+    return Path(name)
 
 
 def run_edit(config: EditConfig) -> str:
@@ -272,6 +279,7 @@ def run_edit(config: EditConfig) -> str:
         return f"{len(images) - 1} walks of {config.steps} images, in the latents and, below, in the pixels: {out}"
     if config.change == "class":
         classes = config.labels or tuple(range(min(model.config.num_classes, 10)))
+        require(bool(classes), "model's classes", 0, "a model trained with labels, to change the class")
         guidance, old = Guidance(scale=config.guidance), studio.labels
         edits = [change_class(model, images, old, torch.full_like(old, c), guidance, studio.generator) for c in classes]
         what = f"under the labels {', '.join(map(str, classes))}"
@@ -308,12 +316,8 @@ def run_anomaly(config: AnomalyConfig) -> str:
 def run_classify(config: ClassifyConfig) -> str:
     """Classify the images; with labels known, count how many are right, and how well the probabilities are meant."""
     out, studio = output_file(config.out) if config.out else None, Studio(config)
-    temperature = config.temperature
-    if temperature is None:
-        held_out, own = studio.split("validation", 1000)
-        temperature = fit_temperature(class_log_probs(studio.model, held_out, config.draws, config.seed), own)
     log_probs = class_log_probs(studio.model, studio.values.cpu(), config.draws, config.seed, progress=True)
-    probabilities = class_probabilities(log_probs, temperature)
+    probabilities = class_probabilities(log_probs, config.temperature)
     confidence, classes = probabilities.max(-1)
     if out:
         names, labels = studio.pictures.names, studio.pictures.labels
@@ -321,7 +325,9 @@ def run_classify(config: ClassifyConfig) -> str:
             {"image": name, "label": int(label), "class": int(c), "probabilities": own.tolist()}
             for name, label, c, own in zip(names, labels, classes, probabilities, strict=True)
         ]
-        out.write_text(json.dumps({"run": config.run, "temperature": temperature, "images": rows}, indent=2) + "\n")
+        out.write_text(
+            json.dumps({"run": config.run, "temperature": config.temperature, "images": rows}, indent=2) + "\n"
+        )
     lines = []
     if config.images:
         triples = zip(studio.pictures.names, classes, confidence, strict=True)
@@ -332,7 +338,7 @@ def run_classify(config: ClassifyConfig) -> str:
         error = expected_calibration_error(probabilities[known], studio.pictures.labels[known])
         lines.append(
             f"{right:.1%} of {int(known.sum())} images right ({config.draws} dequantisations each); expected "
-            f"calibration error {error:.1%} at temperature {temperature:.2f}"
+            f"calibration error {error:.1%}"
         )
     return "\n".join(lines)
 
@@ -350,7 +356,7 @@ def main(argv: list[str] | None = None) -> None:
     defaults = {name: default for name, (default, _) in RUNS.items()}
     config = cli.parse_one_of("farmer_ref.apply", defaults, DESCRIPTION, argv)
     run = next(run for default, run in RUNS.values() if type(default) is type(config))
-    parallel.say(run(config))
+    print(run(config))
 
 
 if __name__ == "__main__":

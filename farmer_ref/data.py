@@ -234,10 +234,10 @@ class Pictures(NamedTuple):
     labels: Tensor
 
 
-def read_pictures(path: str, config: ModelConfig) -> Pictures:
+def read_pictures(path: str, config: ModelConfig, limit: int | None = None) -> Pictures:
     """The image files of one folder, each of the model's size: nothing is scaled or cropped.
 
-    A name like `000003_class7.png`, as `farmer_ref.sample` gives them, tells the label.
+    At most `limit`, spread evenly. A name like `000003_class7.png`, as `farmer_ref.sample` gives them, tells the label.
     """
     root = Path(path)
     if not root.is_dir():
@@ -247,6 +247,8 @@ def read_pictures(path: str, config: ModelConfig) -> Pictures:
         raise InputError(f"images is {path!r}, which holds no image files; allowed: {', '.join(sorted(SUFFIXES))}")
     if config.channels not in (1, 3):
         raise InputError(f"model.channels is {config.channels}; allowed: 1 (grey) or 3 (RGB) for a folder of images")
+    size = len(files) if limit is None else min(limit, len(files))
+    files = [files[i * len(files) // size] for i in range(size)]
     pixels, labels = [], []
     for file in files:
         pixels.append(read_picture(file, config.channels, config.image_size))

@@ -132,7 +132,7 @@ def test_small_leaps_keep_the_energy(tiny):
     rates = []
     for size in (1.0, 0.1, 0.01):
         one = torch.ones(1, dtype=torch.float64)
-        _, moved = hamiltonian_move(conditional, here, one, size * one, 3, generator)
+        _, moved = hamiltonian_move(conditional, here, one, size * one, generator)
         rates.append(float(moved.double().mean()))
     assert rates[0] < rates[2] and rates[2] > 0.99
 
