@@ -83,7 +83,7 @@ class ApplicationsBenchmark:
     """Of each image."""
     draws: int = 16
     """Dequantisations per image, when classifying."""
-    anomaly_draws: int = 4
+    anomaly_draws: int = 2
     """Dequantisations per image, of anomaly scores."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of edits, and of dequantisation when classifying."""
@@ -91,8 +91,10 @@ class ApplicationsBenchmark:
     """Training steps of the models of nine classes."""
     small_steps: int = 1000
     """Training steps of the models of MNIST and Fashion-MNIST."""
-    images: int = 500
-    """Test images of each of the two."""
+    images: int = 300
+    """Validation and test images of each of the two; of digits, all."""
+    reference: int = 1500
+    """Training images that say what is normal."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     runs: str = "runs/applications"
@@ -386,7 +388,7 @@ def anomalies(config: ApplicationsBenchmark) -> dict:
 
         def read(which: str, split: str, model: Farmer = model) -> tuple[Tensor, Tensor]:
             data = load_split(which, split, model.config, config.data_root)
-            limit = 1500 if split == "train" else config.images
+            limit = config.reference if split == "train" else config.images
             return next(batches(data, limit, limit))
 
         normal_train, labels = read(dataset, "train")
@@ -538,8 +540,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(config.threads)
     out = ROOT / "results" / "applications.json"
     measure = {"inpainting": inpainting, "editing": editing, "anomalies": anomalies, "classification": classification}
+    made = provenance(torch.device("cpu"))
     for section in config.sections:
-        made = provenance(torch.device("cpu"))
         found = measure[section](config)
         record = json.loads(out.read_text()) if out.exists() else {}
         record |= {**made, section: {**made, "settings": asdict(config), **found}}
