@@ -46,7 +46,7 @@ class Completions(NamedTuple):
     acceptance: float
     """The share of Hamiltonian moves that were accepted once the target was the exact one."""
     temperatures: int
-    """How many steps led from the first distribution to the exact one, for the image that needed most."""
+    """How many steps led from the first distribution to the exact one, for the completion that needed most."""
 
 
 class Conditional:
@@ -186,34 +186,38 @@ def inpaint(
     known: Tensor,
     labels: Tensor | None = None,
     samples: int = 4,
-    particles: int = 32,
+    particles: int = 16,
     moves: int = 10,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Completions:
     """Draw the missing pixels of grey levels (B,C,H,W) given those where `known` (C,H,W) and labels, `samples` times.
 
-    A sequential Monte Carlo sampler (Del Moral, Doucet and Jasra 2006) on the exact density; see `Conditional` for the
-    target and the start. P particles an image are drawn from the start q and follow annealed targets, t from 0 to 1:
-    reweigh by (p / q)^dt, dt such that the effective number of particles stays at EFFECTIVE of P; resample; move by
-    Hamiltonian Monte Carlo. At t = 1, `moves` more moves with steps that adapt no longer: a Markov chain that leaves
-    p(x_U | x_K in cells, c) invariant. So the draws are exact in the limit of many particles, and of many moves.
+    Each completion is the outcome of its own sequential Monte Carlo sampler (Del Moral, Doucet and Jasra 2006) on the
+    exact density; see `Conditional` for the target and the start. P particles are drawn from the start q and follow
+    annealed targets, t from 0 to 1: reweigh by (p / q)^dt, dt such that the effective number of particles stays at
+    EFFECTIVE of P; resample; move by Hamiltonian Monte Carlo. At t = 1, `moves` more moves with steps that adapt no
+    longer: a Markov chain that leaves p(x_U | x_K in cells, c) invariant. One of the P particles is the completion. So
+    it is exact in the limit of many particles, and of many moves.
 
-    Not a single chain from one start, since p has many modes that no local move connects: particles that start at
-    different images, and selection, find them. Not proposals in the latents with known pixels put back: the density of
-    such a proposal has no closed form, so there is no exact acceptance rule for it.
+    Not a single chain from one start: p has many modes that no local move connects, and particles that start at
+    different images, and selection, find them. Not all completions from one sampler: its particles descend from few
+    starts, and look alike. Not proposals in the latents with known pixels put back: the density of such a proposal has
+    no closed form, so there is no exact acceptance rule for it.
     """
     generator = generator or torch.Generator(values.device).manual_seed(0)
     known, labels = known.expand(values.shape[1:]), _labels_or_null(labels, values)
     require(bool(known.any()), "known pixels", 0, "1 or more (`sample` draws whole images)")
     require(not bool(known.all()), "missing pixels", 0, "1 or more")
-    require(1 <= samples <= particles, "samples", samples, f"1 to {particles}, the number of particles")
+    for name, given in (("samples", samples), ("particles", particles), ("moves", moves)):
+        require(given >= 1, name, given, "1 or more")
+    rows, labels = (given.repeat_interleave(samples, 0) for given in (values, labels))  # one for each completion
     with evaluating(model):
         library = _library(model, labels, generator)
-        noise = model.dequantiser.draw(tuple(values.shape), generator).to(library.dtype)
-        conditional = Conditional(model, values, known, labels, library, noise)
+        noise = model.dequantiser.draw(tuple(rows.shape), generator).to(library.dtype)
+        conditional = Conditional(model, rows, known, labels, library, noise)
         here = Particles.at(conditional.start(particles, generator), conditional)
-        t, size, count, rates = here.y.new_zeros(len(values)), here.y.new_full((len(values),), 0.3), 0, []
+        t, size, count, rates = here.y.new_zeros(len(rows)), here.y.new_full((len(rows),), 0.3), 0, []
         with tqdm(total=100, desc="annealing", unit="%", disable=not progress) as bar:
             while bool((t < 1).any()):
                 log_ratio = here.log_p - here.log_q
@@ -221,15 +225,15 @@ def inpaint(
                 here = here.resampled(rise[:, None] * log_ratio, generator)
                 t, count = torch.where(rise < 1 - t, t + rise, 1), count + 1
                 here, moved = hamiltonian_move(conditional, here, t, size, generator)
-                size = size * torch.exp((moved.to(size.dtype).mean(1) - TARGET_ACCEPTANCE) / 2)
+                size = size * torch.exp((moved.to(size.dtype).mean(1) - TARGET_ACCEPTANCE) / 4)
                 bar.update(int(100 * float(t.mean())) - bar.n)
         for _ in trange(moves, desc="exact moves", unit="move", leave=False, disable=not progress):
             here, moved = hamiltonian_move(conditional, here, t, size, generator)
             rates.append(float(moved.double().mean()))
-        images = conditional.images(here.y[:, :samples])  # the first ones: resampling has put them in any order
-        rows = labels[:, None].expand(-1, samples).flatten()
+        images = conditional.images(here.y[:, :1])[:, 0]  # the first: resampling has put them in any order
         with torch.no_grad():
-            log_prob = model.log_prob(images.flatten(0, 1), rows).view(-1, samples)
+            log_prob = model.log_prob(images, labels).view(-1, samples)
+    images = images.unflatten(0, (-1, samples))
     drawn = torch.where(known, values[:, None], model.dequantiser.quantise(images))
     return Completions(drawn, images, log_prob, sum(rates) / len(rates), count)
 

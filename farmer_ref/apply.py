@@ -75,15 +75,16 @@ class Source:
 class InpaintConfig(Source):
     """Draw missing pixels given the others, under the exact density."""
 
+    A_FEW: ClassVar[int] = 5
     mask: str = "lower-half"
     """What is missing: lower-half, upper-half, left-half, right-half, centre; or an image file of the model's size,
     white where pixels are missing."""
     use_labels: bool = True
     """Give the model the labels, where they are known."""
-    samples: int = 6
+    samples: int = 4
     """Completions of each image."""
-    particles: int = 32
-    """Particles of each image: more are nearer to the exact distribution, and take longer."""
+    particles: int = 16
+    """Particles of each completion: more are nearer to the exact distribution, and take longer."""
     moves: int = 10
     """Moves under the exact density at the end."""
     out: str = "inpainted.png"
@@ -91,9 +92,8 @@ class InpaintConfig(Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.particles >= 2, "particles", self.particles, "2 or more")
-        require(1 <= self.samples <= self.particles, "samples", self.samples, f"1 to {self.particles}, the particles")
-        require(self.moves >= 1, "moves", self.moves, "1 or more")
+        for name in ("samples", "particles", "moves"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ TINY = {
 }
 KNOWN = torch.tensor([[[True, False], [False, True]]])
 GIVEN = torch.tensor([[[[2, 0], [0, 1]]]], dtype=torch.uint8)
-COPIES, PARTICLES = 24, 40
+COPIES, SAMPLES, PARTICLES = 24, 20, 3
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +83,11 @@ def exact(tiny):
 
 
 def drawn(tiny):
-    """What `inpaint` draws (COPIES,PARTICLES,4), the continuous pixels; the copies are independent."""
+    """What `inpaint` draws (COPIES,SAMPLES,4), the continuous pixels; the copies are independent."""
     labels, given = torch.ones(COPIES, dtype=torch.long), GIVEN.expand(COPIES, -1, -1, -1)
     generator = torch.Generator().manual_seed(0)
-    return inpaint(tiny, given, KNOWN, labels, PARTICLES, PARTICLES, generator=generator).images.flatten(2)
+    done = inpaint(tiny, given, KNOWN, labels, SAMPLES, PARTICLES, moves=15, generator=generator)
+    return done.images.flatten(2)
 
 
 def worst_deviation(samples, points, weights):
@@ -115,12 +116,12 @@ def test_inpainting_draws_from_the_conditional_that_integration_gives(tiny, exac
 
 def test_without_the_acceptance_rule_the_check_fails(tiny, exact, monkeypatch):
     monkeypatch.setattr(applications, "accepted", lambda log_ratio, generator: log_ratio.isfinite())
-    assert worst_deviation(drawn(tiny), *exact) > 15
+    assert worst_deviation(drawn(tiny), *exact) > 8
 
 
 def test_without_the_jacobian_of_the_cells_the_check_fails(tiny, exact, monkeypatch):
     monkeypatch.setattr(applications.F, "logsigmoid", torch.zeros_like)
-    assert worst_deviation(drawn(tiny), *exact) > 15
+    assert worst_deviation(drawn(tiny), *exact) > 8
 
 
 def test_small_leaps_keep_the_energy(tiny):
@@ -155,8 +156,8 @@ def test_inpainting_refuses(digits):
     for known, message in ((torch.ones(1, 8, 8), "missing pixels is 0"), (torch.zeros(1, 8, 8), "known pixels is 0")):
         with pytest.raises(InputError, match=message):
             inpaint(digits, values, known.bool())
-    with pytest.raises(InputError, match="samples is 9; allowed: 1 to 8"):
-        inpaint(digits, values, torch.rand(1, 8, 8) < 0.5, samples=9, particles=8)
+    with pytest.raises(InputError, match="samples is 0; allowed: 1 or more"):
+        inpaint(digits, values, torch.rand(1, 8, 8) < 0.5, samples=0)
 
 
 def test_largest_power_keeps_so_many_effective():

@@ -354,7 +354,7 @@ def test_apply_classify_tells_what_it_read(capsys, trained, pictures, tmp_path):
         (["inpaint", "--mask", "PICTURES/wide.png"], ["wide.png has 9x8 pixels", "8x8"]),
         (["inpaint", "--mask", "PICTURES/white.png"], ["missing pixels is '100%'", "some, not all"]),
         (["inpaint", "--mask", "PICTURES/black.png"], ["missing pixels is '0%'", "some, not all"]),
-        (["inpaint", "--samples", "9", "--particles", "4"], ["samples is 9", "1 to 4"]),
+        (["inpaint", "--particles", "0"], ["particles is 0", "1 or more"]),
         (["inpaint", "--moves", "0"], ["moves is 0"]),
         (["inpaint", "--images", "none"], ["images is 'none', which is no folder"]),
         (["inpaint", "--images", "PICTURES/empty"], ["holds no image files", ".png"]),
