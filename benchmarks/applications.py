@@ -191,14 +191,14 @@ def inpainting(config: ApplicationsBenchmark) -> dict:
         "digits_read_as_several_classes": float((classes != classes[:, :1]).any(1).double().mean()),
         "distinct_classes": float(np.mean([len(row.unique()) for row in classes])),
     }
-    truth = model.log_prob(samples, sample_labels).detach()
+    truth, copies = model.log_prob(samples, sample_labels).detach(), config.samples[1]
     ranks = (check["log_prob"] < truth[:, None]).double().mean(1)  # uniform if the truth is one more draw
     ink = [levels.double()[..., missing].sum(-1) for levels in (check["values"], own)]
     ink_ranks = (ink[0] < ink[1][:, None]).double().mean(1) + (ink[0] == ink[1][:, None]).double().mean(1) / 2
     record["samples"] |= {
         "mean_rank_of_log_prob": float(ranks.mean()),
         "mean_rank_of_ink": float(ink_ranks.mean()),
-        "standard_error_of_a_mean_rank": (1 / 12 / len(ranks)) ** 0.5,
+        "standard_error_of_a_mean_rank": ((copies + 2) / (12 * copies) / len(ranks)) ** 0.5,
         "ranks_of_log_prob": ranks.tolist(),
         "ranks_of_ink": ink_ranks.tolist(),
     }

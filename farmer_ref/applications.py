@@ -176,7 +176,7 @@ def hamiltonian_move(
 
 
 def accepted(log_ratio: Tensor, generator: torch.Generator) -> Tensor:
-    """Which proposals are taken: each with probability min(1, e^log_ratio); what is not finite is refused."""
+    """Which proposals are taken: each with probability min(1, e^log_ratio), and none where it is no number."""
     return _draw(torch.rand, log_ratio, generator).log() < log_ratio
 
 
