@@ -26,6 +26,7 @@ from farmer_ref.metrics import terms_over_draws
 from farmer_ref.prior import NULL_LABEL
 
 EFFECTIVE = 0.9  # of the particles, at least, after each reweighing
+SMALLEST_RISE = 1e-3  # of t, however few particles it leaves effective: there is an end
 TARGET_ACCEPTANCE = 0.7  # what the size of Hamiltonian moves is adapted to while the target changes
 LEAPS = 3  # leapfrog steps of a Hamiltonian move
 LIBRARY = 200  # images that the model draws of each label, for particles to start near
@@ -220,8 +221,9 @@ def inpaint(
         t, size, count, rates = here.y.new_zeros(len(rows)), here.y.new_full((len(rows),), 0.3), 0, []
         with tqdm(total=100, desc="annealing", unit="%", disable=not progress) as bar:
             while bool((t < 1).any()):
-                log_ratio = here.log_p - here.log_q
+                log_ratio = (here.log_p - here.log_q).nan_to_num(-math.inf).clamp(min=-1e30)
                 rise = largest_power(log_ratio, 1 - t, EFFECTIVE * particles)
+                rise = rise.clamp(min=SMALLEST_RISE).minimum(1 - t)
                 here = here.resampled(rise[:, None] * log_ratio, generator)
                 t, count = torch.where(rise < 1 - t, t + rise, 1), count + 1
                 here, moved = hamiltonian_move(conditional, here, t, size, generator)
