@@ -20,7 +20,7 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-# Every acceptance figure, written to results/: about three hours on 2 cores.
+# Every acceptance figure, written to results/: about four hours on 2 cores.
 check: .venv/.installed
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m benchmarks.digits

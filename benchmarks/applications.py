@@ -473,6 +473,7 @@ def draw_anomalies(table: dict, tasks: dict, best: str) -> None:
             inset.set_yticks([])
             inset.set_xlabel("-log p(x), nats", fontsize=8)
             inset.tick_params(labelsize=7)
+            inset.locator_params(axis="x", nbins=4)
             if not number:
                 inset.legend(frameon=False, fontsize=8)
     figure.savefig(ROOT / "results" / "anomalies.png")

@@ -331,7 +331,7 @@ def test_apply_anomaly_ranks_a_folder(capsys, pictures, tmp_path):
     rows = json.loads((tmp_path / "scores.json").read_text())["images"]
     assert {row["image"] for row in rows} == {"a.png", "b_class7.png", "c.png"}
     assert rows[0]["share_of_validation_images_as_strange"] == 0  # noise is no digit
-    scores = [row["scores"]["complexity"] for row in rows]
+    scores = [row["scores"]["terms and complexity"] for row in rows]
     assert scores == sorted(scores, reverse=True)
     assert "b_class7.png" in capsys.readouterr().out
 
