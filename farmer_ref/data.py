@@ -112,7 +112,8 @@ def load_split(
     elif name.startswith("folder:"):
         data = _folder(name, split, config)
     else:
-        raise InputError(f"dataset is {name!r}; allowed: digits, photographs, {', '.join(TORCHVISION)}, folder:PATH")
+        known = ("digits", "digits-without-K", "photographs", *TORCHVISION, "folder:PATH")
+        raise InputError(f"dataset is {name!r}; allowed: {', '.join(known)}")
     for field in ("image_size", "channels", "levels"):
         if getattr(data, field) != getattr(config, field):
             raise InputError(
