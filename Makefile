@@ -20,7 +20,7 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-# Every acceptance figure, written to results/: about seven hours on 2 cores.
+# Every acceptance figure, written to results/: about eight hours on 2 cores.
 check: .venv/.installed
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m benchmarks.digits
@@ -32,6 +32,8 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.denoise
 	$(BIN)/python -m farmer_ref.ablate --table 3 4 5 --figure 6a 6b 7 8 --steps-per-run 2500 --seeds 3
 	$(BIN)/python -m farmer_ref.ablate --basis --seeds 3 --samples 200
+	$(BIN)/python -m benchmarks.early_guidance
+	$(BIN)/python -m benchmarks.applications
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))
 

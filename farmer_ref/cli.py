@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -20,6 +20,16 @@ def parse(module: str, default: Settings, description: str, argv: list[str] | No
     """Settings (a dataclass) from the arguments of `python -m <module>`; `--help` shows `default`."""
     prog = f"python -m {module}"
     return tyro.cli(type(default), prog=prog, description=description, default=default, args=argv)
+
+
+def parse_one_of(module: str, defaults: dict[str, Any], description: str, argv: list[str] | None = None) -> Any:
+    """The settings (a dataclass) of whichever subcommand of `python -m <module>` was asked for, by name."""
+    chosen = tyro.extras.subcommand_type_from_defaults(
+        defaults,
+        {name: (type(settings).__doc__ or "").strip() for name, settings in defaults.items()},
+        prefix_names=False,
+    )
+    return tyro.cli(chosen, prog=f"python -m {module}", description=description, args=argv)
 
 
 def split_run_and_guidance(default_run: str, argv: list[str] | None) -> tuple[str, list[str]]:

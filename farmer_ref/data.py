@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import multiprocessing
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,14 +61,23 @@ class FolderSet(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.files[index]
-        try:
-            with Image.open(path) as opened:
-                image = _eight_bit(opened).convert("L" if self.channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"image {path} cannot be read ({error}); allowed: a whole image file") from None
-        image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BICUBIC)
-        values = torch.from_numpy(np.array(image)).reshape(self.image_size, self.image_size, self.channels)
-        return values.permute(2, 0, 1).contiguous(), label
+        image = _open_image(path, self.channels)
+        return _pixels(ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BICUBIC)), label
+
+
+def _open_image(path: Path, channels: int) -> Image.Image:
+    """An image file, as grey (1 channel) or RGB (3)."""
+    try:
+        with Image.open(path) as opened:
+            return _eight_bit(opened).convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} cannot be read ({error}); allowed: a whole image file") from None
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """Bytes (C,H,W) of a grey or RGB image."""
+    values = torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1)
+    return values.permute(2, 0, 1).contiguous()
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -82,16 +92,21 @@ def load_split(
 ) -> ImageSet | FolderSet:
     """One split ("train", "validation", "test") of a data set, checked against the model that will read it.
 
-    `name`: "digits" (scikit-learn's 1,797 images of 8x8 and 17 grey levels, no download), "photographs" (square crops
-    of scikit-learn's two, no download), "mnist", "fashion-mnist", "cifar10" (torchvision's, under `data_root`),
-    "cifar10-crops" (the middle 16x16 of these: bits/dim of its own), or "folder:PATH" (a folder of images per class; or
-    folders train, val, test of such, as ImageNet's). Raises `InputError` for what is missing or does not fit.
+    `name`: "digits" (scikit-learn's 1,797 images of 8x8 and 17 grey levels, no download), "digits-without-K" (all but
+    class K, to learn what is normal when K is not), "photographs" (square crops of scikit-learn's two, no download),
+    "mnist", "fashion-mnist", "cifar10" (torchvision's, under `data_root`), "cifar10-crops" (the middle 16x16 of these:
+    bits/dim of its own), or "folder:PATH" (a folder of images per class; or folders train, val, test of such, as
+    ImageNet's). Raises `InputError` for what is missing or does not fit.
     """
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
     data: ImageSet | FolderSet
     if name == "digits":
         data = _digits(split)
+    elif name in (without := [f"digits-without-{k}" for k in range(10)]):
+        data = _digits(split)
+        kept = data.labels != without.index(name)
+        data = ImageSet(name, data.values[kept], data.labels[kept], data.levels, data.num_classes)
     elif name == "photographs":
         data = _photographs(split, config.image_size)
     elif name in TORCHVISION:
@@ -99,7 +114,8 @@ def load_split(
     elif name.startswith("folder:"):
         data = _folder(name, split, config)
     else:
-        raise InputError(f"dataset is {name!r}; allowed: digits, photographs, {', '.join(TORCHVISION)}, folder:PATH")
+        known = ("digits", "digits-without-K", "photographs", *TORCHVISION, "folder:PATH")
+        raise InputError(f"dataset is {name!r}; allowed: {', '.join(known)}")
     for field in ("image_size", "channels", "levels"):
         if getattr(data, field) != getattr(config, field):
             raise InputError(
@@ -214,6 +230,45 @@ def _class_files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
     if not files:
         raise InputError(f"{root} holds no class folders with images; allowed: one folder per class, images inside")
     return files
+
+
+class Pictures(NamedTuple):
+    """A user's own images: file names, bytes 0..255 (n,C,H,W), and labels (n,), -1 where the name tells none."""
+
+    names: list[str]
+    bytes: Tensor
+    labels: Tensor
+
+
+def read_pictures(path: str, config: ModelConfig, limit: int | None = None) -> Pictures:
+    """The image files of one folder, each of the model's size: nothing is scaled or cropped.
+
+    At most `limit`, spread evenly. A name like `000003_class7.png`, as `farmer_ref.sample` gives them, tells the label.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise InputError(f"images is {path!r}, which is no folder; allowed: a folder of image files")
+    files = sorted(file for file in root.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise InputError(f"images is {path!r}, which holds no image files; allowed: {', '.join(sorted(SUFFIXES))}")
+    if config.channels not in (1, 3):
+        raise InputError(f"model.channels is {config.channels}; allowed: 1 (grey) or 3 (RGB) for a folder of images")
+    size = len(files) if limit is None else min(limit, len(files))
+    files = [files[i * len(files) // size] for i in range(size)]
+    pixels, labels = [], []
+    for file in files:
+        pixels.append(read_picture(file, config.channels, config.image_size))
+        named = re.search(r"_class(\d+)$", file.stem)
+        labels.append(int(named[1]) if named else -1)
+    return Pictures([file.name for file in files], torch.stack(pixels), torch.tensor(labels))
+
+
+def read_picture(path: Path, channels: int, size: int) -> Tensor:
+    """Bytes (C,size,size) of an image file of that very size."""
+    image = _open_image(path, channels)
+    if image.size != (size, size):
+        raise InputError(f"image {path} has {image.width}x{image.height} pixels; allowed: {size}x{size}, the model's")
+    return _pixels(image)
 
 
 # -- the order of training: what happens to sample k of step t depends on (seed, t, k) alone ---------------------------

@@ -21,7 +21,7 @@ from farmer_ref.tokens import nats_to_bits_per_dim
 
 
 @torch.no_grad()
-def _terms(model: Farmer, values: Tensor, labels: Tensor | None, draws: int, seed: int) -> LikelihoodTerms:
+def terms_over_draws(model: Farmer, values: Tensor, labels: Tensor | None, draws: int, seed: int) -> LikelihoodTerms:
     """Likelihood terms (draws, B) of images (B,C,H,W), bytes, under `draws` dequantisations each."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
@@ -68,7 +68,7 @@ def bits_per_dim(
         raise InputError(f"images hold {int(images.max())}; allowed: grey levels 0 to {model.config.levels - 1}")
     if draws < 1:
         raise InputError(f"draws is {draws}; allowed: 1 or more")
-    total = _terms(model, images, labels, draws, seed).total  # (draws, B)
+    total = terms_over_draws(model, images, labels, draws, seed).total  # (draws, B)
     log_prob = _log_prob_bound(total, importance_weighted)
     return nats_to_bits_per_dim(log_prob, model.config.dimensions, model.config.levels)
 
@@ -109,7 +109,7 @@ def evaluate_likelihood(
         _require_uniform(model)
     turn, turns, mine = parallel.rank(), parallel.world_size(), []
     for number, (values, labels) in enumerate(batches(data, batch_size, limit, turn, turns)):
-        terms = _terms(model, values, labels, draws, random_seed(seed, turn + number * turns))
+        terms = terms_over_draws(model, values, labels, draws, random_seed(seed, turn + number * turns))
         parts = torch.stack([term.mean(0) for term in terms]).cpu().double()  # (3, B)
         mine.append((parts, terms.total.cpu().double()))  # and (draws, B)
     part, total = (torch.cat(column, 1) for column in zip(*parallel.gather_in_turn(mine), strict=True))

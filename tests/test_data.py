@@ -43,6 +43,13 @@ def test_digits_splits():
     assert not images[1] & images[2]
 
 
+def test_digits_without_a_class():
+    for split in SPLITS:
+        whole, rest = (load_split(name, split, DIGITS) for name in ("digits", "digits-without-3"))
+        assert torch.equal(rest.values, whole.values[whole.labels != 3])
+        assert rest.labels.unique().tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9] and rest.num_classes == 10
+
+
 def write_idx(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
@@ -190,7 +197,7 @@ def test_a_corrupted_image_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("digit", {}, "dataset is 'digit'; allowed: digits, photographs, mnist"),
+        ("digit", {}, "dataset is 'digit'; allowed: digits, digits-without-K, photographs, mnist"),
         ("folder:nowhere", {}, "nowhere is no folder"),
         ("digits", {"levels": 256}, "model.levels is 256; allowed: 17, as in digits"),
         ("digits", {"image_size": 16}, "model.image_size is 16; allowed: 8"),

@@ -42,6 +42,7 @@ ROOMS = {
     "parallel": {"errors", "transformer"},
     "checkpoint": {"errors", "files", "parallel"},
     "costs": {"config", "farmer", "transformer"},
+    "applications": {"errors", "farmer", "guidance", "metrics", "prior"},
     "metrics": {"data", "errors", "farmer", "guidance", "parallel", "student", "tokens"},
     "fidelity": {"data", "errors", "files", "metrics", "parallel"},
     "plots": set(),
@@ -53,7 +54,7 @@ ROOMS = {
     "comparisons": {"config", "record"},
     "cli": {"errors", "hub", "parallel"},
 }
-COMMANDS = {"train", "distill", "sample", "evaluate", "ablate", "parameters"}
+COMMANDS = {"train", "distill", "sample", "evaluate", "ablate", "apply", "parameters"}
 
 
 def imports(path):
@@ -272,3 +273,55 @@ def test_results_of_the_ways_back():
     assert speedup["public TARFlow", 16] <= 1 / 1.8
     for rows in measured["sweeps"].values():
         assert max(row["error"] for row in rows) <= measured["tolerance"]
+
+
+def test_results_of_the_applications():
+    measured = results()["applications"]
+    inpainted, read = measured["inpainting"], measured["classification"]["by_draws"][-1]
+    for figures in (inpainted["with_label"], inpainted["without_label"], inpainted["samples"]):
+        assert figures["known_pixels_identical"]
+    assert inpainted["with_label"]["completions_read_as_class"] >= 0.9
+    anomalies = measured["anomalies"]
+    best, test = anomalies["chosen_on_validation"], anomalies["test"]
+    assert best == max(anomalies["mean_validation_auroc"], key=anomalies["mean_validation_auroc"].get)
+    assert test["blank"]["likelihood"] < 0.5  # the known failure
+    assert test["blank"][best] >= 0.95 and test["blurred"][best] >= 0.95
+    assert read["accuracy"]["mean"] >= 0.95
+
+
+def test_readme_numbers_of_the_applications_are_the_measured_ones():
+    def mean_and_spread(figure, form):
+        return f"{figure['mean']:{form}} ± {figure['standard_deviation']:{form}}"
+
+    measured = results()["applications"]
+    labelled, free, check = (measured["inpainting"][name] for name in ("with_label", "without_label", "samples"))
+    edits, anomalies, read = measured["editing"], measured["anomalies"], measured["classification"]
+    numbers = [
+        f"**{labelled['completions_read_as_class']:.1%}**",
+        f"digits {labelled['whole_images_read_as_class']:.1%}",
+        f"of the class {labelled['pasted_samples_read_as_class']:.1%}",
+        f"blank {labelled['blanked_images_read_as_class']:.1%}",
+        f"label {free['completions_read_as_class']:.1%}",
+        f"read as {free['distinct_classes']:.1f} classes",
+        f"{check['mean_rank_of_log_prob']:.2f} on average, where .5 ± {check['standard_error_of_a_mean_rank']:.2f}",
+        f"{check['distance_of_truth']:.2f} grey levels",
+        f"which lie {check['standard_deviation']:.2f}",
+        mean_and_spread(edits["class"]["read_as_new_class"], ".1%"),
+        mean_and_spread(edits["class"]["distance"], ".2f"),
+        mean_and_spread(edits["class"]["distance_of_samples"], ".2f"),
+        mean_and_spread(edits["details"]["distance"], ".2f"),
+        mean_and_spread(edits["details"]["read_as_class"], ".1%"),
+        *(f"{walk['nats_per_image'][len(walk['nats_per_image']) // 2]:.1f}" for walk in edits["walks"].values()),
+        f"({anomalies['tasks']['without 1']['test']['likelihood']:.3f})",
+        mean_and_spread(read["by_draws"][-1]["accuracy"], ".1%"),
+        mean_and_spread(read["by_draws"][-1]["calibration_error_plain"], ".1%"),
+    ]
+    for row in anomalies["test"].values():
+        cells = [
+            f"**{area:.3f}**" if score == anomalies["chosen_on_validation"] else f"{area:.3f}"
+            for score, area in row.items()
+        ]
+        numbers += [f"| {cell} |" for cell in cells]
+    prose = " ".join(README.split())
+    for number in numbers:
+        assert number in prose, number

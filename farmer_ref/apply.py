@@ -1,0 +1,363 @@
+"""Use a trained model: `python -m farmer_ref.apply inpaint|edit|anomaly|classify`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from farmer_ref import cli
+from farmer_ref.applications import (
+    AnomalyScorer,
+    change_class,
+    change_details,
+    class_log_probs,
+    class_probabilities,
+    expected_calibration_error,
+    inpaint,
+    interpolate,
+)
+from farmer_ref.config import ModelConfig
+from farmer_ref.data import Pictures, batches, load_split, read_picture, read_pictures
+from farmer_ref.engine import load_run, run_dataset
+from farmer_ref.errors import InputError, require
+from farmer_ref.farmer import Farmer
+from farmer_ref.files import output_file, replace_file
+from farmer_ref.guidance import Guidance
+from farmer_ref.parallel import resolve_device
+from farmer_ref.plots import image_grid, to_bytes
+from farmer_ref.prior import NULL_LABEL
+
+DESCRIPTION = """What an exact likelihood is good for, with a trained FARMER: on a folder of your own images, or on the
+data set that the run was trained on."""
+HALVES = {"lower-half": (1, 0), "upper-half": (0, 0), "right-half": (1, 1), "left-half": (0, 1)}  # part, axis
+MISSING = 128  # a mask's bytes from here on are missing pixels
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model and the images: what all four have in common."""
+
+    A_FEW: ClassVar[int] = 8
+    """Images of a data set, unless `count` says otherwise."""
+    run: str = "digits"
+    """A run folder, or a model that ships with the package."""
+    images: str = ""
+    """A folder of image files, each of the model's size; a name like 03_class7.png tells the label. Empty: the run's
+    data set."""
+    dataset: str = ""
+    """The data set; empty: the one the run was trained on."""
+    split: str = "test"
+    """train, validation or test, of the data set."""
+    data_root: str = "data"
+    """Where torchvision keeps its data sets."""
+    download: bool = True
+    """Download a missing data set."""
+    count: int | None = None
+    """At most so many images, spread evenly; not given: all of a folder, a few of a data set."""
+    weights: str = "ema"
+    """ema, or raw (those of the newest checkpoint)."""
+    seed: int = 0
+    """The same seed gives the same result on the same device."""
+    device: str = "auto"
+    """auto (CUDA when there is one), cpu, cuda, ..."""
+
+    def __post_init__(self) -> None:
+        require(self.count is None or self.count >= 1, "count", self.count, "1 or more")
+
+
+@dataclass(frozen=True)
+class InpaintConfig(Source):
+    """Draw missing pixels given the others, under the exact density."""
+
+    A_FEW: ClassVar[int] = 5
+    mask: str = "lower-half"
+    """What is missing: lower-half, upper-half, left-half, right-half, centre; or an image file of the model's size,
+    white where pixels are missing."""
+    use_labels: bool = True
+    """Give the model the labels, where they are known."""
+    samples: int = 4
+    """Completions of each image."""
+    particles: int = 16
+    """Particles of each completion: more are nearer to the exact distribution, and take longer."""
+    moves: int = 10
+    """Moves under the exact density at the end."""
+    out: str = "inpainted.png"
+    """A picture (original, masked, completions), or a folder of single PNG files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples", "particles", "moves"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+
+
+@dataclass(frozen=True)
+class EditConfig(Source):
+    """Change an image's class or its details in the latents, or walk from one image to the next."""
+
+    change: Literal["class", "details", "interpolate"] = "class"
+    """class: keep the redundant latents, draw the informative ones under other labels. details: the reverse, under the
+    image's own label. interpolate: from each image to the next, in the latents and, below it, in the pixels."""
+    labels: tuple[int, ...] = ()
+    """The other classes; none given: the first ten."""
+    steps: int = 8
+    """Images of each walk, and redraws of details."""
+    guidance: float = 0.0
+    """Guidance scale w of the new informative latents."""
+    out: str = "edited.png"
+    """A picture: the image, then what becomes of it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.steps >= 2, "steps", self.steps, "2 or more")
+
+
+@dataclass(frozen=True)
+class AnomalyConfig(Source):
+    """Score how strange images are to the model; larger is stranger."""
+
+    A_FEW: ClassVar[int] = 30
+    draws: int = 2
+    """Dequantisations per image."""
+    reference: int = 500
+    """At most so many training images, which say what is normal."""
+    score: Literal["likelihood", "typicality", "complexity", "terms", "terms and complexity"] = "terms and complexity"
+    """What the images are sorted by (the default did best on validation); `--out` has all scores."""
+    out: str | None = None
+    """A JSON file to write the scores to."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.draws >= 1, "draws", self.draws, "1 or more")
+        require(self.reference >= 10, "reference", self.reference, "10 or more")
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(Source):
+    """Classify by Bayes' rule, from log p(x | class)."""
+
+    A_FEW: ClassVar[int] = 300
+    draws: int = 8
+    """Dequantisations per image."""
+    temperature: float = 1.0
+    """Divides log-likelihoods: above 1 makes the probabilities less sure."""
+    out: str | None = None
+    """A JSON file to write the probabilities to."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.draws >= 1, "draws", self.draws, "1 or more")
+        require(self.temperature > 0, "temperature", self.temperature, "above 0")
+
+
+class Studio:
+    """A model, the images it is used on, and their labels."""
+
+    def __init__(self, config: Source):
+        self.config, self.device = config, resolve_device(config.device)
+        self.model: Farmer = load_run(config.run, config.weights).to(self.device)
+        self.levels, classes = self.model.config.levels, self.model.config.num_classes
+        if config.images:
+            self.pictures = read_pictures(config.images, self.model.config, config.count)
+            values = (self.pictures.bytes.double() * (self.levels - 1) / 255).round().to(torch.uint8)
+        else:
+            values, labels = self.split(config.split, config.count or config.A_FEW)
+            names = [f"{config.split}-{i:03d}" for i in range(len(labels))]
+            self.pictures = Pictures(names, self.as_bytes(values), labels)
+        highest = int(self.pictures.labels.max())
+        if highest >= classes > 0:
+            raise InputError(f"label is {highest}; allowed: 0 to {classes - 1}")
+        self.values, self.labels = values.to(self.device), self.pictures.labels.to(self.device)
+        if not classes:
+            self.labels = torch.full_like(self.labels, NULL_LABEL)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+
+    def split(self, name: str, limit: int) -> tuple[Tensor, Tensor]:
+        """Grey levels and labels of a split of the run's data set."""
+        dataset = self.config.dataset or run_dataset(self.config.run)
+        data = load_split(dataset, name, self.model.config, self.config.data_root, self.config.download)
+        return next(batches(data, limit, limit))
+
+    def as_bytes(self, values: Tensor) -> Tensor:
+        """Grey levels 0..L-1 as bytes 0..255, on the CPU."""
+        return (values.cpu().double() * 255 / (self.levels - 1)).round().to(torch.uint8)
+
+    def images(self) -> Tensor:
+        """The images (n,C,H,W), dequantised."""
+        noise = self.model.dequantiser.draw(tuple(self.values.shape), self.generator)
+        return self.model.dequantiser(self.values, noise)
+
+
+def mask_of(name: str, config: ModelConfig) -> Tensor:
+    """Where pixels are missing (1,H,W)."""
+    size = config.image_size
+    missing = torch.zeros(1, size, size, dtype=torch.bool)
+    if name in HALVES:
+        part, axis = HALVES[name]
+        missing.narrow(axis + 1, part * (size // 2), size // 2)[:] = True
+    elif name == "centre":
+        missing[:, size // 4 : size - size // 4, size // 4 : size - size // 4] = True
+    else:
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"mask is {name!r}, which is no file; allowed: {', '.join(HALVES)}, centre, an image file")
+        missing = read_picture(path, 1, size) >= MISSING
+    share = float(missing.double().mean())
+    require(0 < share < 1, "mask's missing pixels", f"{share:.0%}", "some, not all (`farmer_ref.sample` draws those)")
+    return missing
+
+
+def picture(rows: list[Tensor], path: Path) -> None:
+    """A PNG file of rows of bytes (n,C,H,W)."""
+    cells = torch.cat(rows).float() / 127.5 - 1
+    grid = image_grid(cells, columns=len(rows[0]))
+    replace_file(path, lambda temporary: grid.save(temporary, format="PNG"))
+
+
+def run_inpaint(config: InpaintConfig) -> str:
+    """Complete the images; what was known stays as it was in the files, byte for byte."""
+    as_picture = Path(config.out).suffix.lower() == ".png"
+    out = output_file(config.out) if as_picture else output_folder(config.out)
+    studio = Studio(config)
+    missing = mask_of(config.mask, studio.model.config)
+    names = [Path(name).stem for name in studio.pictures.names]
+    require(len(set(names)) == len(names), "images", "two files of one name", "names that differ before their endings")
+    done = inpaint(
+        studio.model,
+        studio.values,
+        ~missing.to(studio.device),
+        studio.labels if config.use_labels else torch.full_like(studio.labels, NULL_LABEL),
+        config.samples,
+        config.particles,
+        config.moves,
+        studio.generator,
+        progress=True,
+    )
+    originals = studio.pictures.bytes
+    drawn = torch.where(missing, studio.as_bytes(done.values), originals[:, None])  # (n,samples,C,H,W)
+    if as_picture:
+        masked = torch.where(missing, MISSING, originals).to(torch.uint8)
+        picture(list(torch.cat([originals[:, None], masked[:, None], drawn], 1)), out)
+    else:
+        for name, images in zip(names, drawn, strict=True):
+            for k, image in enumerate(images):
+                single = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
+                replace_file(out / f"{name}_{k}.png", lambda path, single=single: single.save(path, format="PNG"))
+    return (
+        f"{len(drawn)} images, {missing.double().mean():.0%} of each missing, {config.samples} completions each; "
+        f"{done.temperatures} temperatures, {done.acceptance:.0%} of the exact moves accepted: {out}"
+    )
+
+
+def output_folder(name: str) -> Path:
+    """A folder to write to, made before the work whose results it will hold."""
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"out is {name!r}, which cannot be made ({error}); allowed: a folder, or a .png file"
+        ) from None
+    return Path(name)
+
+
+def run_edit(config: EditConfig) -> str:
+    """Edit the images; one row each, the image first."""
+    out, studio = output_file(config.out), Studio(config)
+    model, images, originals = studio.model, studio.images(), studio.pictures.bytes
+    if config.change == "interpolate":
+        require(len(images) >= 2, "images", len(images), "2 or more, to walk from one to the next")
+        rows = []
+        for latent in (True, False):
+            rows.append(interpolate(model, images[:-1], images[1:], config.steps, latent))
+        walks = torch.stack(rows, 1).flatten(0, 1)  # (2 (n-1),steps,C,H,W): latents, pixels, latents, ...
+        picture([to_bytes(model.dequantiser.without_noise(walk)) for walk in walks], out)
+        return f"{len(images) - 1} walks of {config.steps} images, in the latents and, below, in the pixels: {out}"
+    if config.change == "class":
+        classes = config.labels or tuple(range(min(model.config.num_classes, 10)))
+        require(bool(classes), "model's classes", 0, "a model trained with labels, to change the class")
+        guidance, old = Guidance(scale=config.guidance), studio.labels
+        edits = [change_class(model, images, old, torch.full_like(old, c), guidance, studio.generator) for c in classes]
+        what = f"under the labels {', '.join(map(str, classes))}"
+    else:
+        edits = [change_details(model, images, studio.labels, studio.generator) for _ in range(config.steps)]
+        what = f"with {config.steps} other details"
+    columns = [originals, *(to_bytes(model.dequantiser.without_noise(edit)) for edit in edits)]
+    picture(list(torch.stack(columns, 1)), out)
+    return f"{len(images)} images {what}: {out}"
+
+
+def run_anomaly(config: AnomalyConfig) -> str:
+    """Score the images against the run's training split."""
+    out, studio = output_file(config.out) if config.out else None, Studio(config)
+    train, labels = studio.split("train", config.reference)
+    held_out, _ = studio.split("validation", config.reference)
+    scorer = AnomalyScorer(studio.model, train, labels, config.draws, config.seed, progress=True)
+    scores, usual = scorer.scores(studio.values.cpu()), scorer.scores(held_out)
+    rows: list[dict[str, Any]] = []
+    for i, name in enumerate(studio.pictures.names):
+        stranger = float((usual[config.score] >= scores[config.score][i]).double().mean())
+        row = {score: float(values[i]) for score, values in scores.items()}
+        rows.append({"image": name, "share_of_validation_images_as_strange": stranger, "scores": row})
+    rows.sort(key=lambda row: -row["scores"][config.score])
+    if out:
+        out.write_text(json.dumps({"run": config.run, "sorted_by": config.score, "images": rows}, indent=2) + "\n")
+    lines = [f"{config.score}, the strangest first; beside it the share of validation images that are as strange"]
+    for row in rows:
+        share = row["share_of_validation_images_as_strange"]
+        lines.append(f"  {row['scores'][config.score]:10.2f}  {share:6.1%}  {row['image']}")
+    return "\n".join(lines)
+
+
+def run_classify(config: ClassifyConfig) -> str:
+    """Classify the images; with labels known, count how many are right, and how well the probabilities are meant."""
+    out, studio = output_file(config.out) if config.out else None, Studio(config)
+    log_probs = class_log_probs(studio.model, studio.values.cpu(), config.draws, config.seed, progress=True)
+    probabilities = class_probabilities(log_probs, config.temperature)
+    confidence, classes = probabilities.max(-1)
+    if out:
+        names, labels = studio.pictures.names, studio.pictures.labels
+        rows = [
+            {"image": name, "label": int(label), "class": int(c), "probabilities": own.tolist()}
+            for name, label, c, own in zip(names, labels, classes, probabilities, strict=True)
+        ]
+        out.write_text(
+            json.dumps({"run": config.run, "temperature": config.temperature, "images": rows}, indent=2) + "\n"
+        )
+    lines = []
+    if config.images:
+        triples = zip(studio.pictures.names, classes, confidence, strict=True)
+        lines = [f"  class {int(c)}  {float(share):6.1%}  {name}" for name, c, share in triples]
+    known = studio.pictures.labels != NULL_LABEL
+    if bool(known.any()):
+        right = (classes == studio.pictures.labels)[known].double().mean()
+        error = expected_calibration_error(probabilities[known], studio.pictures.labels[known])
+        lines.append(
+            f"{right:.1%} of {int(known.sum())} images right ({config.draws} dequantisations each); expected "
+            f"calibration error {error:.1%}"
+        )
+    return "\n".join(lines)
+
+
+RUNS = {
+    "inpaint": (InpaintConfig(), run_inpaint),
+    "edit": (EditConfig(), run_edit),
+    "anomaly": (AnomalyConfig(), run_anomaly),
+    "classify": (ClassifyConfig(), run_classify),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Do what was asked for, and say what came of it."""
+    defaults = {name: default for name, (default, _) in RUNS.items()}
+    config = cli.parse_one_of("farmer_ref.apply", defaults, DESCRIPTION, argv)
+    run = next(run for default, run in RUNS.values() if type(default) is type(config))
+    print(run(config))
+
+
+if __name__ == "__main__":
+    cli.run(main)
