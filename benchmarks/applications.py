@@ -73,11 +73,11 @@ class ApplicationsBenchmark:
 
     sections: tuple[Literal["inpainting", "editing", "anomalies", "classification"], ...] = SECTIONS
     """Parts to measure; the others stay as they are in results/applications.json."""
-    digits: tuple[int, int] = (40, 2)
+    digits: tuple[int, int] = (100, 2)
     """Test images that are completed with their label, spread evenly, and completions of each."""
-    without_label: tuple[int, int] = (8, 6)
+    without_label: tuple[int, int] = (20, 6)
     """The same without labels."""
-    samples: tuple[int, int] = (20, 2)
+    samples: tuple[int, int] = (40, 2)
     """The same of samples of the model in place of test images."""
     particles: int = 16
     """Of each completion."""
