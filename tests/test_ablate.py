@@ -10,6 +10,7 @@ from test_commands import fails_with_one_line
 from farmer_ref import PRESETS, ablate
 from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, model_flag
 from farmer_ref.comparisons import GUIDED, Claim, Row, Table, bases, blur_sentence, judge, report, tables, verdict
+from farmer_ref.prior import _channel_order
 
 
 @pytest.mark.parametrize("name", ["digits", "photographs", "mnist", "cifar10", "cifar10-crops"])
@@ -41,6 +42,15 @@ def test_table_3_changes_one_thing_at_a_time():
     assert differ("split, condition repeated", "split, both") == {"final_permutation"}
     assert differ("split, both", "both, resampling") == set()
     assert differ("both, resampling", "both, resampling, Z_R ~ N(0, I)") == {"redundant_prior"}
+
+
+@pytest.mark.parametrize("name", ["digits", "photographs", "mnist", "cifar10", "cifar10-crops"])
+def test_channels_spread_over_the_token_are_others_than_the_first(name):
+    rows = {row.name: row.model for row in tables(PRESETS[name])["figure6b"].rows}
+    (spread,) = (model for model in rows.values() if "informative_channels" in model)
+    size, channels = spread["informative"], PRESETS[name].model.token_channels
+    chosen = [set(_channel_order(channels, size, rule)[:size].tolist()) for rule in ("first", "interleaved")]
+    assert chosen[0] != chosen[1] and {"informative": size} in rows.values()
 
 
 def test_rows_share_the_runs_that_they_have_in_common(tmp_path):
