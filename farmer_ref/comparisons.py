@@ -150,8 +150,7 @@ def tables(preset: TrainConfig) -> dict[str, Table]:
                 Claim(few, f"I = {sizes[-1]} of {channels}"),
                 *(Claim(few, f"I = {size} of {channels}") for size in sizes[:1] if size != sizes[1]),
             ),
-            note="The paper calls I = 128 of 768 best, and does not say which channels they are: the first here, or spread "
-            "over the token.",
+            note="The paper calls I = 128 of 768 best, and does not say which channels: here the first, or spread.",
         ),
         "figure7": Table(
             "Figure 7: redundant channels, standard deviations scaled",
