@@ -307,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
         if name == "figure8":
             record["fifths"], shown = by_log_determinant(runs, preset, table.rows[0])
             record["sentences"].append(blur_sentence(record["fifths"]))
-            save_figure(labelled_grids(shown, columns=10, across=QUINTILES), stem)
+            save_figure(labelled_grids(shown, columns=10, across=3), stem)
         elif name == "figure7":
             save_figure(labelled_grids(scaled_samples(runs, preset, table), columns=10, across=3), stem)
         else:

@@ -16,7 +16,6 @@ from typing import Any
 from scipy.stats import t as student_t
 
 from farmer_ref.config import TrainConfig
-from farmer_ref.record import mean_and_spread
 
 MEASURES = {
     "bits_per_dim": ("bits/dim", ".3f"),
@@ -29,7 +28,8 @@ TIMED_BATCH = 16
 REPORT = """Written by `python -m farmer_ref.ablate` from the files beside it. Means and standard deviations over seeds.
 "Read": the share of samples that a classifier of real images reads as their class. "Fréchet": the Fréchet distance of
 its class scores from those of the test images. The paper's column is FID on ImageNet at 256x256, of its own models. A
-claim holds, or does not, if the 95% interval of the difference over seeds (Student's t) excludes 0."""
+claim holds, or does not, if the 95% interval of the difference over seeds (Student's t) excludes 0; where both rows
+sample from the same models, of the difference seed by seed."""
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,9 @@ def bases(preset: TrainConfig, steps: int) -> Table:
 
 def blur_sentence(fifths: list[dict[str, Any]]) -> str:
     """Whether the samples with the largest log-determinants look blurred (Fig. 8): less sharp than all on average."""
-    last = fifths[-1]["sharpness"]
-    means = [statistics.mean(seeds) for seeds in zip(*(fifth["sharpness"]["seeds"] for fifth in fifths), strict=True)]
-    word = verdict(last, {**mean_and_spread(means), "seeds": means}, None, higher_is_better=False)["verdict"]
+    by_seed = zip(*(fifth["sharpness"]["seeds"] for fifth in fifths), strict=True)
+    means, last = [statistics.mean(seeds) for seeds in by_seed], fifths[-1]["sharpness"]["seeds"]
+    word = verdict(last, means, None, higher_is_better=False, paired=True)["verdict"]
     of_last, of_first = (cell(fifth["sharpness"], ".2f") for fifth in (fifths[-1], fifths[0]))
     return (
         f'"Samples of abnormally large log-determinants look blurred" {word}: sharpness, over that of real images, is '
@@ -234,7 +234,13 @@ def judge(table: Table, claim: Claim, by_name: dict[str, dict]) -> dict[str, Any
     for measure in table.measures:
         if first[measure]["seeds"] == second[measure]["seeds"]:
             continue  # two ways to sample from the same models have the same likelihood
-        verdicts[measure] = verdict(first[measure], second[measure], claim.alike_within, measure in HIGHER_IS_BETTER)
+        verdicts[measure] = verdict(
+            first[measure]["seeds"],
+            second[measure]["seeds"],
+            claim.alike_within,
+            higher_is_better=measure in HIGHER_IS_BETTER,
+            paired=first["model"] == second["model"],
+        )
         name, form = MEASURES[measure]
         figures = " against ".join(cell(row[measure], form) for row in (first, second))
         parts.append(f"by {name} {verdicts[measure]['verdict']} ({figures})")
@@ -243,19 +249,23 @@ def judge(table: Table, claim: Claim, by_name: dict[str, dict]) -> dict[str, Any
     return {"claim": said, "verdicts": verdicts, "sentence": sentence}
 
 
-def verdict(ours: dict, other: dict, alike_within: float | None, higher_is_better: bool) -> dict[str, Any]:
+def verdict(
+    ours: list[float], other: list[float], alike_within: float | None, higher_is_better: bool, paired: bool
+) -> dict[str, Any]:
     """Whether one figure is better than another, over seeds; or within a margin of it.
 
-    By the 95% interval of the difference (Student's t, as many seeds of both): better if it lies above 0, alike if it
-    lies within the margin. Of twenty differences that are none, one is told apart all the same.
+    By the 95% interval of the mean difference (Student's t): better if it lies above 0, alike if it lies within the
+    margin. `paired`: both are of the same trained models, so that seed by seed their difference is what varies. Of
+    twenty differences that are none, one is told apart all the same.
     """
-    gain, count = other["mean"] - ours["mean"], len(ours["seeds"])
-    if higher_is_better:
-        gain = -gain
+    sign, count = -1 if higher_is_better else 1, len(ours)
+    gains = [sign * (b - a) for a, b in zip(ours, other, strict=True)]
+    gain = statistics.mean(gains)
     if count < 2:
         return {"gain": gain, "half_interval": None, "verdict": "cannot be told from one seed"}
-    error = math.sqrt(sum(figure["standard_deviation"] ** 2 for figure in (ours, other)) / count)
-    half = float(student_t.ppf(0.975, 2 * (count - 1))) * error
+    variance = statistics.variance(gains) if paired else statistics.variance(ours) + statistics.variance(other)
+    freedom = count - 1 if paired else 2 * (count - 1)
+    half = float(student_t.ppf(0.975, freedom)) * math.sqrt(variance / count)
     if alike_within is None:
         holds, fails = gain > half, gain < -half
     else:

@@ -79,8 +79,8 @@ def row_of(name, values):
     return {"name": name, "frechet_distance": figures}
 
 
-def word(ours, other, margin=None, higher_is_better=False):
-    return verdict(row_of("r", ours)[MEASURE], row_of("r", other)[MEASURE], margin, higher_is_better)["verdict"]
+def word(ours, other, margin=None, higher_is_better=False, paired=False):
+    return verdict(ours, other, margin, higher_is_better, paired)["verdict"]
 
 
 def test_claims_are_judged_against_the_spread():
@@ -92,6 +92,9 @@ def test_claims_are_judged_against_the_spread():
     assert word([1.0, 1.1], [1.3, 1.2]) == "cannot be told"  # two seeds say little
     assert word([1.0, 1.02], [1.3, 1.28]) == "holds"
     assert word(high, low, higher_is_better=True) == "holds"
+    varied = [1.0, 3.0, 5.0]
+    assert word(varied, [v + 0.5 for v in varied]) == "cannot be told"
+    assert word(varied, [v + 0.5 + d for v, d in zip(varied, [0, 0.1, -0.1], strict=True)], paired=True) == "holds"
 
 
 def test_likeness_is_judged_against_margin_and_spread():
@@ -104,6 +107,7 @@ def test_likeness_is_judged_against_margin_and_spread():
 def test_a_claim_is_a_sentence_by_every_measure():
     rows = {
         name: {
+            "model": {"name": name},
             MEASURE: row_of(name, frechet)[MEASURE],
             "share_read_as_class": row_of(name, read)[MEASURE],
             "bits_per_dim": row_of(name, [2.0, 2.1, 2.2])[MEASURE],

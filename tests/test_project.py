@@ -51,7 +51,7 @@ ROOMS = {
         *("guidance", "mixture", "parallel", "prior", "tokens", "transformer"),
     },
     "record": set(),
-    "comparisons": {"config", "record"},
+    "comparisons": {"config"},
     "cli": {"errors", "hub", "parallel"},
 }
 COMMANDS = {"train", "distill", "sample", "evaluate", "ablate", "apply", "parameters"}
