@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from farmer_ref import PRESETS, Farmer, Guidance, OneStepStudent
+from farmer_ref.comparisons import MEASURES, cell, report
 from farmer_ref.data import load_split
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.files import PRETRAINED
@@ -161,6 +162,45 @@ def test_readme_names_real_things():
     for link in re.findall(r"\]\(([^)#]+)\)|<img src=\"([^\"]+)\"", README):
         link = "".join(link)
         assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_readme_tables_are_the_measured_ones():
+    told = {
+        "table3": {
+            "split": ("share_read_as_class", "bits_per_dim"),
+            "no split": ("share_read_as_class", "bits_per_dim"),
+            "split, both": ("share_read_as_class", "frechet_distance"),
+            "both, naive guidance": ("share_read_as_class", "frechet_distance"),
+            "both, resampling": ("share_read_as_class", "frechet_distance", "bits_per_dim"),
+            "both, resampling, Z_R ~ N(0, I)": ("bits_per_dim",),
+        },
+        "table4": {
+            "autoregressive flow": ("frechet_distance",),
+            "coupling flow": ("frechet_distance",),
+            "autoregressive flow, one step": ("frechet_distance",),
+        },
+        "figure6a": {f"K = {k}": ("bits_per_dim",) for k in (1, 16, 64, 256)},
+        "figure6b": {f"I = {i}": ("bits_per_dim",) for i in ("1 of 4", "2 of 4", "3 of 4", "4, no split")},
+        "figure7": {f"x {scale}": ("share_read_as_class",) for scale in (0, 1.5, 4)},
+    }
+    measured = results()
+    for table, its_rows in told.items():
+        rows = {row["name"]: row for row in measured[table]["rows"]}
+        for name, measures in its_rows.items():
+            for measure in measures:
+                assert cell(rows[name][measure], MEASURES[measure][1]) in README, (table, name, measure)
+    sentences = [*measured["table4"]["sentences"][-2:], measured["table5"]["sentences"][-1]]
+    fifths = measured["figure8"]["fifths"]
+    for said in (*sentences, *(cell(fifth["sharpness"], ".2f") for fifth in (fifths[0], fifths[-1]))):
+        assert said in README, said
+    early = {row["way"]: row["frechet_distance"] for row in measured["early_guidance"]["table"]}
+    ways = [early[way] for way in ("no guidance", "naive, w = 1", "resampling, w = 1")]
+    assert ", ".join(f"{way['mean']:.2f}" for way in ways) in README
+    assert all(a > b > c for a, b, c in zip(*(way["seeds"] for way in ways), strict=True))
+
+
+def test_the_page_of_results_is_made_of_the_results():
+    assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == report(ROOT / "results")
 
 
 def test_readme_costs_are_the_computed_ones():
