@@ -253,7 +253,10 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
             measured[number]["sharpness"].append(float(sharpness(values[chosen]).mean()) / real)
             measured[number]["share_read_as_class"].append(reader.share_read(values[chosen], labels.cpu()[chosen]))
             if seed == 0:
-                shown[f"fifth {number + 1}"] = model.dequantiser.without_noise(images[chosen[:SHOWN]])
+                end = {0: ", the smallest", QUINTILES - 1: ", the largest"}.get(number, "")
+                shown[f"fifth {number + 1} of the log-determinants{end}"] = model.dequantiser.without_noise(
+                    images[chosen[:SHOWN]]
+                )
     return [{name: {**mean_and_spread(v), "seeds": v} for name, v in fifth.items()} for fifth in measured], shown
 
 
