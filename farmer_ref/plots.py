@@ -80,6 +80,7 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
             axes.set_title(heading, fontsize=10)
             axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
             axes.margins(y=0.6 / len(rows))
+            axes.locator_params(axis="x", nbins=4)  # long numbers must not touch
         panels[0].invert_yaxis()
     return figure
 
