@@ -93,16 +93,17 @@ def test_conda_environment_equals_pyproject():
     python, wanted = requirements()
     renamed = {"torch": "pytorch", "matplotlib": "matplotlib-base", "huggingface-hub": "huggingface_hub"}
     wanted = {f"python{python}"} | {re.sub(r"^\w[\w-]*", lambda m: renamed.get(m[0], m[0]), line) for line in wanted}
-    listed = re.findall(r"^  - (\S+>=\S+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    listed = re.findall(r"^ +- (\S+>=\S+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
     assert set(listed) == wanted
 
 
 def test_constraints_name_a_version_of_every_requirement():
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     for line in requirements()[1]:
-        name, lowest = line.split(">=")
+        name, lowest, *below = re.split(r">=|,<", line)
         version = [int(part) for part in re.findall(r"\d+", pinned[name])]
         assert version >= [int(part) for part in lowest.split(".")], line
+        assert not below or version < [int(part) for part in below[0].split(".")], line
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -1,0 +1,57 @@
+"""Make each notebook's .ipynb from its .py and run it: `python notebooks/execute.py 00_tour`, or all of them.
+
+Progress bars are dropped from what is saved. Anything else on standard error stops the work, so that no warning gets
+into the book.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).parent
+
+
+def read_source(path: Path) -> nbformat.NotebookNode:
+    """The notebook of a .py file, without outputs; the same one each time."""
+    notebook = jupytext.read(path)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}
+    }
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"
+    return notebook
+
+
+def without_progress_bars(notebook: nbformat.NotebookNode) -> None:
+    """Drop progress bars from the outputs; raises `SystemExit` for other messages on standard error."""
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        messages = "".join(output.text for output in cell.outputs if output.get("name") == "stderr")
+        if re.sub(r"\r[^\r\n]*", "", messages).strip():
+            raise SystemExit(f"a cell writes to standard error:\n{cell.source}\n\n{messages}")
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+
+
+def main(names: list[str]) -> None:
+    """Run the notebooks of these names, or all."""
+    for path in [HERE / f"{name}.py" for name in names] or sorted(HERE.glob("[0-9]*.py")):
+        notebook, began = read_source(path), time.perf_counter()
+        NotebookClient(
+            notebook, timeout=600, resources={"metadata": {"path": HERE}}, record_timing=False
+        ).execute()
+        without_progress_bars(notebook)
+        notebook.metadata["language_info"] = {"name": "python"}
+        nbformat.write(notebook, path.with_suffix(".ipynb"))
+        print(f"{path.stem}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

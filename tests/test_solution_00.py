@@ -1,0 +1,21 @@
+"""The solutions of notebook 00."""
+
+import math
+
+import torch
+from solution_00 import bits_after, bits_of_the_label
+
+from farmer_ref import Farmer
+from farmer_ref.data import batches, load_split
+
+
+def test_the_label_saves_what_a_label_holds_and_no_more():
+    model = Farmer.from_pretrained("digits")
+    values, labels = next(batches(load_split("digits", "test", model.config), 300))
+    noise = model.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0))
+    null, average = bits_of_the_label(model, model.dequantiser(values, noise), labels)
+    assert null > math.log2(10) > average > 3
+
+
+def test_a_few_seconds_of_training_beat_knowing_nothing(tmp_path):
+    assert bits_after(4, 32, str(tmp_path / "run")) < math.log2(17)
