@@ -15,7 +15,7 @@ import torch
 from farmer_ref import cli, train
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.guidance import Guidance
-from farmer_ref.record import ROOT, mean_and_spread, provenance
+from farmer_ref.record import ROOT, over_seeds, provenance
 
 WAYS = {
     "no guidance": Guidance(),
@@ -58,9 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in WAYS:
         mine = [row for row in rows if row["way"] == name]
         measured = {
-            measure: {**mean_and_spread(values), "seeds": values}
+            measure: over_seeds([row[measure] for row in mine])
             for measure in ("frechet_distance", "share_read_as_class")
-            for values in [[row[measure] for row in mine]]
         }
         table.append({"way": name, **measured})
         distance, read = (measured[measure] for measure in ("frechet_distance", "share_read_as_class"))

@@ -47,7 +47,7 @@ from farmer_ref.files import replace_file
 from farmer_ref.metrics import Reader
 from farmer_ref.parallel import resolve_device
 from farmer_ref.plots import class_labels, comparison, labelled_grids
-from farmer_ref.record import mean_and_spread, provenance, timed
+from farmer_ref.record import over_seeds, provenance, timed
 from farmer_ref.student import OneStepStudent
 
 QUINTILES, SHOWN = 5, 30
@@ -89,6 +89,8 @@ class AblateConfig:
     """auto, cpu, cuda."""
     out: str = "results"
     """The folder of the result files."""
+    suffix: str = ""
+    """Added to the names of the result files: a longer run of a table stands beside a shorter one."""
 
     def __post_init__(self) -> None:
         for name in ("seconds_per_run", "basis_steps", "seeds", "samples"):
@@ -186,8 +188,7 @@ def measure(runs: Runs, preset: TrainConfig, table: Table) -> list[dict[str, Any
         states = [last_state(runs.folder(preset, row, seed)) for seed in seeds]
         measured: dict[str, Any] = {"name": row.name, "model": row.model, "sampling": row.sampling, "paper": row.paper}
         for name in MEASURES:
-            values = [figures[name] for figures in mine]
-            measured[name] = {**mean_and_spread(values), "seeds": values}
+            measured[name] = over_seeds([figures[name] for figures in mine])
         measured["steps"] = [state["step"] for state in states]
         measured["training_seconds"] = [state["seconds"] for state in states]
         if table.speeds:
@@ -257,7 +258,7 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
                 shown[f"fifth {number + 1} of the log-determinants{end}"] = model.dequantiser.without_noise(
                     images[chosen[:SHOWN]]
                 )
-    return [{name: {**mean_and_spread(v), "seeds": v} for name, v in fifth.items()} for fifth in measured], shown
+    return [{name: over_seeds(values) for name, values in fifth.items()} for fifth in measured], shown
 
 
 @torch.no_grad()
@@ -306,7 +307,8 @@ def main(argv: list[str] | None = None) -> None:
         if table.speeds:
             record["sentences"] += table.speeds({row["name"]: row["seconds_per_image"] for row in rows})
         out.mkdir(parents=True, exist_ok=True)
-        stem = out / (name if preset.preset in ("digits", "photographs") else f"{name}_{preset.preset}")
+        data = "" if preset.preset in ("digits", "photographs") else f"_{preset.preset}"
+        stem = out / f"{name}{data}{config.suffix}"
         if name == "figure8":
             record["fifths"], shown = by_log_determinant(runs, preset, table.rows[0])
             record["sentences"].append(blur_sentence(record["fifths"]))

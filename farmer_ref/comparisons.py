@@ -348,6 +348,6 @@ def report(folder: Path) -> str:
         lines += ["", *(f"- {sentence}" for sentence in record["sentences"])]
         timed_rows = [row for row in record["rows"] if "seconds_per_image" in row]
         lines += [f"- {row['name']}, {times_of(row)}." for row in timed_rows]
-        pictures = sorted(folder.glob(f"{path.stem}*.png"))
-        lines += ["", *(f"![{record['title']}]({picture.name})" for picture in pictures)]
+        if path.with_suffix(".png").exists():
+            lines += ["", f"![{record['title']}]({path.stem}.png)"]
     return "\n".join(lines) + "\n"

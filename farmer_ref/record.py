@@ -41,6 +41,11 @@ def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": statistics.mean(values), "standard_deviation": spread}
 
 
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, with the values themselves."""
+    return {**mean_and_spread(values), "seeds": list(values)}
+
+
 def timed(function: Callable[[], object], device: torch.device) -> float:
     """Seconds that a call takes, the work that it leaves to a GPU included."""
     began = time.perf_counter()

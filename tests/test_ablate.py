@@ -196,8 +196,11 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(Runs, "_run", lambda *_: pytest.fail("a finished run was started again"))
     before = (tmp_path / "results" / "table3.json").read_text()
-    ablate.main(arguments)
-    after = json.loads((tmp_path / "results" / "table3.json").read_text())
+    ablate.main([*arguments, "--suffix", "_again"])
+    after = json.loads((tmp_path / "results" / "table3_again.json").read_text())
+    assert (tmp_path / "results" / "table3.json").read_text() == before
+    page = (tmp_path / "results" / "README.md").read_text()
+    assert page.count("(table3.png)") == page.count("(table3_again.png)") == 1
     assert [row["bits_per_dim"] for row in after["rows"]] == [row["bits_per_dim"] for row in json.loads(before)["rows"]]
 
 
