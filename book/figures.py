@@ -135,7 +135,8 @@ def digits(folder: Path) -> None:
     (folder / "digits.md").write_text(
         f"On the test digits it scores {bits['mean']:.3f} ± {bits['standard_deviation']:.3f} bits/dim over "
         f"{len(record['runs'])} seeds; a model that knows nothing needs {nothing:.2f}. A classifier of real digits "
-        f"reads {read['mean']:.1%} ± {read['standard_deviation']:.1%} of its samples as the class that they were drawn for.\n"
+        f"reads {read['mean']:.1%} ± {read['standard_deviation']:.1%} of its samples as the class that they were drawn "
+        "for.\n"
     )
 
 
