@@ -23,7 +23,13 @@ from farmer_ref.data import batches, load_split
 from farmer_ref.parameters import GPU, GPU_BYTES, GPUS, LARGE, PAPER, RESERVED_BYTES, UTILISATION, count, step_costs
 from farmer_ref.plots import COLOURS, STYLE, image_grid, model_at_work
 
-RESULTS = Path(__file__).parent.parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+README = {  # parts of the README that pages include: the text before and after each
+    "first_screen": ("selected.\n", "```python"),
+    "many_gpus": ("each of them):\n", "`--parallel ddp`"),
+    "slurm": ("can be queued again:\n", "ImageNet:"),
+}
 MEMORY = (  # of a line of `step_costs`, the places of its numbers, and their names
     (2, "state, 1 GPU (GiB)"),
     (3, f"each of {GPUS} (GiB)"),
@@ -140,11 +146,18 @@ def digits(folder: Path) -> None:
     )
 
 
+def readme(folder: Path) -> None:
+    """Parts of the README, whose commands and figures tests hold."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, (before, after) in README.items():
+        (folder / f"{name}.md").write_text(text.split(before, 1)[1].split(after, 1)[0].strip() + "\n")
+
+
 def main(folder: str) -> None:
     """Everything, into one folder."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    for draw in (one_picture, samples, change_of_variables, costs, measured, digits):
+    for draw in (one_picture, samples, change_of_variables, costs, measured, digits, readme):
         draw(place)
 
 
