@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from farmer_ref import Farmer, Guidance
-from farmer_ref.config import PRESETS
+from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.costs import peak_flops_of, training_flops
 from farmer_ref.data import batches, load_split
 from farmer_ref.parameters import GPU, GPU_BYTES, GPUS, LARGE, PAPER, RESERVED_BYTES, UTILISATION, count, step_costs
@@ -30,17 +31,17 @@ README = {  # parts of the README that pages include: the text before and after 
     "many_gpus": ("each of them):\n", "`--parallel ddp`"),
     "slurm": ("can be queued again:\n", "ImageNet:"),
 }
-MEMORY = (  # of a line of `step_costs`, the places of its numbers, and their names
-    (2, "state, 1 GPU (GiB)"),
-    (3, f"each of {GPUS} (GiB)"),
-    (4, "an image (MiB)"),
-    (5, "checkpointed"),
-    (6, "fit on 1 GPU"),
-    (7, "checkpointed"),
-    (8, f"fit on each of {GPUS}"),
-    (9, "checkpointed"),
-)
-TIME = ((1, "GFLOP an image"), (10, "images/s, 1 GPU"), (11, f"days on {GPUS} GPUs"))
+TABLES = {  # of a line of `step_costs`, the places of its numbers, and their names
+    "memory": (
+        (2, "state, 1 GPU (GiB)"),
+        (3, f"each of {GPUS} (GiB)"),
+        (4, "an image (MiB)"),
+        (5, "checkpointed (MiB)"),
+    ),
+    "images that fit": ((6, "1 GPU"), (7, "checkpointed"), (8, f"each of {GPUS}"), (9, "checkpointed")),
+    "time": ((1, "GFLOP an image"), (10, "images/s, 1 GPU"), (11, f"days on {GPUS} GPUs")),
+}
+WIDTH = 84  # of a line of code that the page shows whole
 
 
 def one_picture(folder: Path) -> None:
@@ -94,24 +95,30 @@ def table(heads: list[str], rows: list[list[Any]], numbers: bool = True) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
+def gpu_hours(run: TrainConfig) -> float:
+    """Hours of one GPU for all steps of a preset, to two digits: the days of `step_costs`, less rounded."""
+    operations = training_flops(run.model) * run.steps * run.batch_size
+    return float(f"{operations / (UTILISATION * peak_flops_of(GPU)) / 3600:.2g}")
+
+
 def costs(folder: Path) -> None:
     """costs.md, what training the large presets takes, and counts.md, their parameters beside the paper's."""
     sizes = {name: count(preset.model) for name, preset in PRESETS.items()}
-    memory, time = [], []
-    for name in (name for name, parts in sizes.items() if parts["total"] >= LARGE):
-        cells, run = step_costs(name).split(), PRESETS[name]
-        operations = training_flops(run.model) * run.steps * run.batch_size
-        hours = float(f"{operations / (UTILISATION * peak_flops_of(GPU)) / 3600:.2g}")
-        memory.append([f"`{name}`", *(cells[place] for place, _ in MEMORY)])
-        time.append([f"`{name}`", *(cells[place] for place, _ in TIME), f"{hours:,.0f}"])
+    names = [name for name, parts in sizes.items() if parts["total"] >= LARGE]
+    lines = {name: step_costs(name).split() for name in names}
+    tables = []
+    for title, places in TABLES.items():
+        rows = [[f"`{name}`", *(lines[name][place] for place, _ in places)] for name in names]
+        heads = [title, *(head for _, head in places)]
+        if title == "time":
+            heads.append("GPU-hours")
+            for name, row in zip(names, rows, strict=True):
+                row.append(f"{gpu_hours(PRESETS[name]):,.0f}")
+        tables.append(table(heads, rows))
     notes = (
         f"Computed for {GPU} GPUs of {GPU_BYTES / 1e9:.0f} GB, of which {RESERVED_BYTES >> 30} GiB stay free, at "
         f"{UTILISATION:.0%} of their bfloat16 peak. That share is a goal, not a measurement.\n"
     )
-    tables = [
-        table(["memory", *(head for _, head in MEMORY)], memory),
-        table(["time", *(head for _, head in TIME), "GPU-hours"], time),
-    ]
     (folder / "costs.md").write_text("\n".join([*tables, notes]))
     heads = ["millions of parameters", "flow", "the paper", "prior", "the paper", "of it: token head", "shared head"]
     rows = []
@@ -144,10 +151,22 @@ def digits(folder: Path) -> None:
 
 
 def readme(folder: Path) -> None:
-    """Parts of the README, whose commands and figures tests hold."""
+    """Parts of the README, whose commands and figures tests hold; long commands in lines that a page shows whole."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, (before, after) in README.items():
-        (folder / f"{name}.md").write_text(text.split(before, 1)[1].split(after, 1)[0].strip() + "\n")
+        part = text.split(before, 1)[1].split(after, 1)[0].strip().replace("```", "```bash", 1)
+        lines = (wrapped(line) if line.startswith(("python", "torchrun")) else line for line in part.splitlines())
+        (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def wrapped(command: str) -> str:
+    """A command in several lines, each option with its value."""
+    lines = [""]
+    for part in re.split(" (?=-)", command):
+        if len(lines[-1]) + len(part) > WIDTH:
+            lines.append("   ")
+        lines[-1] = f"{lines[-1]} {part}" if lines[-1] else part
+    return " \\\n".join(lines)
 
 
 def main(folder: str) -> None:
