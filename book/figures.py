@@ -41,7 +41,7 @@ TABLES = {  # of a line of `step_costs`, the places of its numbers, and their na
     "images that fit": ((6, "1 GPU"), (7, "checkpointed"), (8, f"each of {GPUS}"), (9, "checkpointed")),
     "time": ((1, "GFLOP an image"), (10, "images/s, 1 GPU"), (11, f"days on {GPUS} GPUs")),
 }
-WIDTH = 84  # of a line of code that the page shows whole
+WIDTH = 76  # of a line of code that the page shows whole
 
 
 def one_picture(folder: Path) -> None:
