@@ -69,11 +69,12 @@ def change_of_variables(folder: Path) -> None:
     parts = torch.distributions.Normal(centres, scale)
     density = parts.log_prob(x[:, None]).exp() @ weights
     z = standard.icdf((parts.cdf(x[:, None]) @ weights).clamp(1e-6, 1 - 1e-6))  # the increasing map to N(0, 1)
+    x, z, density, normal = (values.numpy() for values in (x, z, density, standard.log_prob(z).exp()))
     edges = [200, 300, 400, 500, 600]  # strips of equal width in x, with the same probability in z
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(9.5, 3), layout="constrained")
         data, way, latent = figure.subplots(1, 3)
-        for axes, place, height in ((data, x, density), (latent, z, standard.log_prob(z).exp())):
+        for axes, place, height in ((data, x, density), (latent, z, normal)):
             axes.plot(place, height, color=COLOURS[6])
             for strip, (first, last) in enumerate(itertools.pairwise(edges)):
                 rows = slice(first, last + 1)
