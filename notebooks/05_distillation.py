@@ -85,7 +85,7 @@ learned = torch.autograd.functional.jacobian(pupil, block(start)[0]).view(64, 64
 sizes = [m.view(16, 4, 16, 4).square().sum((1, 3)).sqrt() for m in (inverse, learned)]
 figure, panels = plt.subplots(1, 2, figsize=(7.5, 3.2), layout="constrained")
 for axes, values, name in zip(panels, sizes, ("exact inverse", "student"), strict=True):
-    picture = axes.imshow(values, cmap="viridis", vmax=0.3, zorder=3)  # over the grid
+    picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=0.3, zorder=3)  # over the grid
     axes.set(title=f"first block: {name}", xlabel="token j of z", ylabel="token i of x")
 figure.colorbar(picture, ax=panels, label=r"size of $\partial x_i / \partial z_j$", extend="max")
 print("x_i depends on later z_j:", *[(size.triu(1) > 1e-9).any().item() for size in sizes])
@@ -214,7 +214,7 @@ stray = (flow(shipped(z))[0] - z).square().mean().sqrt() / z.std()
 print("student: latents come back to a quarter of their spread:", (0.05 < stray < 0.25).item())
 before, after = (model.likelihood_terms(model.patchify.inverse(t), labels) for t in (x, shipped(z)))
 gains = [(b - a).mean().item() for a, b in zip(before, after, strict=True)]
-print("more probable by informative, redundant, logdet:", *(gain > 2 for gain in gains))
+print("2 nats more probable by informative, redundant, logdet:", *(gain > 2 for gain in gains))
 
 # %% [markdown]
 # The student's images are more probable, by the prior's terms, not the log-determinant's. A likely reason:
