@@ -28,7 +28,7 @@ def test_two_sweeps_are_better_than_a_student_and_one(model, student):
     plain = [grey_levels_off(swept(model.flow, z, passes), exact) for passes in (1, 2, 3)]
     assert guess == pytest.approx([0.91, 0.26, 0.05], abs=0.02)
     assert plain == pytest.approx([1.07, 0.14, 0.02], abs=0.02)
-    assert grey_levels_off(swept(model.flow, z, 15, student), exact) < 1e-4  # N - 1 sweeps are exact from any start
+    assert grey_levels_off(swept(model.flow, z[:20], 15, student), exact[:20]) < 1e-4  # N - 1: exact from any start
     assert grey_levels_off(swept(model.flow, z, 1), exact) > grey_levels_off(student(z), exact)
 
 

@@ -58,6 +58,7 @@ def levels_of(model: Farmer, values: Tensor, generator: torch.Generator) -> list
     return teacher_path(model.flow, model.patchify(model.dequantiser(values, noise)))
 
 
+@torch.no_grad()
 def grey_levels_off(x: Tensor, y: Tensor) -> float:
     """The root mean square difference of tokens x and y (B,N,D)."""
     return float((x - y).square().mean().sqrt() / (2 / 17))
@@ -83,8 +84,7 @@ def error_after(model: Farmer, form: str, steps: int, seed: int) -> float:
         schedule.step()
     values = next(batches(load_split("digits", "validation", model.config), 100))[0]
     levels = levels_of(model, values, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return grey_levels_off(student(levels[-1]), levels[0])
+    return grey_levels_off(student(levels[-1]), levels[0])
 
 
 if __name__ == "__main__":
@@ -105,5 +105,4 @@ if __name__ == "__main__":
             print(f"{steps:3} steps, {form:16}", *(f"{error:.2f}" for error in errors))
     values = next(batches(load_split("digits", "validation", model.config), 100))[0]
     levels = levels_of(model, values, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        print(f"the shipped student: {grey_levels_off(shipped(levels[-1]), levels[0]):.2f}")
+    print(f"the shipped student: {grey_levels_off(shipped(levels[-1]), levels[0]):.2f}")
