@@ -68,7 +68,8 @@ print(f"16 images: backward {backward / forward:.1f}, prior {prior / forward:.1f
 
 # %% [markdown]
 # The reason is Eq. 9: in each block, $x_i = z_i / \sigma(x_{<i}) + \mu(x_{<i})$. The network needs $x_1, \dots, x_{i-1}$
-# before it can say anything about $x_i$: $N - 1$ steps in each of $n$ blocks.
+# before it can say anything about $x_i$: $N - 1$ steps in each of $n$ blocks, as printed for this model and for the
+# paper's smaller one.
 #
 # ## Why one step may do
 #
