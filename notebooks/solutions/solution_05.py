@@ -1,0 +1,108 @@
+"""Solutions of notebook 05: a way back that is cut off, with or without a student, and other forms of a student."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from farmer_ref import AutoregressiveFlow, Farmer, OneStepStudent
+from farmer_ref.data import batches, load_split
+from farmer_ref.distill import disturbed
+from farmer_ref.student import Distillation, StudentBlock, teacher_path
+from farmer_ref.transformer import transformer_layers
+
+
+@torch.no_grad()
+def swept(
+    flow: AutoregressiveFlow, z: Tensor, sweeps: int, student: OneStepStudent | None = None
+) -> Tensor:
+    """The inverse of z (B,N,D), cut off: each block starts from z, or the student's guess, and is swept."""
+    for number in reversed(range(len(flow.blocks))):
+        block = flow.blocks[number]
+        x = block.flip_if_reversed(z if student is None else student.blocks[number](z))
+        z = block.flip_if_reversed(z)
+        for _ in range(sweeps):
+            shift, log_scale = block.shift_and_log_scale(x, block.embedded_positions(None))
+            moved = z[:, 1:] * torch.exp(-log_scale[:, :-1]) + shift[:, :-1]  # Eq. 9
+            x = torch.cat([z[:, :1], moved], 1)
+        z = block.flip_if_reversed(x)
+    return z
+
+
+class InverseForm(StudentBlock):
+    """z_i / sigma_i + mu_i, outputs shifted by a token: a sweep of the exact inverse (Eq. 9)."""
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z (B,N,D) to x (B,N,D), about what the teacher's block maps to z."""
+        z = self.network.flip_if_reversed(z)
+        parameters = self.network.shift_and_log_scale(z, self.network.embedded_positions(labels))
+        shift, log_scale = (F.pad(part[:, :-1], (0, 0, 1, 0)) for part in parameters)
+        return self.network.flip_if_reversed(z * torch.exp(-log_scale) + shift)
+
+
+def student_of_form(flow: AutoregressiveFlow, form: str) -> OneStepStudent:
+    """An untrained student: "forward" (ours), "inverse", or "inverse, masked"."""
+    student = OneStepStudent.from_teacher(flow)
+    if form != "forward":
+        blocks = [InverseForm(block) for block in flow.blocks]
+        student.blocks = nn.ModuleList(blocks).requires_grad_(True)
+    for layer in transformer_layers(student):
+        layer.causal = form == "inverse, masked"
+    return student
+
+
+def levels_of(model: Farmer, values: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """The teacher's levels of images, dequantised."""
+    noise = model.dequantiser.draw(tuple(values.shape), generator)
+    return teacher_path(model.flow, model.patchify(model.dequantiser(values, noise)))
+
+
+@torch.no_grad()
+def grey_levels_off(x: Tensor, y: Tensor) -> float:
+    """The root mean square difference of tokens x and y (B,N,D)."""
+    return float((x - y).square().mean().sqrt() / (2 / 17))
+
+
+def error_after(model: Farmer, form: str, steps: int, seed: int) -> float:
+    """Grey levels that a student is off on validation images after some steps of 32 images."""
+    generator = torch.Generator().manual_seed(seed)
+    training = load_split("digits", "train", model.config)
+    images = next(batches(training, len(training)))[0]
+    student = student_of_form(model.flow, form)
+    distillation = Distillation(student, "hidden", model.flow.channels, model.config.flow_width)
+    optimiser = torch.optim.AdamW(student.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=max(2, steps))
+    for step in range(steps):
+        rows = torch.randint(len(images), (32,), generator=generator)
+        levels = levels_of(model, images[rows], generator)
+        loss = distillation(disturbed(levels[-1], 0.3, seed=seed, step=step), levels)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+    values = next(batches(load_split("digits", "validation", model.config), 100))[0]
+    levels = levels_of(model, values, torch.Generator().manual_seed(0))
+    return grey_levels_off(student(levels[-1]), levels[0])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    model = Farmer.from_pretrained("digits")
+    shipped = OneStepStudent.from_pretrained("digits", model.flow)
+    z = model.prior.sample(torch.arange(500) % 10, generator=torch.Generator().manual_seed(0))
+    exact = model.flow.inverse(z)
+    print("grey levels off, 500 latents from the prior, by passes for each block")
+    for passes in (1, 2, 3):
+        guess = grey_levels_off(swept(model.flow, z, passes - 1, shipped), exact)
+        plain = grey_levels_off(swept(model.flow, z, passes), exact)
+        print(f"{passes}: student, then sweeps {guess:.3f}; sweeps from z {plain:.3f}")
+    print("grey levels off on validation images, three seeds")
+    for steps in (0, 100):
+        for form in ("forward", "inverse", "inverse, masked"):
+            errors = [error_after(model, form, steps, seed) for seed in range(3 if steps else 1)]
+            print(f"{steps:3} steps, {form:16}", *(f"{error:.2f}" for error in errors))
+    values = next(batches(load_split("digits", "validation", model.config), 100))[0]
+    levels = levels_of(model, values, torch.Generator().manual_seed(0))
+    print(f"the shipped student: {grey_levels_off(shipped(levels[-1]), levels[0]):.2f}")

@@ -1,0 +1,55 @@
+"""The solutions of notebook 05, and the figures that it quotes."""
+
+import json
+
+import pytest
+import torch
+from solution_05 import error_after, grey_levels_off, levels_of, student_of_form, swept
+
+from farmer_ref import Farmer, OneStepStudent
+from farmer_ref.data import batches, load_split
+from farmer_ref.record import ROOT
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Farmer.from_pretrained("digits")
+
+
+@pytest.fixture(scope="module")
+def student(model):
+    return OneStepStudent.from_pretrained("digits", model.flow)
+
+
+def test_two_sweeps_are_better_than_a_student_and_one(model, student):
+    z = model.prior.sample(torch.arange(500) % 10, generator=torch.Generator().manual_seed(0))
+    exact = model.flow.inverse(z)
+    guess = [grey_levels_off(swept(model.flow, z, passes - 1, student), exact) for passes in (1, 2, 3)]
+    plain = [grey_levels_off(swept(model.flow, z, passes), exact) for passes in (1, 2, 3)]
+    assert guess == pytest.approx([0.91, 0.26, 0.05], abs=0.02)
+    assert plain == pytest.approx([1.07, 0.14, 0.02], abs=0.02)
+    assert grey_levels_off(swept(model.flow, z[:20], 15, student), exact[:20]) < 1e-4  # N - 1: exact from any start
+    assert grey_levels_off(swept(model.flow, z, 1), exact) > grey_levels_off(student(z), exact)
+
+
+def test_the_masked_inverse_form_is_one_sweep_before_training(model):
+    z = torch.randn(4, 16, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(student_of_form(model.flow, "inverse, masked")(z), swept(model.flow, z, 1), atol=1e-5)
+    assert torch.equal(student_of_form(model.flow, "forward")(z), OneStepStudent.from_teacher(model.flow)(z))
+
+
+def test_the_inverse_form_starts_nearer_and_learns_sooner(model, student):
+    assert error_after(model, "forward", 0, 0) == pytest.approx(202, rel=0.05)
+    assert error_after(model, "inverse, masked", 0, 0) == pytest.approx(1.05, abs=0.02)
+    after = {form: error_after(model, form, 30, 0) for form in ("forward", "inverse", "inverse, masked")}
+    assert after["inverse, masked"] < after["inverse"] < 0.6 * after["forward"]
+    values = next(batches(load_split("digits", "validation", model.config), 100))[0]
+    levels = levels_of(model, values, torch.Generator().manual_seed(0))
+    assert grey_levels_off(student(levels[-1]), levels[0]) == pytest.approx(0.64, abs=0.02)
+
+
+def test_the_figures_that_the_notebook_quotes():
+    assert json.loads((ROOT / "results" / "student.json").read_text())["steps"] == 4000
+    seconds = json.loads((ROOT / "results" / "table5.json").read_text())["rows"][0]["seconds_per_image"]
+    share = seconds["back"] / (seconds["back"] + seconds["prior"])
+    assert (round(share, 2), round(1 / (1 - share), 1), round(0.1689 / 0.2189, 2)) == (0.62, 2.6, 0.77)
