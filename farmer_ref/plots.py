@@ -71,7 +71,7 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3 + 2.4 * len(measures), 1.1 + 0.3 * len(rows)), layout="constrained")
-        panels = figure.subplots(1, len(measures), sharey=True)
+        panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
         for axes, (measure, heading) in zip(panels, measures.items(), strict=True):
             for place, row in enumerate(rows):
                 values = row[measure]["seeds"]

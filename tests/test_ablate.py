@@ -10,6 +10,7 @@ from test_commands import fails_with_one_line
 from farmer_ref import PRESETS, ablate
 from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, model_flag
 from farmer_ref.comparisons import GUIDED, Claim, Row, Table, bases, blur_sentence, judge, report, tables, verdict
+from farmer_ref.plots import comparison
 from farmer_ref.prior import _channel_order
 
 
@@ -218,3 +219,9 @@ def test_ablate_refuses(capsys, tmp_path, monkeypatch, arguments, parts):
     monkeypatch.chdir(tmp_path)
     fails_with_one_line(capsys, ablate.main, arguments, *parts)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_measure_has_a_figure_too():
+    rows = [{"name": name, "bits_per_dim": {"mean": 2.0, "seeds": [1.9, 2.1]}} for name in ("one", "other")]
+    (panel,) = comparison(rows, {"bits_per_dim": "bits/dim"}).axes
+    assert panel.get_title() == "bits/dim" and len(panel.lines) == 4

@@ -1,0 +1,112 @@
+"""Solutions of notebook 03: which channel decides the class, and whether clustering chooses better channels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+from torch import Tensor
+
+from farmer_ref import PRESETS, Farmer, bits_per_dim
+from farmer_ref.data import batches, load_split
+from farmer_ref.metrics import Reader
+from farmer_ref.tokens import Patchify
+
+CONFIG = PRESETS["photographs"].model
+
+
+@torch.no_grad()
+def exchange(model: Farmer, images: Tensor, labels: Tensor, channel: int) -> tuple[float, float]:
+    """Shares read as the own class and as the donor's, with one channel from an image of another class."""
+    reader = Reader(load_split("digits", "train", model.config))
+    generator = torch.Generator().manual_seed(0)
+    donor = (labels[:, None] != labels).float().multinomial(1, generator=generator)[:, 0]
+    z = model.encode(images)[0]
+    z[..., channel] = z[donor][..., channel]
+    values = model.dequantiser.quantise(model.decode(z))
+    return reader.share_read(values, labels), reader.share_read(values, labels[donor])
+
+
+def patches(split: str) -> Tensor:
+    """Patches (n,D) of 4,000 crops of photographs, or fewer, in raw pixels from -1 to 1, float64."""
+    values = next(batches(load_split("photographs", split, CONFIG), 4000, 4000))[0]
+    patchify = Patchify(CONFIG.image_size, CONFIG.channels, CONFIG.patch_size)
+    return patchify(values.double() / 127.5 - 1).flatten(0, 1)
+
+
+def unexplained(chosen: list[int], train: Tensor, unseen: Tensor) -> float:
+    """The share of the variance of unseen patches (n,D) that a linear guess from some channels misses."""
+    rest = [channel for channel in range(train.shape[1]) if channel not in chosen]
+    mean, cov = train.mean(0), train.T.cov()
+    linear = torch.linalg.solve(cov[chosen][:, chosen], cov[chosen][:, rest])
+    guess = (unseen[:, chosen] - mean[chosen]) @ linear + mean[rest]
+    return float((guess - unseen[:, rest]).square().sum() / (unseen - mean).square().sum())
+
+
+def clusters(correlation: Tensor, count: int, method: str) -> list[Tensor]:
+    """Channels clustered by 1 - |correlation|, from the bottom up: the channels of each cluster."""
+    distance = (1 - correlation.abs()).clamp(min=0).fill_diagonal_(0)
+    tree = linkage(squareform(distance.numpy(), checks=False), method)
+    cluster = torch.from_numpy(fcluster(tree, count, "maxclust"))
+    return [(cluster == number).nonzero()[:, 0] for number in cluster.unique()]
+
+
+def representatives(correlation: Tensor, informative: int) -> list[int]:
+    """Of each of I clusters the channel that is most correlated with the others of it."""
+    members = clusters(correlation, informative, "complete")
+    return [int(m[correlation[m][:, m].abs().sum(1).argmax()]) for m in members]
+
+
+def trained_with(chosen: list[int], steps: int, seed: int = 0) -> float:
+    """Validation bits/dim of a small model of photographs in pixels with these informative channels."""
+    torch.manual_seed(seed)
+    config = dataclasses.replace(CONFIG, patch_basis="pixel", flow_width=64, prior_width=64)
+    model, train = Farmer(config), load_split("photographs", "train", config)
+    rest = [channel for channel in range(config.token_channels) if channel not in chosen]
+    model.prior.channel_order = torch.tensor(chosen + rest)
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
+        rows = torch.randint(len(train), (32,))
+        noise = torch.rand(32, *train.values.shape[1:])
+        loss = -model(model.dequantiser(train.values[rows], noise), train.labels[rows]).total.mean()
+        optimiser.zero_grad()
+        (loss / config.dimensions).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    validation = load_split("photographs", "validation", config)
+    return bits_per_dim(model.eval(), validation.values, validation.labels, draws=2).mean().item()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    model = Farmer.from_pretrained("digits")
+    values, labels = next(batches(load_split("digits", "test", model.config), 300))
+    noise = model.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0))
+    for channel in range(4):
+        own, other = exchange(model, model.dequantiser(values, noise), labels, channel)
+        print(
+            f"channel {channel} exchanged: read as its class {own:.0%}, as the donor's {other:.0%}"
+        )
+
+    train, unseen = patches("train"), patches("validation")
+    correlation = train.T.corrcoef()
+    print("three clusters:", [m.tolist() for m in clusters(correlation, 3, "average")])
+    first, chosen = list(range(12)), representatives(correlation, 12)
+    generator = torch.Generator().manual_seed(0)
+    random = [torch.randperm(48, generator=generator)[:12].tolist() for _ in range(100)]
+    shares = torch.tensor([unexplained(some, train, unseen) for some in random])
+    print(f"unexplained: the first {unexplained(first, train, unseen):.1%}", end=", ")
+    print(f"representatives {unexplained(chosen, train, unseen):.1%}", end=", ")
+    print(f"random {shares.mean():.1%} ({shares.min():.1%} to {shares.max():.1%})")
+    for seed in (0, 1):
+        for name, some in (
+            ("the first", first),
+            ("representatives", chosen),
+            ("random", random[seed]),
+        ):
+            bits = trained_with(some, steps=100, seed=seed)
+            print(f"seed {seed}, {name}: {bits:.2f} bits/dim on the validation split", flush=True)
