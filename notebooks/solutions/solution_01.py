@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from farmer_ref import AutoregressiveFlow, GaussianMixture
 from farmer_ref.flow import FlowBlock
 
-CENTRES = 2 * torch.tensor([[math.cos(a), math.sin(a)] for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)])
+CENTRES = 2 * torch.tensor(
+    [[math.cos(a), math.sin(a)] for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
+)
 WIDTH = 0.2  # of a mode
 ENTROPY = math.log(3) + 1 + math.log(2 * math.pi * WIDTH**2)  # nats: the modes do not overlap
 
