@@ -18,10 +18,6 @@ if "google.colab" in sys.modules:  # on the hosted service: fetch the project fi
     sys.path.insert(0, os.path.abspath(".."))
 
 # %%
-import copy
-import json
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import make_moons
@@ -77,16 +73,15 @@ density = log_prob(flow, square).exp().view(301, 301).cpu()
 rulers = torch.cartesian_prod(torch.linspace(-2.8, 2.8, 23), torch.linspace(-2.8, 2.8, 300))
 rulers = torch.cat([rulers, rulers.flip(1)])[:, :, None].to(device)  # lines up, lines across
 figure, panels = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
-for axes, lines, dots in zip(
-    panels, (rulers, flow(rulers)[0]), (moons, flow(moons)[0]), strict=False
-):
+panels[0].set(title="x: data and a grid", xlabel="token 1", ylabel="token 2")
+panels[1].set(title="z: both, after the flow", xlabel="latent 1", ylabel="latent 2")
+panels[2].set(title="density of x", xlabel="token 1", ylabel="token 2", aspect="equal")
+panels[2].pcolormesh(line[50:251].cpu(), line[50:251].cpu(), density.T[50:251, 50:251])
+sides = zip(panels[:2], (rulers, flow(rulers)[0]), (moons, flow(moons)[0]), strict=True)
+for axes, lines, dots in sides:
     axes.plot(*lines.cpu().view(46, 300, 2).permute(2, 1, 0), color="0.6", lw=0.6)
     axes.plot(*dots[:, :, 0].cpu().T, ".", ms=1.5, color=COLOURS[0])
-panels[2].pcolormesh(line.cpu(), line.cpu(), density.T, cmap="viridis")
-titles = ("x: data and a grid", "z: both, after the flow", "density of x")
-for axes, title, name in zip(panels, titles, ("token", "latent", "token"), strict=True):
-    axes.set(title=title, xlabel=f"{name} 1", ylabel=f"{name} 2", aspect="equal")
-    axes.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3))
+    axes.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal")
 
 # %% [markdown]
 # The grid is bent, never torn or folded: that is what "can be undone" looks like. Where the moons lie, the cells grow
@@ -118,10 +113,10 @@ print("the way back gives the data:", error < 1e-3)
 # %%
 shipped = Farmer.from_pretrained("digits").to(device).double().requires_grad_(False)
 values, _ = next(batches(load_split("digits", "test", shipped.config), 20))
-noise = shipped.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0))
-tokens = shipped.patchify(shipped.dequantiser(values, noise).to(device).double())  # (B,N,D)
+images = shipped.dequantiser(values, torch.full(values.shape, 0.5)).to(device).double()
+tokens = shipped.patchify(images)  # (B,N,D)
 digit, block = tokens[3:4], shipped.flow.blocks[0]
-broken = copy.deepcopy(block)
+broken = Farmer.from_pretrained("digits").to(device).double().flow.blocks[0]
 broken.transformer.bidirectional()  # the mask is gone: every position sees all
 
 
@@ -130,25 +125,17 @@ def matrix(module):  # dz/dx (ND,ND) at the digit
 
 
 one, four, wrong = map(matrix, (block, shipped.flow, broken))
-
-# %%
-figure, panels = plt.subplots(1, 4, figsize=(11, 3.3), layout="constrained")
-part = panels[0].imshow(one[20:36, 20:36].cpu(), cmap="PuOr", vmin=-0.3, vmax=0.3)
-panels[0].set(title="one block, tokens 6 to 9", xlabel="channel of x", ylabel="channel of z")
-panels[0].hlines([3.5, 7.5, 11.5], -0.5, 15.5, color="0.7", lw=0.6)
-panels[0].vlines([3.5, 7.5, 11.5], -0.5, 15.5, color="0.7", lw=0.6)
-figure.colorbar(part, ax=panels[0], location="bottom", label="derivative, clipped")
-titles = ("one block", "all four blocks", "one block, mask broken")
-for axes, size, title in zip(panels[1:], (one, four, wrong), titles, strict=True):
-    size = size.view(16, 4, 16, 4).norm(dim=(1, 3)).log10().cpu()
-    shown = axes.imshow(size, cmap="viridis", vmin=-4, vmax=1)
-    axes.set(title=title, xlabel="token of x", ylabel="token of z")
-figure.colorbar(shown, ax=panels[1:], location="bottom", label="log10 |gradient|", aspect=50)
-
+sizes = (m.view(16, 4, 16, 4).norm(dim=(1, 3)) for m in (one, four, wrong))
+names = ("one block: 16 channels", "one block: tokens", "all four: tokens", "no mask: tokens")
+figure, panels = plt.subplots(1, 4, figsize=(11, 3.4), layout="constrained")
+for axes, name, picture in zip(panels, names, (one[20:36, 20:36].abs(), *sizes), strict=True):
+    shown = axes.imshow(picture.log10().cpu(), vmin=-4, vmax=1)
+    axes.set(title=name, xlabel=f"{name.split()[-1]} of x", ylabel=f"{name.split()[-1]} of z")
+figure.colorbar(shown, ax=panels, location="bottom", label="log10 |derivative|", aspect=60)
 # %% [markdown]
-# White in the last three is zero, exactly. On the left, single derivatives: inside a token, a square on the diagonal,
-# nothing but the diagonal is filled; remember that for the end. All four blocks together fill everything, so the whole
-# flow is not causal, and its log-determinant is still a mere sum:
+# White is zero, exactly. On the left are single derivatives, elsewhere their size per token. One block is triangular;
+# inside a token, a 4×4 square on the diagonal, nothing but the diagonal is filled; remember that for the end. All four
+# blocks together fill everything: the whole flow is not causal, and its log-determinant is still a mere sum.
 
 # %% tags=["nbval-check-output"]
 assert one.triu(1).abs().max() == 0
@@ -164,7 +151,6 @@ for name, module, derivatives in (("one block", block, one), ("all four", shippe
 # moons look with it? Will the loss be higher, lower, or not finite?
 
 # %% tags=["nbval-check-output"]
-torch.manual_seed(0)
 leaky = AutoregressiveFlow(**shape).to(device)
 for part in leaky.blocks:
     part.transformer.bidirectional()
@@ -193,40 +179,39 @@ print("way back off by more than .1:", lost > 0.1, "  wrong log|det| of the digi
 
 
 # %%
-def undo(block, z, count, parallel):
-    """x (B,N,D) after `count` sweeps, or as many sequential steps, which keep one token of a sweep each."""
-    z = block.flip_if_reversed(z)
-    x, positions = z.clone(), block.embedded_positions(None)[:, :-1]
-    for i in range(count):
-        shift, log_scale = block.shift_and_log_scale(x[:, :-1], positions)
-        now = slice(None) if parallel else i
-        x[:, 1:][:, now] = (z[:, 1:] * (-log_scale).exp() + shift)[:, now]
-    return block.flip_if_reversed(x)
+def undo(blocks, x, count, parallel):
+    """Back through blocks by `count` sweeps each, or steps, which keep one token of a sweep."""
+    for part in reversed(blocks):
+        z, positions = part.flip_if_reversed(x), part.embedded_positions(None)[:, :-1]
+        x = z.clone()
+        for i in range(count):
+            shift, log_scale = part.shift_and_log_scale(x[:, :-1], positions)
+            now = slice(None) if parallel else i
+            x[:, 1:][:, now] = (z[:, 1:] * (-log_scale).exp() + shift)[:, now]
+        x = part.flip_if_reversed(x)
+    return x
 
 
-frames = {"sequential": [], "parallel": []}
-for name, images in frames.items():
-    for count in (0, 1, 2, 4, 6, 8, 12, 15):
-        x = shipped.flow(digit)[0]
-        for part in reversed(shipped.flow.blocks):
-            x = undo(part, x, count, name == "parallel")
-        images.append(shipped.patchify.inverse(x))
-labelled_grids({f"{name}: 0, 1, 2, 4, 6, 8, 12, 15": torch.cat(x) for name, x in frames.items()}, 8)
+frames = {}
+for name in ("sequential: 0, 1, 2, 3, 4, 6, 8, 15 steps", "parallel: as many sweeps"):
+    counts = (0, 1, 2, 3, 4, 6, 8, 15)
+    states = [undo(shipped.flow.blocks, shipped.flow(digit)[0], k, name[0] == "p") for k in counts]
+    frames[name] = shipped.patchify.inverse(torch.cat(states))
+labelled_grids(frames, columns=8)
 
 # %% [markdown]
 # The numbers count steps or sweeps *in each block*. Now the error of every token in one block:
 
 # %%
-figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 for axes, name in zip(panels, ("sequential steps", "parallel sweeps"), strict=True):
-    counts = (undo(block, block(tokens)[0], k, name[0] == "p") for k in range(16))
-    error = torch.stack([(x - tokens).abs().amax((0, 2)) for x in counts]).cpu()
+    states = (undo([block], block(tokens)[0], k, "parallel" in name) for k in range(16))
+    error = torch.stack([(x - tokens).abs().amax((0, 2)) for x in states]).cpu()
     assert error.tril().max() < 1e-12  # after i sweeps, tokens 1 to i + 1 are exact
-    shown = axes.imshow((error.T + 1e-17).log10(), cmap="viridis", vmin=-16, vmax=0)
+    shown = axes.imshow((error.T + 1e-17).log10(), vmin=-16, vmax=0)
     axes.stairs(torch.arange(17) + 0.5, torch.arange(18) - 0.5, baseline=None, color="w", lw=2)
-    axes.set(title=name, xlabel=name, ylabel="token", xlim=(-0.5, 15.5), ylim=(15.5, -0.5))
+    axes.set(title=f"error after {name}", xlabel=name, ylabel="token", xlim=(-0.5, 15.5))
 figure.colorbar(shown, ax=panels, label="log10 of the largest error")
-
 # %% [markdown]
 # Above the white stairs the result is exact, as it must be: token 1 passes through, so the first sweep makes token 2
 # exact, the next token 3. $N - 1$ sweeps always do. But below the stairs the error falls by a factor in every sweep,
@@ -236,21 +221,14 @@ figure.colorbar(shown, ax=panels, label="log10 of the largest error")
 back, report = shipped.flow.inverse_jacobi(shipped.flow(tokens)[0], tolerance=1e-5)
 assert (back - tokens).abs().max() < 1e-5 and max(report.sweeps) < 15
 print("sweeps of the four blocks:", report.sweeps, "  sequential steps: 15 each")
-measured = json.loads(Path("../results/inverses.json").read_text())["matrix"]
-for row in measured["rows"]:
-    if row["method"] in ("sequential", "jacobi"):
-        print(
-            f"N = {measured['tokens']}, {row['batch']:2} images, {row['method']:10} {row['seconds']:5.2f} s"
-        )
-
 # %% [markdown]
-# The seconds are of a larger flow on a CPU, and there **the parallel way does not pay**. A sweep computes all tokens
-# again; the sequential way, which caches keys and values, computes each once. What sweeps save is waiting between small
-# steps, and a CPU hardly waits. Notebook 05 has a faster way, which is not exact.
+# On a CPU, though, **the parallel way does not pay**: for a larger flow ($N = 256$) one image takes 0.79 s, sequentially
+# 0.77 s; sixteen take 16.1 s and 2.1 s (`results/inverses.json`). A sweep computes all tokens again, while a sequential
+# step keeps keys and values and computes one. What sweeps save is waiting between small steps, which a GPU has.
 #
-# > **The paper** samples with the sequential inverse, and calls it the bottleneck (77% of the time of a sample); its
-# > remedy is a one-step student. **We** add the parallel inverse, which needs no training and gives the same image. The
-# > paper also leaves open how $\sigma$ is kept positive and bounded: ours is $\exp$ of a smoothly bounded number.
+# > **The paper** undoes the flow sequentially, which is most of the time of its samples, and trains a one-step student
+# > instead (notebook 05). **We** add the parallel inverse, which needs no training and is as exact. The paper does not
+# > say how $\sigma$ is kept positive and bounded either: ours is $\exp$ of a smoothly bounded number.
 #
 # ## Beside it: coupling
 #
@@ -263,14 +241,11 @@ for part in coupling.blocks:
     torch.nn.init.normal_(part.network.project_out.weight, std=0.1)  # a new one is the identity
 off = (coupling(digit)[1] - matrix(coupling).slogdet().logabsdet).abs().item()
 lost = (coupling.inverse(coupling(tokens)[0]) - tokens).abs().max().item()
-assert off < 1e-8 and lost < 1e-9
-for row in json.loads(Path("../results/table4.json").read_text())["rows"][:2]:
-    time = row["seconds_per_image"]["back"] / row["seconds_per_image"]["forward"]
-    print(f"{row['name']:20} {row['bits_per_dim']['mean']:.3f} bits/dim, back/forward {time:.1f}")
+print("log|det| and the way back are exact:", off < 1e-8, lost < 1e-9)
 
 # %% [markdown]
-# The figures are of two digits models with as many blocks (`results/table4.json`, three seeds): what coupling saves in
-# time it loses in bits. In the paper the loss is drastic, FID 106.23 against 5.55 on ImageNet.
+# Of two digits models with as many blocks (`results/table4.json`), back through coupling takes 0.2 ms an image, through
+# the autoregressive flow 1.0 ms; but it has 2.07 bits/dim, the other 1.96. The paper finds FID 106.23 against 5.55.
 #
 # ## The blind spot inside a token
 #
@@ -279,24 +254,115 @@ for row in json.loads(Path("../results/table4.json").read_text())["rows"][:2]:
 # block learn that? Can four?
 
 # %% tags=["nbval-check-output"]
-where = torch.arange(8.0)
-factor = torch.linalg.cholesky(0.9 ** (where[:, None] - where).abs())
-patches = (torch.randn(4000, 4, 8, generator=torch.Generator().manual_seed(0)) @ factor.T).to(
-    device
-)
-unit, gain = {"layers": 1, "width": 32, "head_dim": 16}, {}
-for name, blocks, mixing in (("1 block", 1, False), ("4 blocks", 4, False), ("1, mixing", 1, True)):
-    torch.manual_seed(0)
-    toy = AutoregressiveFlow(4, 8, blocks, **unit, channel_mixing=mixing).to(device)
-    fit(toy, patches[:3000], 250)
-    test = patches[3000:]
-    gain[name] = (
-        (log_prob(toy, test) - torch.distributions.Normal(0.0, 1.0).log_prob(test).sum((1, 2)))
-        .mean()
-        .item()
+apart = (torch.arange(8)[:, None] - torch.arange(8)).abs()
+factor = torch.linalg.cholesky(0.9**apart)  # of correlations .9, .81, ... inside a token
+patches = (torch.randn(5000, 4, 8) @ factor.T).to(device)
+possible = -4 * factor.diagonal().log().sum()  # nats that the correlations are worth
+nothing = log_prob(AutoregressiveFlow(4, 8, 0, 1, 32, 16), patches[4000:]).mean()  # no block
+for blocks, mixing in ((1, False), (4, False), (1, True)):
+    toy = AutoregressiveFlow(4, 8, blocks, 1, 32, 16, channel_mixing=mixing).to(device)
+    gained = log_prob(fit(toy, patches[:4000], 250), patches[4000:]).mean() - nothing
+    share = (
+        "most" if gained > 0.8 * possible else "nothing" if gained < 0.05 * possible else "a part"
     )
-possible = -4 * factor.diagonal().log().sum().item()
-share = {name: value / possible for name, value in gain.items()}
-print(share)
-for row in json.loads(Path("../results/basis.json").read_text())["rows"][10:14]:
-    print(f"{row['name']:42} {row['bits_per_dim']['mean']:.2f} bits/dim")
+    print(f"{blocks} block(s), channel mixing {mixing}: learned {share}")
+
+# %% [markdown]
+# One block learns nothing of it, as it must. Four learn most of it, by a detour: a token passes what one of its
+# channels says on to the other tokens, and blocks that read the other way bring it to the other channel. So the spot is
+# blind in a *block*, and a flow spends blocks on looking around it. Glow's `ChannelMixing`, a learned matrix before each
+# block, or a PCA basis of the patches sees at once. On photographs, with four blocks and 600 steps, the detour is not
+# enough: raw pixels have 3.72 bits/dim, with mixing 3.07, in a PCA basis 2.86 (`results/basis.json`; notebook 03).
+#
+# ## What to remember
+#
+# - Density of $x$ = density of $z$ × change of volume; check it by an integral.
+# - Causal → triangular → the log-determinant is a sum, and the way back is exact.
+# - A leaking mask shows up as a *good* loss. Test round trip and log-determinant.
+# - Sweeps: $N - 1$ are always enough, fewer usually, and on a CPU they do not pay.
+# - A block is blind inside a token; order, depth and mixing make up for it.
+#
+# ## Exercises
+#
+# **1 (think).** Why does token 1 pass through unchanged, and who takes care of its density? And if the outputs of the
+# transformer were *not* shifted by one token, with its mask in order: what would still be triangular, what wrong?
+#
+# <details><summary>Solution</summary>
+#
+# There is nothing before token 1 from which $\mu$ and $\sigma$ could be computed (constants would be possible). It loses
+# little: blocks that read back to front change it, and the prior gives it a mean and a width of its own.
+#
+# Without the shift, $\mu$ and $\sigma$ of token $i$ have seen token $i$. The matrix is still triangular over tokens, so
+# a picture of causality looks almost right; but its diagonal is no longer $\sigma$, because $\mu$ and $\sigma$ have
+# derivatives there, too. The sum of $\log \sigma$ is then not the log-determinant, and Eq. 9 has the unknown on both
+# sides.
+#
+# ```python
+# def unshifted(block: FlowBlock, x: Tensor) -> tuple[Tensor, Tensor]:
+#     """A block whose outputs were not shifted by one token: mu and sigma of token i have seen token i itself."""
+#     shift, log_scale = block.shift_and_log_scale(x, block.embedded_positions(None))
+#     return (x - shift) * log_scale.exp(), log_scale.sum((1, 2))
+# ```
+#
+# </details>
+#
+# **2 (a few lines).** Why alternate the order? Make all blocks of a random flow read the same way, and measure how far
+# $z_i$ bends, rather than going straight, while $x_i$ alone moves.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def bend(flow: AutoregressiveFlow, x: Tensor, token: int) -> float:
+#     """How far z of one token is from a straight line as the same token of x moves: 0 for an affine map."""
+#     step = torch.zeros_like(x)
+#     step[:, token] = 0.5
+#     with torch.no_grad():
+#         low, middle, high = (flow(x + k * step)[0][:, token] for k in (-1, 0, 1))
+#     return (high - 2 * middle + low).abs().max().item()
+# ```
+#
+# It does not bend at all. $z_i$ is affine in $x_i$ with numbers from $x_{<i}$, and an affine map of it with numbers from
+# $z_{<i}$, which are functions of $x_{<i}$, is another such map: a hundred blocks would be one block, under a Gaussian
+# prior a Gaussian $p(x_i \mid x_{<i})$, and token 1 would never be touched. With the orders alternating it bends.
+#
+# </details>
+#
+# **3 (open).** Three well separated modes and one Gaussian for $z$: where must an invertible map struggle? Count the
+# samples between the modes, and find what helps.
+#
+# <details><summary>Solution</summary>
+#
+# A continuous map that can be undone keeps one piece in one piece: it can thin the bridges between the modes out, but
+# never cut them. With two blocks a good part of all samples lies on them. Depth helps, and costs; a mixture of three
+# Gaussians for $z$, as FARMER's prior has it, helps more: the flow need not tear apart what was never joined.
+# `python solutions/solution_01.py` prints the figures.
+#
+# ```python
+# def fit_three_modes(blocks: int, components: int, steps: int = 400) -> tuple[float, float]:
+#     """Nats above the entropy on fresh points, and the share of samples that lie in no mode."""
+#     torch.manual_seed(0)
+#     flow = AutoregressiveFlow(2, 1, blocks, layers=1, width=32, head_dim=16)
+#     mean = nn.Parameter(torch.randn(components, 2) * (components > 1))  # K = 1: the standard normal
+#     prior = GaussianMixture(torch.zeros(components), mean, nn.Parameter(torch.zeros(components, 2)))
+#     groups = [{"params": flow.parameters(), "lr": 5e-3}]
+#     if components > 1:
+#         groups.append({"params": [prior.mean, prior.log_scale], "lr": 5e-2})
+#     optimiser = torch.optim.Adam(groups)
+#
+#     def loss(seed: int, count: int = 256) -> Tensor:
+#         z, logdet = flow(three_modes(count, seed))
+#         return -(prior.log_prob(z[..., 0]) + logdet).mean()
+#
+#     for step in range(steps):
+#         for group in optimiser.param_groups:
+#             group["lr"] *= 0.99
+#         optimiser.zero_grad()
+#         loss(step).backward()
+#         optimiser.step()
+#     with torch.no_grad():
+#         z = prior.unsqueeze().expand(2000).sample(torch.Generator().manual_seed(0))
+#         distance = torch.cdist(flow.inverse(z[..., None])[..., 0], CENTRES).amin(1)
+#         return loss(steps, 4000).item() - ENTROPY, (distance > 4 * WIDTH).float().mean().item()
+# ```
+#
+# </details>
