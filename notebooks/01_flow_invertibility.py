@@ -3,8 +3,8 @@
 #
 # [Open this notebook in Colab](https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/01_flow_invertibility.ipynb)
 #
-# A flow is a map that can be undone and whose effect on volume is known. After this notebook you can say why FARMER's
-# flow has both properties, test them, undo it in two exact ways, and name what one block of it cannot do.
+# A flow can be undone, and what it does to volume is known. After this notebook you can say why FARMER's flow has both
+# properties, test them, undo it in two exact ways, and name what one block of it cannot do.
 
 # %% tags=["hide-input"]
 import os
@@ -36,9 +36,9 @@ steps = 500 if device.type == "cpu" else 1500  # of training a toy, below
 # %% [markdown]
 # ## Two numbers
 #
-# Let $x$ be a point of the plane and $z = f(x)$ where a flow puts it. Choose a density for $z$, here the standard
-# normal. A small square around $x$ becomes a small parallelogram around $z$ with the same probability, so the density of
-# $x$ is that of $z$ times the ratio of the areas, which is the determinant of the derivatives:
+# Let $x$ be a point of the plane and $z = f(x)$ where a flow puts it, with a standard normal density there. A small square
+# around $x$ becomes a small parallelogram around $z$ with the same probability. So the density of $x$ is that of $z$ times
+# the ratio of the areas, the determinant of the derivatives:
 #
 # $$\log p(x) = \log \mathcal{N}(f(x); 0, I) + \log\left|\det \frac{\partial z}{\partial x}\right| \qquad \text{(Eq. 5)}$$
 #
@@ -77,15 +77,14 @@ panels[0].set(title="x: data and a grid", xlabel="token 1", ylabel="token 2")
 panels[1].set(title="z: both, after the flow", xlabel="latent 1", ylabel="latent 2")
 panels[2].set(title="density of x", xlabel="token 1", ylabel="token 2", aspect="equal")
 panels[2].pcolormesh(line[50:251].cpu(), line[50:251].cpu(), density.T[50:251, 50:251])
-sides = zip(panels[:2], (rulers, flow(rulers)[0]), (moons, flow(moons)[0]), strict=True)
-for axes, lines, dots in sides:
-    axes.plot(*lines.cpu().view(46, 300, 2).permute(2, 1, 0), color="0.6", lw=0.6)
-    axes.plot(*dots[:, :, 0].cpu().T, ".", ms=1.5, color=COLOURS[0])
+for axes, a, b in ((panels[0], rulers, moons), (panels[1], flow(rulers)[0], flow(moons)[0])):
+    axes.plot(*a.cpu().view(46, 300, 2).permute(2, 1, 0), color="0.6", lw=0.6)
+    axes.plot(*b[:, :, 0].cpu().T, ".", ms=1.5, color=COLOURS[0])
     axes.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal")
 
 # %% [markdown]
-# The grid is bent, never torn or folded: that is what "can be undone" looks like. Where the moons lie, the cells grow
-# on their way to $z$; between the moons they shrink. So all that probability has to come from somewhere:
+# The grid is bent, never torn or folded: that is what "can be undone" looks like. Cells on the moons grow on their way
+# to $z$, cells between them shrink. Probability only moves:
 
 # %% tags=["nbval-check-output"]
 integral = (density.sum() * (line[1] - line[0]).cpu() ** 2).item()
@@ -97,24 +96,23 @@ print("the way back gives the data:", error < 1e-3)
 # %% [markdown]
 # ## Why it works: a triangle
 #
-# For 64 pixels a determinant is already work, for a million it is out of reach, unless the matrix is triangular. One
-# block of the **autoregressive flow** makes it so. Token $i$ is shifted and scaled by numbers that a causal transformer
-# computes from the tokens before it:
+# A determinant of a million pixels is out of reach, unless the matrix is triangular. One block of the **autoregressive
+# flow** makes it so. Token $i$ is shifted and scaled by numbers that a causal transformer computes from the tokens
+# before it:
 #
 # $$z_i = (x_i - \mu(x_{<i})) \odot \sigma(x_{<i}), \qquad z_1 = x_1 \qquad \text{(Eq. 8)}$$
 #
 # No $z_i$ depends on a later $x_j$, so $\partial z / \partial x$ is triangular with the $\sigma$ on its diagonal, and its
-# log-determinant is the sum of all $\log \sigma$ (Eq. 10). Blocks alternate: the first reads the tokens in image order,
-# the second back to front. Log-determinants of blocks add up.
+# log-determinant is the sum of all $\log \sigma$ (Eq. 10). The first block reads the tokens in image order, the second
+# back to front, and so on; their log-determinants add up.
 #
-# Here are derivatives of the shipped digits model ($N = 16$ tokens, $D = 4$), in 64-bit numbers, at a test image.
-# *Predict first:* which part will be empty for one block, and which for all four?
+# Here are derivatives of the shipped digits model ($N = 16$, $D = 4$) at a test image, in 64-bit numbers. *Predict
+# first:* what will be empty for one block, and what for all four?
 
 # %%
 shipped = Farmer.from_pretrained("digits").to(device).double().requires_grad_(False)
 values, _ = next(batches(load_split("digits", "test", shipped.config), 20))
-images = shipped.dequantiser(values, torch.full(values.shape, 0.5)).to(device).double()
-tokens = shipped.patchify(images)  # (B,N,D)
+tokens = shipped.patchify(shipped.dequantiser(values, torch.tensor(0.5)).to(device).double())
 digit, block = tokens[3:4], shipped.flow.blocks[0]
 broken = Farmer.from_pretrained("digits").to(device).double().flow.blocks[0]
 broken.transformer.bidirectional()  # the mask is gone: every position sees all
@@ -129,13 +127,15 @@ sizes = (m.view(16, 4, 16, 4).norm(dim=(1, 3)) for m in (one, four, wrong))
 names = ("one block: 16 channels", "one block: tokens", "all four: tokens", "no mask: tokens")
 figure, panels = plt.subplots(1, 4, figsize=(11, 3.4), layout="constrained")
 for axes, name, picture in zip(panels, names, (one[20:36, 20:36].abs(), *sizes), strict=True):
-    shown = axes.imshow(picture.log10().cpu(), vmin=-4, vmax=1)
+    shown = axes.imshow(picture.log10().cpu(), vmin=-4, vmax=1, extent=(0.5, 16.5, 16.5, 0.5))
     axes.set(title=name, xlabel=f"{name.split()[-1]} of x", ylabel=f"{name.split()[-1]} of z")
-figure.colorbar(shown, ax=panels, location="bottom", label="log10 |derivative|", aspect=60)
+plt.setp(panels, xticks=range(4, 17, 4), yticks=range(4, 17, 4))
+_ = figure.colorbar(shown, ax=panels, location="bottom", label="log10 |derivative|", aspect=60)
+
 # %% [markdown]
-# White is zero, exactly. On the left are single derivatives, elsewhere their size per token. One block is triangular;
-# inside a token, a 4×4 square on the diagonal, nothing but the diagonal is filled; remember that for the end. All four
-# blocks together fill everything: the whole flow is not causal, and its log-determinant is still a mere sum.
+# White is zero, exactly. One block is triangular; and on the left, inside a token (a 4×4 square on the diagonal), nothing
+# but the diagonal is filled: remember that for the end. All four blocks fill everything, so the whole flow is not
+# causal. Its log-determinant is still a mere sum:
 
 # %% tags=["nbval-check-output"]
 assert one.triu(1).abs().max() == 0
@@ -147,8 +147,8 @@ for name, module, derivatives in (("one block", block, one), ("all four", shippe
 # %% [markdown]
 # ## A broken mask
 #
-# The last panel is a bug that is easily made: attention without its mask. *Predict first:* how will training on the
-# moons look with it? Will the loss be higher, lower, or not finite?
+# The last panel is a bug that is easily made: attention without its mask. *Predict first:* how will the loss of the
+# moons look with it?
 
 # %% tags=["nbval-check-output"]
 leaky = AutoregressiveFlow(**shape).to(device)
@@ -164,9 +164,8 @@ print("its 'density' integrates to more than 10:", total > 10)
 print("way back off by more than .1:", lost > 0.1, "  wrong log|det| of the digit:", off > 1e-3)
 
 # %% [markdown]
-# Nothing crashes, and the loss is *splendid*: $\mu$ has seen the token that it is to predict, and $\sigma$ takes the
-# credit. Only three checks tell: the integral, the round trip, the determinant. So the tests of this package make them,
-# in 64-bit numbers and with random weights: a new flow is the identity, which passes anything.
+# Nothing crashes, and the loss is *splendid*: $\mu$ has seen the token that it is to predict. Only the integral, the
+# round trip and the determinant tell; check them with random weights, as a new flow is the identity and passes anything.
 #
 # ## Two ways back
 #
@@ -174,33 +173,30 @@ print("way back off by more than .1:", lost > 0.1, "  wrong log|det| of the digi
 #
 # $$x_i = z_i \oslash \sigma(x_{<i}) + \mu(x_{<i})$$
 #
-# **Sequential:** token after token, $N - 1$ steps. **Parallel** (Jacobi): put any guess into the right-hand side, for all
-# tokens at once; put the result in again. *Predict first:* after how many sweeps is the result exact, at worst?
+# **Sequential:** token after token, $N - 1$ steps. **Parallel** (Jacobi): put a guess, here $z$, into the right-hand side
+# for all tokens at once, and the result again. *Predict first:* after how many sweeps is it exact, at worst?
 
 
 # %%
-def undo(blocks, x, count, parallel):
-    """Back through blocks by `count` sweeps each, or steps, which keep one token of a sweep."""
+def undo(blocks, x, count, parallel):  # by sweeps, or by steps, which keep one token of a sweep
     for part in reversed(blocks):
         z, positions = part.flip_if_reversed(x), part.embedded_positions(None)[:, :-1]
         x = z.clone()
-        for i in range(count):
+        for i in [slice(None)] * count if parallel else range(count):
             shift, log_scale = part.shift_and_log_scale(x[:, :-1], positions)
-            now = slice(None) if parallel else i
-            x[:, 1:][:, now] = (z[:, 1:] * (-log_scale).exp() + shift)[:, now]
+            x[:, 1:][:, i] = (z[:, 1:] * (-log_scale).exp() + shift)[:, i]
         x = part.flip_if_reversed(x)
     return x
 
 
-frames = {}
-for name in ("sequential: 0, 1, 2, 3, 4, 6, 8, 15 steps", "parallel: as many sweeps"):
-    counts = (0, 1, 2, 3, 4, 6, 8, 15)
+frames, counts = {}, (0, 1, 2, 4, 8, 15)
+for name in ("sequential: 0, 1, 2, 4, 8, 15 steps", "parallel: as many sweeps"):
     states = [undo(shipped.flow.blocks, shipped.flow(digit)[0], k, name[0] == "p") for k in counts]
     frames[name] = shipped.patchify.inverse(torch.cat(states))
-labelled_grids(frames, columns=8)
+labelled_grids(frames, columns=6)
 
 # %% [markdown]
-# The numbers count steps or sweeps *in each block*. Now the error of every token in one block:
+# The counts are *for each block*. Now the error of every token in one block:
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -208,32 +204,34 @@ for axes, name in zip(panels, ("sequential steps", "parallel sweeps"), strict=Tr
     states = (undo([block], block(tokens)[0], k, "parallel" in name) for k in range(16))
     error = torch.stack([(x - tokens).abs().amax((0, 2)) for x in states]).cpu()
     assert error.tril().max() < 1e-12  # after i sweeps, tokens 1 to i + 1 are exact
-    shown = axes.imshow((error.T + 1e-17).log10(), vmin=-16, vmax=0)
-    axes.stairs(torch.arange(17) + 0.5, torch.arange(18) - 0.5, baseline=None, color="w", lw=2)
-    axes.set(title=f"error after {name}", xlabel=name, ylabel="token", xlim=(-0.5, 15.5))
-figure.colorbar(shown, ax=panels, label="log10 of the largest error")
+    shown = axes.imshow((error.T + 1e-17).log10(), vmin=-16, vmax=0, extent=(-0.5, 15.5, 16.5, 0.5))
+    axes.stairs(torch.arange(16) + 1.5, torch.arange(17) - 0.5, baseline=None, color="w", lw=2)
+    axes.set(title=f"error after {name}", xlabel=name, ylabel="token", ylim=(16.5, 0.5))
+_ = figure.colorbar(shown, ax=panels, label="log10 of the largest error")
+
 # %% [markdown]
-# Above the white stairs the result is exact, as it must be: token 1 passes through, so the first sweep makes token 2
-# exact, the next token 3. $N - 1$ sweeps always do. But below the stairs the error falls by a factor in every sweep,
-# since a token depends on the others only weakly. `inverse_jacobi` stops when nothing moves any more:
+# Above the white stairs all is exact, as it must be: token 1 passes through, so the first sweep makes token 2 exact, the
+# next token 3; $N - 1$ sweeps always do. Below, the error falls with every sweep, since tokens depend on one another
+# weakly. `inverse_jacobi` stops when nothing moves any more:
 
 # %% tags=["nbval-check-output"]
 back, report = shipped.flow.inverse_jacobi(shipped.flow(tokens)[0], tolerance=1e-5)
 assert (back - tokens).abs().max() < 1e-5 and max(report.sweeps) < 15
 print("sweeps of the four blocks:", report.sweeps, "  sequential steps: 15 each")
+
 # %% [markdown]
 # On a CPU, though, **the parallel way does not pay**: for a larger flow ($N = 256$) one image takes 0.79 s, sequentially
-# 0.77 s; sixteen take 16.1 s and 2.1 s (`results/inverses.json`). A sweep computes all tokens again, while a sequential
-# step keeps keys and values and computes one. What sweeps save is waiting between small steps, which a GPU has.
+# 0.77 s; sixteen take 16.1 s and 2.1 s (`results/inverses.json`). A sweep computes all tokens again, a sequential step
+# only one. What sweeps save is the waiting between small steps of a GPU.
 #
-# > **The paper** undoes the flow sequentially, which is most of the time of its samples, and trains a one-step student
-# > instead (notebook 05). **We** add the parallel inverse, which needs no training and is as exact. The paper does not
-# > say how $\sigma$ is kept positive and bounded either: ours is $\exp$ of a smoothly bounded number.
+# > **The paper** undoes the flow sequentially, or with a one-step student (notebook 05). **We** add the parallel inverse,
+# > which needs no training and is exact. The paper does not say how $\sigma$ is bounded: ours is $\exp$ of a smoothly
+# > bounded number.
 #
 # ## Beside it: coupling
 #
-# There is another way to a triangle. Keep half of the numbers; shift and scale the other half by what a network,
-# without any mask, makes of the kept ones; swap. The kept half is known on the way back, too: one pass undoes a block.
+# Keep half of the numbers; shift and scale the other half by what a network, without a mask, makes of the kept ones;
+# swap. That is triangular, too, and as the kept half is known on the way back, one pass undoes a block:
 
 # %% tags=["nbval-check-output"]
 coupling = CouplingFlow(16, 4, blocks=4, layers=1, width=32, head_dim=16).to(device).double()
@@ -249,13 +247,11 @@ print("log|det| and the way back are exact:", off < 1e-8, lost < 1e-9)
 #
 # ## The blind spot inside a token
 #
-# Back to the little squares: in Eq. 8 a channel of a token never sees the other channels *of that token*, which are
-# neighbouring pixels. *Predict first:* tokens are independent, but channels inside a token strongly correlated. Can one
-# block learn that? Can four?
+# Back to the little squares: in Eq. 8 a channel never sees the other channels *of its token*, which are neighbouring
+# pixels. *Predict first:* tokens are independent, channels inside a token correlated. Can a block learn that? Can four?
 
 # %% tags=["nbval-check-output"]
-apart = (torch.arange(8)[:, None] - torch.arange(8)).abs()
-factor = torch.linalg.cholesky(0.9**apart)  # of correlations .9, .81, ... inside a token
+factor = torch.linalg.cholesky(0.9 ** (torch.arange(8)[:, None] - torch.arange(8)).abs())
 patches = (torch.randn(5000, 4, 8) @ factor.T).to(device)
 possible = -4 * factor.diagonal().log().sum()  # nats that the correlations are worth
 nothing = log_prob(AutoregressiveFlow(4, 8, 0, 1, 32, 16), patches[4000:]).mean()  # no block
@@ -268,24 +264,24 @@ for blocks, mixing in ((1, False), (4, False), (1, True)):
     print(f"{blocks} block(s), channel mixing {mixing}: learned {share}")
 
 # %% [markdown]
-# One block learns nothing of it, as it must. Four learn most of it, by a detour: a token passes what one of its
-# channels says on to the other tokens, and blocks that read the other way bring it to the other channel. So the spot is
-# blind in a *block*, and a flow spends blocks on looking around it. Glow's `ChannelMixing`, a learned matrix before each
-# block, or a PCA basis of the patches sees at once. On photographs, with four blocks and 600 steps, the detour is not
-# enough: raw pixels have 3.72 bits/dim, with mixing 3.07, in a PCA basis 2.86 (`results/basis.json`; notebook 03).
+# One block learns nothing, as it must. Four take a detour: a token tells the others what one of its channels says, and
+# blocks that read the other way tell it to the other channel. So the spot is blind in a *block*, and a flow spends blocks
+# on looking around it. Glow's `ChannelMixing`, a learned matrix before each block, or a PCA basis of the patches looks
+# straight at it. On photographs the detour of four blocks is not enough: after 600 steps raw pixels have 3.72 bits/dim,
+# with mixing 3.07, in a PCA basis 2.86 (`results/basis.json`; notebook 03).
 #
 # ## What to remember
 #
-# - Density of $x$ = density of $z$ × change of volume; check it by an integral.
+# - Density of $x$ = density of $z$ × change of volume; an integral checks it.
 # - Causal → triangular → the log-determinant is a sum, and the way back is exact.
-# - A leaking mask shows up as a *good* loss. Test round trip and log-determinant.
-# - Sweeps: $N - 1$ are always enough, fewer usually, and on a CPU they do not pay.
-# - A block is blind inside a token; order, depth and mixing make up for it.
+# - A leaking mask shows up as a *good* loss: test round trip and log-determinant.
+# - $N - 1$ sweeps are always enough, fewer usually; on a CPU they do not pay.
+# - A block is blind inside a token.
 #
 # ## Exercises
 #
-# **1 (think).** Why does token 1 pass through unchanged, and who takes care of its density? And if the outputs of the
-# transformer were *not* shifted by one token, with its mask in order: what would still be triangular, what wrong?
+# **1 (think).** Why does token 1 pass through, and who takes care of its density? If the outputs of the transformer were
+# *not* shifted by one token: what would still be triangular, what wrong?
 #
 # <details><summary>Solution</summary>
 #
@@ -306,8 +302,8 @@ for blocks, mixing in ((1, False), (4, False), (1, True)):
 #
 # </details>
 #
-# **2 (a few lines).** Why alternate the order? Make all blocks of a random flow read the same way, and measure how far
-# $z_i$ bends, rather than going straight, while $x_i$ alone moves.
+# **2 (a few lines).** Why alternate the order? Make all blocks of a random flow read one way, and measure how far $z_i$
+# is from a straight line as $x_i$ alone moves.
 #
 # <details><summary>Solution</summary>
 #
@@ -327,8 +323,8 @@ for blocks, mixing in ((1, False), (4, False), (1, True)):
 #
 # </details>
 #
-# **3 (open).** Three well separated modes and one Gaussian for $z$: where must an invertible map struggle? Count the
-# samples between the modes, and find what helps.
+# **3 (open).** Three separate modes, and one Gaussian for $z$: where must an invertible map struggle? Count the samples
+# between them; find what helps.
 #
 # <details><summary>Solution</summary>
 #
