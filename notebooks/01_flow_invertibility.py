@@ -83,8 +83,8 @@ for axes, a, b in ((panels[0], rulers, moons), (panels[1], flow(rulers)[0], flow
     axes.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal")
 
 # %% [markdown]
-# The grid is bent, never torn or folded: that is what "can be undone" looks like. Cells on the moons grow on their way
-# to $z$, cells between them shrink. Probability only moves:
+# The grid is bent, never torn or folded: so it "can be undone". The moons fill the
+# middle, and the empty plane is pushed out to where the normal density is tiny. Probability only moves:
 
 # %% tags=["nbval-check-output"]
 integral = (density.sum() * (line[1] - line[0]).cpu() ** 2).item()
@@ -106,7 +106,7 @@ print("the way back gives the data:", error < 1e-3)
 # log-determinant is the sum of all $\log \sigma$ (Eq. 10). The first block reads the tokens in image order, the second
 # back to front, and so on; their log-determinants add up.
 #
-# Here are derivatives of the shipped digits model ($N = 16$, $D = 4$) at a test image, in 64-bit numbers. *Predict
+# Derivatives of the shipped digits model ($N = 16$, $D = 4$) at a test image, in 64-bit numbers. *Predict
 # first:* what will be empty for one block, and what for all four?
 
 # %%
@@ -196,7 +196,7 @@ for name in ("sequential: 0, 1, 2, 4, 8, 15 steps", "parallel: as many sweeps"):
 labelled_grids(frames, columns=6)
 
 # %% [markdown]
-# The counts are *for each block*. Now the error of every token in one block:
+# Counts are *for each block*. The error of every token in one block:
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -220,7 +220,7 @@ assert (back - tokens).abs().max() < 1e-5 and max(report.sweeps) < 15
 print("sweeps of the four blocks:", report.sweeps, "  sequential steps: 15 each")
 
 # %% [markdown]
-# On a CPU, though, **the parallel way does not pay**: for a larger flow ($N = 256$) one image takes 0.79 s, sequentially
+# On a CPU **the parallel way does not pay**: for a larger flow ($N = 256$) one image takes 0.79 s, sequentially
 # 0.77 s; sixteen take 16.1 s and 2.1 s (`results/inverses.json`). A sweep computes all tokens again, a sequential step
 # only one. What sweeps save is the waiting between small steps of a GPU.
 #
@@ -243,7 +243,8 @@ print("log|det| and the way back are exact:", off < 1e-8, lost < 1e-9)
 
 # %% [markdown]
 # Of two digits models with as many blocks (`results/table4.json`), back through coupling takes 0.2 ms an image, through
-# the autoregressive flow 1.0 ms; but it has 2.07 bits/dim, the other 1.96. The paper finds FID 106.23 against 5.55.
+# the autoregressive flow 1.0 ms; but coupling has 2.07 bits/dim, the other 1.96 (the paper: FID
+# 106.23 and 5.55).
 #
 # ## The blind spot inside a token
 #
@@ -252,7 +253,7 @@ print("log|det| and the way back are exact:", off < 1e-8, lost < 1e-9)
 
 # %% tags=["nbval-check-output"]
 factor = torch.linalg.cholesky(0.9 ** (torch.arange(8)[:, None] - torch.arange(8)).abs())
-patches = (torch.randn(5000, 4, 8) @ factor.T).to(device)
+patches = (torch.randn(5000, 4, 8) @ factor.T).to(device)  # correlated inside a token
 possible = -4 * factor.diagonal().log().sum()  # nats that the correlations are worth
 nothing = log_prob(AutoregressiveFlow(4, 8, 0, 1, 32, 16), patches[4000:]).mean()  # no block
 for blocks, mixing in ((1, False), (4, False), (1, True)):
