@@ -132,7 +132,7 @@ def histograms(panels, curve, label):
         axis.plot(grid, curve, color=COLOURS[6], lw=1.2, label=label)
         axis.set(title=name, xlabel="z", xlim=(-6, 6))
     axes[0].set_ylabel("density")
-    axes[-1].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=8)
 
 
 panels = {f"{n} + {n} candidates": resampled(P_C, P_U, 2, n) for n in (1, 5, 100, 1000)}
@@ -185,8 +185,7 @@ for n in (4, 16, 64, 640):
 # The law is $1000\,e^{-w^2 \delta^2 D}$, exponential in the channels. Where it says "few", the measurement is too hopeful:
 # the candidates that matter were never drawn. FARMER resamples the informative channels token by token, few at a
 # time; that makes the rule possible. The redundant ones are the exception: *one* pool of candidates for all tokens of an
-# image, and $R = 640$ at the paper's patch 16. This was such a pool, for 256 tokens: they collapse onto a few
-# vectors.
+# image, and $R = 640$ at the paper's patch 16. This was such a pool, for 256 tokens: they collapse onto few vectors.
 #
 # ## No target, no limit
 #
@@ -212,12 +211,13 @@ print("each tenfold adds .5 or more to the spread:", bool((spread.diff() > 0.5).
 # %% tags=["nbval-check-output"]
 SWAPPED = [side[::-1] for side in P_U]
 assert torch.allclose(target(SWAPPED, P_U, 0), target(P_U, P_U, 0), atol=1e-12)
-rule, pairs = Guidance(scale=2.0, rule="naive"), [(P_C, P_U), (P_C, SWAPPED)]
+rule, pairs = Guidance(scale=2.0, rule="naive"), [(G_C, G_U), (P_C, P_U), (P_C, SWAPPED)]
 draws = [draw_naive(*(mixture(*m, rows=40_000) for m in p), rule, seeded())[:, 0] for p in pairs]
-panels = {"naive": (draws[0], None), "naive, $p_u$ swapped": (draws[1], None)}
+panels = {"naive": (draws[1], None), "naive, $p_u$ swapped": (draws[2], None)}
 panels["resampling, $p_u$ swapped"] = resampled(P_C, SWAPPED, 2, 100)
 histograms(panels, target(P_C, P_U, 2), "target, w = 2")
-print("the swap moves the naive mean:", bool((draws[0] - draws[1]).mean().abs() > 0.1))
+one, two, swapped = (float(draw.mean()) for draw in draws)
+print(f"mean, K = 1: {one:.1f}, target {exact[2][0]:.1f}; K = 2: {two:.2f}, swapped {swapped:.2f}")
 
 # %% [markdown]
 # ## Images
@@ -239,11 +239,10 @@ reader = Reader(load_split("digits", "train", model.config))  # a classifier of 
 read = [reader.share_read(model.dequantiser.quantise(b), labels) for b in images.values()]
 print("resampling at w = 4 is read better than no guidance:", read[2] > read[0] + 0.01)
 print("the naive rule at w = 4 is read worse than resampling:", read[3] < read[2] - 0.02)
-beyond = [bool((batch.abs() > 100).any()) for batch in images.values()]
-print("pixels, which should lie in [-1, 1], beyond 100:", beyond)
+print("a pixel beyond 100:", [bool((b.abs() > 100).any()) for b in images.values()])
 
 # %% [markdown]
-# Where $\lambda$ of a pair of components is barely above 0, the naive rule's Gaussian is enormous. A draw of the
+# Pixels should lie in $[-1, 1]$. Where $\lambda$ of a pair of components is barely above 0, the naive rule's Gaussian is enormous. A draw of the
 # resampling rule is always a draw of $p_c$ or $p_u$.
 #
 # Three times 1,000 samples of each setting, from `python -m benchmarks.guidance`. Diversity is the mean distance of two
@@ -278,7 +277,7 @@ print("after 500 steps of training:", {row["way"]: round(row[key]["mean"], 1) fo
 size = sizes["resampling, w = 4"].mean(0).reshape(4, 4).cpu()
 fig, ax = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
 fig.colorbar(ax.imshow(size, vmin=1, vmax=10), label="candidates that count, of 10")
-ax.set(title="Resampling, w = 4", xlabel="column of patches", ylabel="row of patches")
+ax.set(title="Resampling, w = 4", xlabel="column", ylabel="row", xticks=range(4), yticks=range(4))
 ax.grid(False)
 print("fewer in the middle columns:", bool(size[:, 1:3].max() < size[:, [0, 3]].min()))
 
