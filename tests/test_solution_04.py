@@ -1,0 +1,62 @@
+"""The solutions of notebook 04."""
+
+import math
+
+import pytest
+import torch
+from solution_04 import (
+    distance_with_candidates,
+    read_and_diverse,
+    share_beyond_honesty,
+    share_improper,
+)
+
+from farmer_ref import Farmer, Guidance
+from farmer_ref.data import batches, load_split
+from farmer_ref.metrics import Reader
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Farmer.from_pretrained("digits")
+
+
+@pytest.fixture(scope="module")
+def reader(model):
+    return Reader(load_split("digits", "train", model.config))
+
+
+def test_the_null_class_is_not_the_average_of_the_classes(model):
+    labels = torch.arange(10).repeat(20)
+    z = model.prior.sample(labels, generator=torch.Generator().manual_seed(0))
+    assert share_beyond_honesty(model, z, labels) > 0.8
+    with torch.no_grad():
+        each = torch.stack([model.prior.log_prob(z, torch.full_like(labels, c)) for c in range(10)])
+        ratio = model.prior.log_prob(z, labels) - (each.logsumexp(0) - math.log(10))
+    assert (ratio < math.log(10) + 1e-3).all()  # an honest p_u: never more than ten times
+
+
+def test_improper_targets_are_rare_at_a_small_scale_and_common_at_a_large_one(model):
+    labels = torch.arange(10).repeat(20)
+    z = model.prior.sample(labels, generator=torch.Generator().manual_seed(0))
+    shares = [share_improper(model, z, labels, w) for w in (0.0, 0.5, 1.0, 2.0, 4.0)]
+    assert shares == sorted(shares) and shares[0] == 0
+    assert shares[1] < 0.01 and 0.15 < shares[-1] < 0.3
+
+
+def test_more_candidates_take_the_images_away_from_the_data(model, reader):
+    real = next(batches(load_split("digits", "validation", model.config), 100))[0]
+    distances = [distance_with_candidates(model, n, reader, real) for n in (2, 5, 20)]
+    assert distances == sorted(distances) and distances[-1] > 2 * distances[0]
+
+
+@pytest.mark.parametrize(
+    ("w", "temperature"),
+    [(0.25, {"scale_temperature": 0.6}), (1.0, {"weight_temperature": 3.0})],
+)
+def test_guidance_keeps_more_diversity_than_a_temperature_at_the_same_share_read(model, reader, w, temperature):
+    guided, sharper = (
+        read_and_diverse(model, guidance, reader, 0, 1000) for guidance in (Guidance(scale=w), Guidance(**temperature))
+    )
+    assert abs(guided[0] - sharper[0]) < 0.02
+    assert guided[1] > sharper[1] + 1
