@@ -29,7 +29,7 @@ class ChannelMixing(nn.Module):
 
     A = P L (U + diag s) with P a fixed permutation, L unit lower and U strictly upper triangular, the signs of s
     fixed; log|det| = N * sum log|s|. It starts at a random rotation. One of two cures (the other: a patch basis) for
-    the blind spot of an affine AF, which is elementwise inside a token.
+    the blind spot of an affine AF, each of whose blocks is elementwise inside a token.
     """
 
     permutation: Tensor

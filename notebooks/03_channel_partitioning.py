@@ -268,8 +268,8 @@ bars = [row | {"name": row["name"].rsplit(", ", 1)[0]} for row in rows]
 comparison(bars, {"bits_per_dim": f"bits/dim after {rows[0]['name'].rsplit(', ', 1)[1]}"})
 
 # %% [markdown]
-# Most of this gain is not the split's: without a split it is as large. A flow that treats each channel by itself
-# never mixes those *inside* a token; a basis, or learned mixing before each block, does it instead.
+# Most of this gain is not the split's: without a split it is as large. A block that treats each channel by
+# itself never mixes those *inside* a token; a basis, or learned mixing before each block, does it instead.
 #
 # > **The paper** claims that training alone makes the split, in raw pixels, and does not say which channels are
 # > informative. **We** take the first $I$ by default, and the first claim held above: training does empty $Z_R$. The
