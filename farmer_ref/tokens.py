@@ -83,9 +83,9 @@ class Patchify(nn.Module):
     """Patches and back: images (B,C,H,W) to tokens (B,N,D), in an orthonormal basis of the patch.
 
     Patches run row by row; the channels of a patch are ordered (colour, row, column) as in `F.unfold` and TARFlow.
-    The paper's basis is `pixel`. Another one (log-determinant 0) helps because a block of the flow scales and shifts each
-    channel of a token by itself (see `flow.FlowBlock`): only by way of other tokens can later blocks tie them together.
-    `pca` must be fitted once, on training images; what it learned is stored with the weights.
+    The paper's basis is `pixel`. Another one (log-determinant 0) helps because a block of the flow scales and shifts
+    each channel of a token by itself (see `flow.FlowBlock`), and later blocks can tie them together only by way of
+    other tokens. `pca` must be fitted once, on training images; what it learned is stored with the weights.
     """
 
     mean: Tensor
