@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import yaml
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 REPOSITORY = "https://github.com/farmer-ref/farmer_ref"
-CITATION = re.compile(r"\b(Eq|Alg)s?\.\s+(\d+(?:(?:-|, | and )\d+)*)")
+CITATION = re.compile(r"\b(Eq|Alg)s?\.\s+(\d+(?:(?:-|,\s+|\s+and\s+)\d+)*)")
 
 
 def entries() -> list[dict[str, Any]]:
@@ -34,24 +33,28 @@ def cited(text: str) -> list[str]:
     """The equations and algorithms that a text cites, ranges written out: "Eqs. 8-10" is Eq. 8, Eq. 9 and Eq. 10."""
     found = []
     for kind, numbers in CITATION.findall(text):
-        for part in re.split(r", | and ", numbers):
+        for part in re.split(r",\s+|\s+and\s+", numbers):
             first, _, last = part.partition("-")
             found += [f"{kind}. {number}" for number in range(int(first), int(last or first) + 1)]
     return found
 
 
-def docstrings(folder: Path = ROOT / "farmer_ref") -> Iterator[tuple[str, str]]:
-    """Every module, class and function of the package by its full name, with its docstring."""
+def docstrings(folder: Path = ROOT / "farmer_ref") -> dict[str, str]:
+    """The docstring of every module, class and function of the package, by full name.
+
+    That of a function inside a function, which cannot be imported, is added to the outer one's.
+    """
+    found: dict[str, str] = {}
+
+    def visit(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str) -> None:
+        found[name] = f"{found.get(name, '')}\n{ast.get_docstring(node) or ''}".strip()
+        for child in node.body:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef):
+                visit(child, name if isinstance(node, ast.FunctionDef) else f"{name}.{child.name}")
+
     for path in sorted(folder.glob("*.py")):
-        yield from _docstrings(ast.parse(path.read_text(encoding="utf-8")), f"{folder.name}.{path.stem}")
-
-
-def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str) -> Iterator[tuple[str, str]]:
-    yield name, ast.get_docstring(node) or ""
-    for child in node.body:
-        if isinstance(child, ast.ClassDef | ast.FunctionDef):
-            # A function inside a function has no name of its own to import.
-            yield from _docstrings(child, name if isinstance(node, ast.FunctionDef) else f"{name}.{child.name}")
+        visit(ast.parse(path.read_text(encoding="utf-8")), f"{folder.name}.{path.stem}")
+    return found
 
 
 def anchor(cite: str) -> str:

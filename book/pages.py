@@ -207,9 +207,9 @@ def student() -> str:
             source("distillation"),
             table(["loss", "difference from the exact inverse", "read as their class"], rows),
             f"The student that ships was trained for {shipped['steps']:,} steps: difference "
-            f"{shipped['sample_error']:.3f}, {shipped['share_read_as_class']:.1%} read; relative error after its "
-            f"blocks, for $Z^0$ and up: {errors} ({source('student')}).",
-            "![Digits of the student above those of the exact inverse](results/student.png)",
+            f"{shipped['sample_error']:.3f}, {shipped['share_read_as_class']:.1%} read. Relative error after its "
+            f"blocks, for $Z^0$ and up: {errors}. {source('student')}",
+            "![Digits of the exact inverse, and of the student from the same latents](results/student.png)",
         ]
     )
 

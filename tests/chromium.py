@@ -42,7 +42,7 @@ class Browser:
         os.close(to_answer)
         self.buffer, self.sent, self.session = b"", 0, None
         self.complaints, self.loaded = [], False
-        target = self.call("Target.getTargets")["targetInfos"][0]["targetId"]
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")

@@ -20,7 +20,7 @@ from book import equations, pages
 from book.build import build
 
 ROOT = Path(__file__).parent.parent
-DOCSTRINGS = dict(equations.docstrings())
+DOCSTRINGS = equations.docstrings()
 
 
 # -- equations ---------------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_every_page_in_a_browser_without_a_network(html, parsed, browser):
 
 def test_search_finds_what_is_there(html, browser):
     browser.complaints.clear()
-    browser.open((html / "search.html").as_uri() + "?q=Jacobian")
+    browser.open((html / "search.html").as_uri() + "?q=logdet")
     found = """new Promise(done => {
         const look = () => document.querySelectorAll("#search-results li").length
             ? done([...document.querySelectorAll("#search-results li a")].map(a => a.href)) : setTimeout(look, 50);

@@ -24,8 +24,9 @@ FIELDS = {  # how prose writes a method of an object
 
 
 def escaped(text: str) -> str:
-    """Plain text as reStructuredText."""
-    return re.sub(r"([\\*|_`])", r"\\\1", text)
+    """Plain text as reStructuredText; a *word* stays emphasised."""
+    text = re.sub(r"([\\*|_`])", r"\\\1", text)
+    return re.sub(r"(?<![\w*])\\\*(\w+)\\\*(?![\w*])", r"*\1*", text)
 
 
 def inline(text: str, name: str) -> str:
