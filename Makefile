@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Where the public TARFlow code is cloned (github.com/apple/ml-tarflow); "make check" then measures against it.
 TARFLOW ?=
 
-.PHONY: train test notebooks check check-gpu format clean
+.PHONY: train test notebooks book check check-gpu format clean
 
 train: .venv/.installed
 	$(BIN)/python -m farmer_ref.train --preset digits --out $(RUN) --max-minutes 6 --resume
@@ -13,7 +13,7 @@ train: .venv/.installed
 	$(BIN)/python -m farmer_ref.sample --run $(RUN) --out $(RUN)/samples.png
 
 # One thread: the tests start processes of their own, and two of two threads on two cores spin each other to death.
-test notebooks check: export OMP_NUM_THREADS = 1
+test notebooks book check: export OMP_NUM_THREADS = 1
 
 test: .venv/.installed
 	$(BIN)/ruff check .
@@ -24,6 +24,10 @@ test: .venv/.installed
 # Each notebook's .ipynb from its .py, run; NAMES="01_flow_invertibility ..." for some of them.
 notebooks: .venv/.installed
 	$(BIN)/python notebooks/execute.py $(NAMES)
+
+# The book, to be read from the file system: book/_build/html/index.html. A warning is an error.
+book: .venv/.installed
+	$(BIN)/python -m book.build
 
 # Every acceptance figure, written to results/: about eight hours on 2 cores.
 check: .venv/.installed
@@ -65,4 +69,4 @@ format: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis book/_build

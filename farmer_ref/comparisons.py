@@ -329,25 +329,29 @@ def report(folder: Path) -> str:
     """All results of this command in a folder as one page of Markdown."""
     lines = ["# The paper's tables and figures, at small scale", "", *REPORT.splitlines()]
     for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        if "sentences" not in record:
-            continue
-        limit = f"{record['steps_per_run']:,} steps" if record["steps_per_run"] else f"{record['seconds_per_run']:g} s"
-        lines += ["", f"## {record['title']}", "", record["note"]] if record["note"] else ["", f"## {record['title']}"]
-        lines += [
-            "",
-            f"`{record['command']}` (data: {record['data']}; {limit} a run, {record['seeds']} seeds, "
-            f"{record['samples']:,} samples each; {record['device']}, {record['date']}; [{path.name}]({path.name}))",
-            "",
-            f"| | {' | '.join(heading for heading, _ in MEASURES.values())} | the paper |",
-            "|-|" + "-|" * (len(MEASURES) + 1),
-        ]
-        for row in record["rows"]:
-            cells = " | ".join(cell(row[name], form) for name, (_, form) in MEASURES.items())
-            lines.append(f"| {row['name']} | {cells} | {row['paper']} |")
-        lines += ["", *(f"- {sentence}" for sentence in record["sentences"])]
-        timed_rows = [row for row in record["rows"] if "seconds_per_image" in row]
-        lines += [f"- {row['name']}, {times_of(row)}." for row in timed_rows]
-        if path.with_suffix(".png").exists():
-            lines += ["", f"![{record['title']}]({path.stem}.png)"]
+        if "sentences" in json.loads(path.read_text()):
+            lines += ["", *section(path)]
     return "\n".join(lines) + "\n"
+
+
+def section(path: Path) -> list[str]:
+    """One result, a JSON file of this command, as lines of Markdown with a heading, and its picture beside it."""
+    record = json.loads(path.read_text())
+    limit = f"{record['steps_per_run']:,} steps" if record["steps_per_run"] else f"{record['seconds_per_run']:g} s"
+    seeds = f"{record['seeds']} seed{'s' * (record['seeds'] > 1)}"
+    lines = [f"## {record['title']}", "", *([record["note"], ""] if record["note"] else [])]
+    lines += [
+        f"`{record['command']}` (data: {record['data']}; {limit} a run, {seeds}, "
+        f"{record['samples']:,} samples each; {record['device']}, {record['date']}; [{path.name}]({path.name}))",
+        "",
+        f"| | {' | '.join(heading for heading, _ in MEASURES.values())} | the paper |",
+        "|-|" + "-|" * (len(MEASURES) + 1),
+    ]
+    for row in record["rows"]:
+        cells = " | ".join(cell(row[name], form) for name, (_, form) in MEASURES.items())
+        lines.append(f"| {row['name']} | {cells} | {row['paper']} |")
+    lines += ["", *(f"- {sentence}" for sentence in record["sentences"])]
+    lines += [f"- {row['name']}, {times_of(row)}." for row in record["rows"] if "seconds_per_image" in row]
+    if path.with_suffix(".png").exists():
+        lines += ["", f"![{record['title']}]({path.stem}.png)"]
+    return lines

@@ -1,0 +1,128 @@
+"""What the book adds to Sphinx: docstrings as the package writes them, and names in prose that link to the code."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+from book.equations import CITATION, anchor, cited, entries, read
+
+NOT_FARMERS = read()["other_papers"]
+LISTED = {anchor(cite) for entry in entries() for cite in [entry["cite"], *cited(entry["cite"])]}
+FIELDS = {  # how prose writes a method of an object
+    "model.flow.": "AutoregressiveFlow.",
+    "model.prior.": "AutoregressivePrior.",
+    "model.patchify.": "Patchify.",
+    "model.": "Farmer.",
+    "flow.": "AutoregressiveFlow.",
+    "prior.": "AutoregressivePrior.",
+    "student.": "OneStepStudent.",
+}
+
+
+def escaped(text: str) -> str:
+    """Plain text as reStructuredText; a *word* stays emphasised."""
+    text = re.sub(r"([\\*|_`])", r"\\\1", text)
+    return re.sub(r"(?<![\w*])\\\*(\w+)\\\*(?![\w*])", r"*\1*", text)
+
+
+def inline(text: str, name: str) -> str:
+    """A paragraph of a docstring: `code` in single backquotes, citations of the paper's equations as links."""
+    parts = []
+    for position, part in enumerate(re.split(r"`([^`]+)`", text)):
+        if position % 2:
+            parts.append(f"``{part}``")
+            continue
+        end = 0
+        for match in CITATION.finditer(part):
+            parts.append(escaped(part[end : match.start()]))
+            target, end = anchor(cited(match[0])[0]), match.end()
+            others = cited(match[0])[0] in NOT_FARMERS.get(name, [])
+            parts.append(escaped(match[0]) if others or target not in LISTED else f":ref:`{match[0]} <{target}>`")
+        parts.append(escaped(part[end:]))
+    return re.sub(r"^([-+]|\d+\.) ", r"\\\1 ", "".join(parts))
+
+
+def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Paragraphs as text, indented lines as they stand: the package's docstrings are plain text."""
+    if lines and lines[0].startswith("Alias for field number"):  # what Python says of a named tuple's fields
+        lines.clear()
+    blocks: list[list[str]] = [[]]
+    for line in lines:
+        if blocks[-1] and (not line.strip() or line.startswith("  ") != blocks[-1][-1].startswith("  ")):
+            blocks.append([])
+        if line.strip():
+            blocks[-1].append(line)
+    lines.clear()
+    for block in filter(None, blocks):
+        if block[0].startswith("  "):
+            lines += ["::", "", *block, ""]
+        else:
+            lines += [inline(re.sub(r" {2,}", " ", " ".join(block)), name), ""]
+
+
+def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Code in prose that is a name of the package, a file of it or one of its commands links to the reference."""
+    known = app.env.get_domain("py").objects
+    short: dict[str, set[str]] = {}
+    for full in known:
+        parts = full.split(".")
+        for first in range(1, len(parts)):
+            short.setdefault(".".join(parts[first:]), set()).add(full)
+
+    def target(text: str) -> str | None:
+        command = re.match(r"python -m (farmer_ref\.\w+)", text)
+        if command:
+            text = command[1]
+        text = re.sub(r"\(.*\)$", "", text)
+        if text in known:
+            return text
+        text = next((cls + text[len(var) :] for var, cls in FIELDS.items() if text.startswith(var)), text)
+        found = short.get(text, set())
+        telling = "." in text or "_" in text or text != text.lower()
+        return next(iter(found)) if len(found) == 1 and telling else None
+
+    def uri(text: str) -> str | None:
+        file = re.fullmatch(r"(?:farmer_ref/)?(\w+)\.py", text)
+        if file and f"farmer_ref.{file[1]}" in known:
+            return app.builder.get_relative_uri(docname, f"_modules/farmer_ref/{file[1]}")
+        full = target(text)
+        if full is None:
+            return None
+        entry = known[full]
+        return f"{app.builder.get_relative_uri(docname, entry.docname)}#{entry.node_id}"
+
+    for literal in list(doctree.findall(nodes.literal)):
+        above, inside = literal.parent, []
+        while above is not None:
+            inside.append(type(above))
+            above = above.parent
+        if nodes.reference in inside or nodes.title in inside:
+            continue
+        address = uri(literal.astext())
+        if address is not None:
+            reference = nodes.reference("", "", internal=True, refuri=address, classes=["code-name"])
+            literal.replace_self(reference)
+            reference += literal
+
+
+def without_thebe(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Jupyter Book loads the scripts of a service that runs code from the page; this book does not offer it."""
+    context["script_files"] = [
+        script
+        for script in context["script_files"]
+        if "thebe" not in f"{script.filename} {script.attributes.get('body')}".lower()
+    ]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", plain_docstring)
+    app.connect("doctree-resolved", link_names)
+    app.connect("html-page-context", without_thebe, priority=999)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

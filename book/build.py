@@ -1,0 +1,86 @@
+"""Build the book: `python -m book.build`, or `make book`; it ends in an error at any warning.
+
+The pages, the notebooks as committed, the pictures of results/ and the computed parts are laid out in one folder, which
+Jupyter Book then turns into HTML: book/_build/html/index.html, to be read from the file system, without a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from sklearn.datasets import load_digits
+
+from book import figures, pages
+from book.equations import HERE, ROOT
+
+LOGO = 3  # which of scikit-learn's digits
+STRINGS = re.compile(r"""(?:title|suptitle|set_title)(?:\(|=)\s*(["'])([^"'{}\\]+)\1""")
+
+
+def build(out: Path) -> Path:
+    """Lay out and build the book in the _build of a folder; that of its HTML. Raises `SystemExit` at a warning."""
+    source = out / "_build" / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(HERE, source, ignore=shutil.ignore_patterns("_build", "__pycache__"))
+    shutil.copytree(
+        ROOT / "results", source / "results", ignore=lambda _, names: [n for n in names if n[-4:] != ".png"]
+    )
+    (source / "notebooks").mkdir()
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        write_notebook(path, source / "notebooks" / path.name)
+    figures.main(str(source / "_generated"))
+    for name, text in pages.parts().items():
+        (source / "_generated" / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    (source / "logo.svg").write_text(logo(), encoding="utf-8")
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    command += ["build", str(source), "--path-output", str(out), "--all", "-q", "-W", "-n", "--keep-going"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode or "WARNING" in done.stderr:
+        raise SystemExit(f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}\nThe book has warnings or errors: see above.")
+    return out / "_build" / "html"
+
+
+def write_notebook(path: Path, target: Path) -> None:
+    """A notebook as it is, with a text for each picture: the heading above it, and the titles that its code writes."""
+    notebook, heading = nbformat.read(path, 4), path.stem
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = next(iter(reversed(re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE))), heading)
+            continue
+        titles = [title for _, title in STRINGS.findall(cell.source)]
+        text = "; ".join([f"Figure: {re.sub(r'[$`*]', '', heading)}", *titles])
+        cell.metadata["mystnb"] = {"image": {"alt": text}}
+    nbformat.write(notebook, target)
+
+
+def logo() -> str:
+    """A handwritten digit as 16 tokens of 2x2 pixels."""
+    image, squares = load_digits().images[LOGO], []
+    for row in range(8):
+        for column in range(8):
+            x, y = (10 * index + 4 * (index // 2) for index in (column, row))
+            ink = 0.08 + 0.92 * image[row, column] / 16
+            squares.append(f'<rect x="{x}" y="{y}" width="10" height="10" fill="#8856a7" fill-opacity="{ink:.2f}"/>')
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2 -2 96 96">{"".join(squares)}</svg>\n'
+
+
+def main() -> None:
+    """Build it, and say where it is."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=HERE, help="folder whose _build is built in")
+    began = time.perf_counter()
+    html = build(parser.parse_args().out)
+    print(f"{html / 'index.html'} ({time.perf_counter() - began:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

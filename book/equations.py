@@ -1,0 +1,93 @@
+"""The paper's equations, where the code has them, and what checks it: `equations.yml`, read and made into a page.
+
+`tests/test_book.py` keeps the list true in both directions: what it names exists and cites the equation, and what cites
+an equation is named.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+REPOSITORY = "https://github.com/farmer-ref/farmer_ref"
+CITATION = re.compile(r"\b(Eq|Alg)s?\.\s+(\d+(?:(?:-|,\s+|\s+and\s+)\d+)*)")
+
+
+def entries() -> list[dict[str, Any]]:
+    """Every entry of the list: `cite` ("Eq. 8"), `about`, `code` and `tests`, or `no_code`, the reason."""
+    return [entry for part in read()["parts"] for entry in part["entries"]]
+
+
+def read() -> dict[str, Any]:
+    """The whole file: `parts`, and `other_papers`, the citations in docstrings that are not of FARMER's equations."""
+    return yaml.safe_load((HERE / "equations.yml").read_text(encoding="utf-8"))
+
+
+def cited(text: str) -> list[str]:
+    """The equations and algorithms that a text cites, ranges written out: "Eqs. 8-10" is Eq. 8, Eq. 9 and Eq. 10."""
+    found = []
+    for kind, numbers in CITATION.findall(text):
+        for part in re.split(r",\s+|\s+and\s+", numbers):
+            first, _, last = part.partition("-")
+            found += [f"{kind}. {number}" for number in range(int(first), int(last or first) + 1)]
+    return found
+
+
+def docstrings(folder: Path = ROOT / "farmer_ref") -> dict[str, str]:
+    """The docstring of every module, class and function of the package, by full name.
+
+    That of a function inside a function, which cannot be imported, is added to the outer one's.
+    """
+    found: dict[str, str] = {}
+
+    def visit(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str) -> None:
+        found[name] = f"{found.get(name, '')}\n{ast.get_docstring(node) or ''}".strip()
+        for child in node.body:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef):
+                visit(child, name if isinstance(node, ast.FunctionDef) else f"{name}.{child.name}")
+
+    for path in sorted(folder.glob("*.py")):
+        visit(ast.parse(path.read_text(encoding="utf-8")), f"{folder.name}.{path.stem}")
+    return found
+
+
+def anchor(cite: str) -> str:
+    """The label of an entry in the book: "Eq. 8" is eq-8."""
+    return re.sub(r"\W+", "-", cite.lower().replace("§", "section-")).strip("-")
+
+
+def page() -> str:
+    """The list as Markdown: every entry with links into the code and to its tests."""
+    lines = []
+    for part in read()["parts"]:
+        lines += [f"## {part['title']}", ""]
+        for entry in part["entries"]:
+            lines += [
+                f"({anchor(entry['cite'])})=",
+                f"### {entry['cite']} · {entry['title']}",
+                "",
+                entry["about"].strip(),
+                "",
+            ]
+            if "no_code" in entry:
+                lines += [f"*No code of its own:* {entry['no_code'].strip()}", ""]
+                continue
+            code = [f"{{py:obj}}`{short(name)} <{name}>`" for name in entry["code"]]
+            lines += [f"- In the code: {', '.join(code)}"]
+            tests = [
+                f"[`{test.split('::')[1]}`]({REPOSITORY}/blob/main/tests/{test.split('::')[0]})"
+                for test in entry["tests"]
+            ]
+            lines += [f"- Checked by: {', '.join(tests)}", ""]
+    return "\n".join(lines)
+
+
+def short(name: str) -> str:
+    """A full name without its package and module, FlowBlock.forward; of a command, with it: train.main."""
+    return ".".join(name.split(".")[1 if name.endswith(".main") else 2 :])

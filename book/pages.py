@@ -1,0 +1,255 @@
+"""The parts of the book that are computed: the paper's claims beside our results, parameters, names, commands."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import farmer_ref
+from book import equations
+from farmer_ref.comparisons import MEASURES, cell, section
+from farmer_ref.parameters import NOTES, PAPER, count
+
+RESULTS = equations.ROOT / "results"
+ORDER = ("table3", "table4", "table5", "figure6a", "figure6b", "figure7", "figure8")
+JUDGED = ("frechet_distance", "share_read_as_class", "bits_per_dim")  # the first is nearest to the paper's measure
+BADGES = {
+    "holds": "{bdg-success}`✓ holds`",
+    "does not hold": "{bdg-danger}`✗ does not`",
+    "cannot be told": "{bdg-light}`? open`",
+}
+COMMANDS = ("train", "evaluate", "sample", "distill", "apply", "ablate", "parameters")
+
+
+def load(name: str) -> dict[str, Any]:
+    """A file of results/."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def comparisons() -> list[Path]:
+    """The results of `farmer_ref.ablate` of the paper's tables and figures: in the paper's order, digits first."""
+    found = [path for path in RESULTS.glob("*.json") if "sentences" in load(path.stem) and path.stem != "basis"]
+    return sorted(found, key=lambda path: (len(path.stem.split("_")), ORDER.index(path.stem.split("_")[0]), path.stem))
+
+
+def source(name: str) -> str:
+    """Where a result comes from: its command, machine and file."""
+    record, address = load(name), f"{equations.REPOSITORY}/blob/main/results/{name}.json"
+    return f"`{record['command']}` ({record['device']}, {record['date']}; [{name}.json]({address}))"
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Markdown; a figure and its spread stay on one line."""
+    lines = [f"| {' | '.join(cells)} |" for cells in [heads, ["-"] * len(heads), *rows]]
+    return "\n".join(lines).replace(" ± ", "\u00a0±\u00a0")
+
+
+# -- the paper, checked ------------------------------------------------------------------------------------------------
+
+
+def judged() -> list[dict[str, Any]]:
+    """Every claim of the paper: where, in words, the paper's figures, and the verdict by each measure."""
+    found = []
+    for path in comparisons():
+        record = load(path.stem)
+        paper = {row["name"]: re.findall(r"FID ([\d.]+)", row["paper"]) for row in record["rows"]}
+        where = {"stem": path.stem, "where": record["title"].split(":")[0]}
+        if record["data"] != "digits":
+            where["where"] += f", {record['data']}"
+        for claim in record["claims"]:
+            first, relation, second = re.split(r" (better than|within \S+ of) ", claim["claim"])
+            figures = f"FID {paper[second][0]} → {paper[first][0]}" if paper[first] and paper[second] else ""
+            verdicts = {measure: word["verdict"] for measure, word in claim["verdicts"].items()}
+            said = f"*{first}* {relation} *{second}*"
+            found.append({**where, "said": said, "figures": figures, "verdicts": verdicts})
+        if path.stem.startswith("figure8"):
+            said, word = re.match(r'"(.+)" (holds|does not hold|cannot be told):', record["sentences"][-1]).groups()
+            found.append({**where, "said": f"{said} (by sharpness)", "figures": "", "verdicts": {"sharpness": word}})
+    return found
+
+
+def claims() -> str:
+    """How many claims of the paper hold here, and which; and what was timed."""
+    every = judged()
+    votes = [set(claim["verdicts"].values()) for claim in every]
+    held = sum("holds" in vote and "does not hold" not in vote for vote in votes)
+    failed = sum("does not hold" in vote and "holds" not in vote for vote in votes)
+    split = sum({"holds", "does not hold"} <= vote for vote in votes)
+    counts = (
+        f"Of {len(every)} claims, **{held}** hold by at least one measure and fail by none; **{failed}** fail by at "
+        f"least one and hold by none; on **{split}** the measures disagree; **{len(every) - held - failed - split}** "
+        "cannot be told by any."
+    )
+    rows = []
+    for claim in every:
+        text = f"[{claim['where']}](#{claim['stem']}): {claim['said']}"
+        by = [BADGES.get(claim["verdicts"].get(measure), "") for measure in JUDGED]
+        if "sharpness" in claim["verdicts"]:
+            by[0] = BADGES[claim["verdicts"]["sharpness"]]
+        rows.append([f"{text}<br>{claim['figures']}" if claim["figures"] else text, *by])
+    heads = ["the paper says", *(f"by {MEASURES[measure][0]}" for measure in JUDGED)]
+    timed = [
+        f"- [{record['title'].split(':')[0]}](#{path.stem}): {sentence}"
+        for path in comparisons()
+        for record in [load(path.stem)]
+        for sentence in record["sentences"]
+        if not sentence.startswith('"')
+    ]
+    return "\n\n".join([counts, table(heads, rows), "And what was timed:", "\n".join(timed)])
+
+
+def results(paths: list[Path]) -> str:
+    """The whole tables, each under a heading that can be linked to."""
+    lines = []
+    for path in paths:
+        heading, *rest = section(path)
+        lines += [f"({path.stem})=", f"#{heading}", *rest, ""]
+    text = "\n".join(lines).replace(" ± ", "\u00a0±\u00a0")
+    text = re.sub(r"\]\((\w+\.png)\)", r"](results/\1)", text)
+    return re.sub(r"\]\((\w+\.json)\)", rf"]({equations.REPOSITORY}/blob/main/results/\1)", text)
+
+
+def parameters() -> str:
+    """Parameters of the paper's four models, counted, beside its Table 1."""
+    rows = []
+    for name, (paper_prior, paper_flow) in PAPER.items():
+        ours = count(farmer_ref.PRESETS[name].model)
+        cells = [f"`{name}`"]
+        for part, paper in (("prior", paper_prior), ("flow", paper_flow)):
+            millions = ours[part] / 1e6
+            cells += [f"{millions:,.0f}", f"{paper:,}", f"{millions / paper - 1:+.1%}"]
+        rows.append([*cells, f"{ours['total'] / 1e6:,.0f}"])
+    heads = ["millions", "AR, counted", "the paper", "", "AF, counted", "the paper", "", "in all"]
+    return f"{table(heads, rows)}\n\n{' '.join(NOTES.split())}"
+
+
+def speeds() -> str:
+    """Ways back through the flow, and the flow beside TARFlow's public code."""
+    names = {
+        "sequential": "sequential inverse",
+        "jacobi": "parallel inverse (Jacobi)",
+        "student": "one-step student",
+        "public TARFlow": "TARFlow's public code, sequential",
+    }
+    rows = [
+        [
+            names[row["method"]],
+            str(row["batch"]),
+            f"{row['seconds']:.3f}",
+            "1" if row["method"] == "sequential" else ratio(row["speedup_over_sequential"]),
+        ]
+        for row in load("inverses")["matrix"]["rows"]
+    ]
+    text = [source("inverses"), table(["way back", "batch", "seconds", "times as fast as our sequential"], rows)]
+    for path in sorted(RESULTS.glob("tarflow_speed*.json")):
+        record = load(path.stem)
+        rows = [
+            [part.replace("_", " "), *(f"{times[f'{side}_seconds']:.3f}" for side in ("farmer_ref", "tarflow")), said]
+            for part in ("training_step", "sequential_inverse")
+            for times in [record[part]]
+            for said in [ratio({key: times[f"speedup_{key}"] for key in ("median", "min", "max")})]
+        ]
+        heads = ["the same weights and shapes", "seconds, ours", "seconds, TARFlow's", "times as fast"]
+        text += [source(path.stem), table(heads, rows)]
+    return "\n\n".join(text)
+
+
+def ratio(speedup: dict[str, float]) -> str:
+    """A median with its range."""
+    return f"{speedup['median']:.2f} ({speedup['min']:.2f} to {speedup['max']:.2f})"
+
+
+def guidance() -> str:
+    """The sweep over w with both rules, and what guidance does to a model that is not yet good."""
+    measured = load("guidance")
+    rows = []
+    for scale in measured["scales"]:
+        cells = [f"{scale:g}"]
+        for measure in ("share_read_as_class", "frechet_distance"):
+            for rule in ("resampling", "naive"):
+                found = [row for row in measured["sweep"] if (row["rule"], row["scale"]) == (rule, scale)]
+                cells.append(cell(found[0][measure], MEASURES[measure][1]) if found else "")
+        rows.append(cells)
+    heads = ["w", "read, resampling", "read, naive", "Fréchet, resampling", "Fréchet, naive"]
+    early = load("early_guidance")
+    early_rows = [
+        [row["way"], cell(row["share_read_as_class"], ".1%"), cell(row["frechet_distance"], ".2f")]
+        for row in early["table"]
+    ]
+    return "\n\n".join(
+        [
+            source("guidance"),
+            table(heads, rows),
+            "![What guidance does: error against candidates, drift, and the sweep over w](results/guidance.png)",
+            f"After {early['steps']} steps only, when samples are far from the data as the paper's are: "
+            f"{source('early_guidance')}",
+            table([f"after {early['steps']} steps", "read", "Fréchet"], early_rows),
+        ]
+    )
+
+
+def student() -> str:
+    """The one-step student by its loss, and the one that ships."""
+    record, shipped = load("distillation"), load("student")["runs"][0]
+    rows = [
+        [loss, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("share_read_as_class", ".1%")))]
+        for loss, figures in record["table"].items()
+    ]
+    errors = ", ".join(f"{error:.1%}" for error in shipped["validation_relative_error_from_block_1"])
+    return "\n\n".join(
+        [
+            source("distillation"),
+            table(["loss", "difference from the exact inverse", "read as their class"], rows),
+            f"The student that ships was trained for {shipped['steps']:,} steps: difference "
+            f"{shipped['sample_error']:.3f}, {shipped['share_read_as_class']:.1%} read. Relative error after its "
+            f"blocks, for $Z^0$ and up: {errors}. {source('student')}",
+            "![Digits of the exact inverse, and of the student from the same latents](results/student.png)",
+        ]
+    )
+
+
+# -- the reference -----------------------------------------------------------------------------------------------------
+
+
+def public_names() -> str:
+    """What `import farmer_ref` gives."""
+    rows = []
+    for name in farmer_ref.__all__:
+        thing = getattr(farmer_ref, name)
+        full = f"{thing.__module__}.{name}" if hasattr(thing, "__module__") else f"farmer_ref.config.{name}"
+        said = (thing.__doc__ or "").split("\n")[0] if callable(thing) else "The settings to start from, by name."
+        role = f"{{py:obj}}`{name} <{full}>`" if callable(thing) else f"`{name}`"
+        rows.append([role, re.sub(r"([|_$<])", r"\\\1", re.sub(r"\s+\((?:Eq|Alg).*", "", said))])
+    return table(["name", "what it is"], rows)
+
+
+def help_of(command: str) -> str:
+    """What a command prints for --help."""
+    printed = io.StringIO()
+    size = mock.patch.dict("os.environ", {"COLUMNS": "80", "NO_COLOR": "1"})
+    with size, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        importlib.import_module(f"farmer_ref.{command}").main(["--help"])
+    lines = (line.rstrip() for line in printed.getvalue().splitlines())
+    return "\n".join([":::{dropdown} `--help`", "```text", *lines, "```", ":::"])
+
+
+def parts() -> dict[str, str]:
+    """Every computed part, by the name under which the pages include it."""
+    return {
+        "claims": claims(),
+        "results": results(comparisons()),
+        "basis": results([RESULTS / "basis.json"]),
+        "parameters": parameters(),
+        "speeds": speeds(),
+        "guidance": guidance(),
+        "student": student(),
+        "equations": equations.page(),
+        "names": public_names(),
+        **{f"help_{command}": help_of(command) for command in COMMANDS},
+    }
