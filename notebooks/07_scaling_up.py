@@ -71,7 +71,7 @@ left.set_yticks(range(4), presets)
 left.invert_yaxis()
 
 # %% tags=["nbval-check-output"]
-for name, parts in counts.items():
+for name, parts in counts.items():  # in millions; the prior's heads are part of it
     print(name, *(f"{part} {number / 1e6:.0f}" for part, number in parts.items()), sep="  ")
 assert abs(counts["farmer-1.1b-p16"]["prior"] / 1e6 - 295) < 1  # fits at patch 16 ...
 assert abs(counts["farmer-1.1b-p8"]["flow"] / 1e6 - 828) < 1  # ... and this one at patch 8
@@ -82,7 +82,7 @@ assert counts["farmer-1.9b-p16"]["prior"] / 1e6 - 498 > 80  # and this one does 
 # $R = 640$ channels, and one linear layer predicts all of their $200 \cdot (1 + 2 \cdot 640)$ numbers.
 #
 # > **The paper** gives one count for each part and no patch size. **We** find its AR at patch 16 and its AF at patch 8;
-# > no patch size fits both, and the AR of 1.9B fits at neither: the shared head as stated makes it larger than the
+# > neither patch size fits both, and the AR of 1.9B fits at neither: the shared head as stated makes it larger than the
 # > paper's. At patch 8 the split is ours (32 + 160 of 192 channels).
 #
 # ## Operations
@@ -128,8 +128,7 @@ axes.invert_yaxis()
 
 # %% [markdown]
 # At none of these: attention takes half of a layer where $N$ passes $6W = 4608$. Tokens are what you pay for: four
-# times as many at patch 8 as at 16, a little more than four times the operations. And most of them go to the flow,
-# whose 28 blocks are there so that the prior has an easy task.
+# times as many at patch 8 as at 16, a little more than four times the operations. And most of them go to the flow.
 #
 # ## Memory
 #
@@ -247,7 +246,8 @@ for name in ("float32", "layers", "all"):
 assert back["float32"] < 1e-4 < back["layers"] < back["all"] / 3
 
 # %% [markdown]
-# A grey level is 0.118 wide. So densities, the affine maps and the heads switch autocast off around themselves; only
+# A grey level is 0.118 wide. (The way back always runs in float32: "layers" shows what bfloat16 did on the way there.)
+# So densities, the affine maps and the heads switch autocast off around themselves; only
 # the layers, where nearly all operations are, run in bfloat16.
 #
 # ## Start it
@@ -258,9 +258,10 @@ assert back["float32"] < 1e-4 < back["layers"] < back["all"] / 3
 # python -m farmer_ref.train --preset cifar10 --out runs/cifar10 --compile
 # torchrun --standalone --nproc-per-node 8 -m farmer_ref.train --preset farmer-1.1b-p16 \
 #     --dataset folder:data/imagenet --parallel fsdp --compile --out runs/farmer-1.1b
-# torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id farmer \
-#     -m farmer_ref.train --preset farmer-1.9b-p16 --dataset folder:data/imagenet --parallel fsdp \
-#     --checkpoint-activations --compile --out runs/farmer-1.9b
+# torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \
+#     --rdzv-id farmer -m farmer_ref.train --preset farmer-1.9b-p16 \
+#     --dataset folder:data/imagenet --parallel fsdp --checkpoint-activations --compile \
+#     --out runs/farmer-1.9b
 # ```
 #
 # `--batch-size` is that of all GPUs together. Try the second without a GPU: two processes, the digits, `--parallel fsdp`.
@@ -330,8 +331,8 @@ assert back["float32"] < 1e-4 < back["layers"] < back["all"] / 3
 # width is best at a fixed number of operations is an experiment (exercise 3 of notebook 00), not a count. Patch 16 and
 # width 384 are a sane start.
 #
-# What the table leaves out: quality; that narrow layers do not reach 45% of the peak; that samples cost one pass
+# What the table leaves out: quality; that narrow layers may not reach 45% of the peak; that samples cost one pass
 # for each token (patch 8 has four times as many); reading the images; and the runs that fail before the one that
-# counts. Half of the hours belong to those.
+# counts. Keep half of the hours for those.
 #
 # </details>
