@@ -170,11 +170,16 @@ print("Bayes' rule reads more than 96% of 300 test digits:", right.double().mean
 # %%
 bins = measured["classification"]["reliability"]["T = 1"]
 x, y, size = ([b[key] for b in bins] for key in ("confidence", "accuracy", "images"))
-figure, axes = plt.subplots(figsize=(3.8, 2.9), layout="constrained")
+figure, (axes, *panels) = plt.subplots(1, 6, figsize=(10, 2.6), width_ratios=[2.4, 1, 1, 1, 1, 1])
 axes.plot([0, 1], [0, 1], "k--", lw=1)
 axes.scatter(x, y, s=[8 + n for n in size])
 axes.set(title="is 80% sure 80% right?", xlabel="confidence", ylabel="accuracy")
-plt.show()
+confidence, read = probabilities.max(1)
+for panel, i in zip(panels, confidence.argsort()[:5].tolist(), strict=True):
+    panel.imshow(values[i, 0].cpu(), cmap="gray")
+    panel.set(xticks=[], yticks=[], xlabel=f"a {truth[i]}, read as\n{read[i]}: {confidence[i]:.0%}")
+panels[2].set_title("the least sure")
+figure.tight_layout()
 
 # %% [markdown]
 # Each dot is an interval of confidence, its area the images in it (16 dequantisations each). Nearly all are in the large
