@@ -103,7 +103,7 @@ half = values[:digits]
 grids = {"digits; what is known": torch.cat([half, torch.where(known, half, 5)])}
 for name, given in (("given the label", labels[:digits]), ("without it", None)):
     done = uses.inpaint(model, half, known, given, 2, particles, moves=5, generator=generator)
-    grids[name] = done.values.transpose(0, 1).flatten(0, 1)  # the first of each, the second
+    grids[name] = model.dequantiser.quantise(done.images).transpose(0, 1).flatten(0, 1)
     assert torch.equal(grids[name][..., known], half.repeat(2, 1, 1, 1)[..., known])
 labelled_grids({name: grid / 8 - 1 for name, grid in grids.items()}, columns=digits, across=3)
 
@@ -183,8 +183,9 @@ figure.tight_layout()
 
 # %% [markdown]
 # Each dot is an interval of confidence, its area the images in it (16 dequantisations each). Nearly all are in the large
-# one at the top right: sure, and right. The few in doubt are too few to say whether their doubts are of the right size.
-# A classifier came for free; one that was trained for the task, a support vector machine, is still better, 99.3%.
+# one at the top right: sure, and right. The few in doubt are too few to say whether their doubts are of the right size;
+# the five digits, with the one dequantisation of the cell above, show whom it doubts. A classifier came for free; one
+# that was trained for the task, a support vector machine, is still better, 99.3%.
 #
 # ## Anomalies
 #
