@@ -42,7 +42,7 @@ Images a second of one {GPU} at {UTILISATION:.0%} of its peak; days of the prese
 
 
 def count(config: ModelConfig) -> dict[str, int]:
-    """Parameters of the flow (AF), the prior (AR) without its heads, and the heads, on the meta device."""
+    """Parameters of the flow (AF), of the prior (AR) and of its heads, which are among them; on the meta device."""
     with torch.device("meta"):
         model = Farmer(config)
 

@@ -1,0 +1,50 @@
+"""The solutions of notebook 06, and the figures that it quotes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from solution_06 import accuracy_of_the_surest, auroc, background, compare, strangers_to
+
+from farmer_ref import Farmer
+from farmer_ref.applications import AnomalyScorer, class_log_probs, class_probabilities
+from farmer_ref.data import batches, load_split
+
+
+@pytest.fixture(scope="module")
+def splits():
+    model = Farmer.from_pretrained("digits")
+    names = ("train", "validation", "test")
+    return model, *(next(batches(load_split("digits", name, model.config), 2000)) for name in names)
+
+
+def test_the_surest_are_right_more_often(splits):
+    model, _, _, (values, labels) = splits
+    probabilities = class_probabilities(class_log_probs(model, values, draws=1))
+    found = [accuracy_of_the_surest(probabilities, labels, share) for share in (1.0, 0.9, 0.8)]
+    assert found == pytest.approx([0.983, 0.996, 1.0], abs=0.005)
+
+
+def test_a_background_is_a_distribution_and_ties_count_half(splits):
+    _, (train, _), *_ = splits
+    for positions in (True, False):
+        log_h = background(train, 17, positions)
+        assert log_h.shape == (1, 8, 8, 17)
+        assert torch.allclose(log_h.exp().sum(-1), torch.ones(1, 8, 8, dtype=torch.float64))
+    assert auroc(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.625
+
+
+def test_a_background_cures_blank_pages_and_knows_too_much(splits):
+    model, (train, classes), (values, _), _ = splits
+    scorer = AnomalyScorer(model, train[:500], classes[:500], draws=1)
+    found = compare(scorer, train, values, strangers_to(values))
+    assert found["blank"]["likelihood"] < 0.2
+    assert found["blank"]["against pixels"] > 0.9 and found["blank"]["against levels"] > 0.98
+    moved = found["shifted by one"]
+    assert moved["against pixels"] + 0.05 < moved["likelihood"] < moved["against levels"]
+
+
+def test_the_classifier_of_pixels_reads_what_the_notebook_says():
+    path = Path(__file__).parent.parent / "results" / "applications.json"
+    assert json.loads(path.read_text())["classification"]["classifier_of_pixels"] == pytest.approx(0.993, abs=5e-4)
