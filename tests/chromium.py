@@ -117,8 +117,9 @@ class Browser:
         return answer["result"].get("value")
 
     def picture(self, path: Path) -> None:
-        """The whole page as PNG."""
+        """The whole page as PNG, once its sidebar has stopped moving."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        self.resize(size["width"], size["height"])
+        time.sleep(0.6)
+        shot = self.call("Page.captureScreenshot")
         path.write_bytes(base64.b64decode(shot["data"]))
