@@ -141,7 +141,7 @@ axes.invert_yaxis()
 # %%
 GiB, modes = 2**30, (False, True)  # without checkpoints, and with them
 kept = {n: [saved_bytes(p.model, c, p.precision) for c in modes] for n, p in presets.items()}
-figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharex=True, sharey=True)
 rows = [(name, checkpoints) for name in presets for checkpoints in modes]
 for axes, processes in zip(panels, (1, 8), strict=True):
     for row, (name, checkpoints) in enumerate(rows):
@@ -149,7 +149,7 @@ for axes, processes in zip(panels, (1, 8), strict=True):
         activations = 32 * kept[name][checkpoints]
         bar(axes, row, [p / GiB for p in (0.4 * state, 0.4 * state, 0.2 * state, activations)])
     axes.axvline(80e9 / GiB, color="k", ls="--", lw=1.2)
-    axes.set(title=f"state spread over {processes}", xlabel="GiB on each GPU", xlim=(0, 240))
+    axes.set(title={1: "one GPU, or DDP", 8: "FSDP on 8"}[processes], xlabel="GiB on each GPU")
 names = ["80 GB", "weights, gradients", "moments", "average", "activations of 32 images"]
 figure.legend(names, ncols=5, fontsize=8, loc="outside lower center")
 panels[0].set_yticks(range(8), [f"{n[7:]}{', checkpoints' * c}" for n, c in rows])

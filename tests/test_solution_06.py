@@ -21,9 +21,9 @@ def splits():
 
 def test_the_surest_are_right_more_often(splits):
     model, _, _, (values, labels) = splits
-    probabilities = class_probabilities(class_log_probs(model, values, draws=1))
+    probabilities = class_probabilities(class_log_probs(model, values, draws=1, batch_size=300))
     found = [accuracy_of_the_surest(probabilities, labels, share) for share in (1.0, 0.9, 0.8)]
-    assert found == pytest.approx([0.983, 0.996, 1.0], abs=0.005)
+    assert found == pytest.approx([0.977, 0.993, 1.0], abs=0.004)
 
 
 def test_a_background_is_a_distribution_and_ties_count_half(splits):
