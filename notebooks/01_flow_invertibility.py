@@ -36,11 +36,11 @@ steps = 500 if device.type == "cpu" else 1500  # of training a toy, below
 # %% [markdown]
 # ## Two numbers
 #
-# Let $x$ be a point of the plane and $z = f(x)$ where a flow puts it, with a standard normal density there. A small square
-# around $x$ becomes a small parallelogram around $z$ with the same probability. So the density of $x$ is that of $z$ times
-# the ratio of the areas, the determinant of the derivatives:
+# Let $x$ be a point of the plane and $z = f(x)$ where a flow puts it, with a standard normal density there. A small
+# square around $x$ becomes a small parallelogram around $z$ with the same probability. So the density of $x$ is that of
+# $z$ times the ratio of the areas, the determinant of the derivatives:
 #
-# $$\log p(x) = \log \mathcal{N}(f(x); 0, I) + \log\left|\det \frac{\partial z}{\partial x}\right| \qquad \text{(Eq. 5)}$$
+# $$\log p(x) = \log \mathcal N(f(x); 0, I) + \log\left|\det \frac{\partial z}{\partial x}\right| \qquad\text{(Eq. 5)}$$
 #
 # Training makes this large at the data. A point is two tokens of one channel: $N = 2$, $D = 1$.
 
@@ -72,10 +72,10 @@ square = torch.cartesian_prod(line, line)[:, :, None]
 density = log_prob(flow, square).exp().view(301, 301).cpu()
 rulers = torch.cartesian_prod(torch.linspace(-2.8, 2.8, 23), torch.linspace(-2.8, 2.8, 300))
 rulers = torch.cat([rulers, rulers.flip(1)])[:, :, None].to(device)  # lines up, lines across
-figure, panels = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
+figure, panels = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
 panels[0].set(title="x: data and a grid", xlabel="token 1", ylabel="token 2")
 panels[1].set(title="z: both, after the flow", xlabel="latent 1", ylabel="latent 2")
-panels[2].set(title="density of x", xlabel="token 1", ylabel="token 2", aspect="equal")
+panels[2].set(title="density (bright: high)", xlabel="token 1", ylabel="token 2", aspect="equal")
 panels[2].pcolormesh(line[50:251].cpu(), line[50:251].cpu(), density.T[50:251, 50:251])
 for axes, a, b in ((panels[0], rulers, moons), (panels[1], flow(rulers)[0], flow(moons)[0])):
     axes.plot(*a.cpu().view(46, 300, 2).permute(2, 1, 0), color="0.6", lw=0.6)
@@ -83,8 +83,8 @@ for axes, a, b in ((panels[0], rulers, moons), (panels[1], flow(rulers)[0], flow
     axes.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal")
 
 # %% [markdown]
-# The grid is bent, never torn or folded: so it "can be undone". The moons fill the
-# middle, and the empty plane is pushed out to where the normal density is tiny. Probability only moves:
+# The grid is bent, never torn or folded: so it "can be undone". The moons fill the middle, and the empty plane is
+# pushed out to where the normal density is tiny. Probability only moves:
 
 # %% tags=["nbval-check-output"]
 integral = (density.sum() * (line[1] - line[0]).cpu() ** 2).item()
@@ -96,15 +96,16 @@ print("the way back gives the data:", error < 1e-3)
 # %% [markdown]
 # ## Why it works: a triangle
 #
-# A determinant of a million pixels is out of reach, unless the matrix is triangular. One block of the **autoregressive
-# flow** makes it so. Token $i$ is shifted and scaled by numbers that a causal transformer computes from the tokens
-# before it:
+# The determinant for a million pixels is out of reach, unless the matrix is triangular. One block of the
+# **autoregressive flow** makes it so. Token $i$ is shifted and scaled by numbers that a causal transformer computes
+# from the tokens before it:
 #
 # $$z_i = (x_i - \mu(x_{<i})) \odot \sigma(x_{<i}), \qquad z_1 = x_1 \qquad \text{(Eq. 8)}$$
 #
-# No $z_i$ depends on a later $x_j$, so $\partial z / \partial x$ is triangular with the $\sigma$ on its diagonal, and its
-# log-determinant is the sum of all $\log \sigma$ (Eq. 10). The first block reads the tokens in image order, the second
-# back to front, and so on; their log-determinants add up.
+# ($\odot$ and, below, $\oslash$ multiply and divide channel by channel.) No $z_i$ depends on a later $x_j$, so
+# $\partial z / \partial x$ is triangular with the $\sigma$ on its diagonal, and its log-determinant is the sum of all
+# $\log \sigma$ (Eq. 10). The first block reads the tokens in image order, the second back to front, and so on; their
+# log-determinants add up.
 #
 # Derivatives of the shipped digits model ($N = 16$, $D = 4$) at a test image, in 64-bit numbers. *Predict
 # first:* what will be empty for one block, and what for all four?
@@ -125,7 +126,7 @@ def matrix(module):  # dz/dx (ND,ND) at the digit
 one, four, wrong = map(matrix, (block, shipped.flow, broken))
 sizes = (m.view(16, 4, 16, 4).norm(dim=(1, 3)) for m in (one, four, wrong))
 names = ("one block: 16 channels", "one block: tokens", "all four: tokens", "no mask: tokens")
-figure, panels = plt.subplots(1, 4, figsize=(11, 3.4), layout="constrained")
+figure, panels = plt.subplots(1, 4, figsize=(9, 3.2), layout="constrained")
 for axes, name, picture in zip(panels, names, (one[20:36, 20:36].abs(), *sizes), strict=True):
     shown = axes.imshow(picture.log10().cpu(), vmin=-4, vmax=1, extent=(0.5, 16.5, 16.5, 0.5))
     axes.set(title=name, xlabel=f"{name.split()[-1]} of x", ylabel=f"{name.split()[-1]} of z")
@@ -133,9 +134,9 @@ plt.setp(panels, xticks=range(4, 17, 4), yticks=range(4, 17, 4))
 _ = figure.colorbar(shown, ax=panels, location="bottom", label="log10 |derivative|", aspect=60)
 
 # %% [markdown]
-# White is zero, exactly. One block is triangular; and on the left, inside a token (a 4×4 square on the diagonal), nothing
-# but the diagonal is filled: remember that for the end. All four blocks fill everything, so the whole flow is not
-# causal. Its log-determinant is still a mere sum:
+# White is zero, exactly. One block is triangular; and on the left, inside a token (a 4×4 square on the diagonal),
+# nothing but the diagonal is filled: remember that for the end. All four blocks fill everything, so the whole flow is
+# not causal. Its log-determinant is still a sum:
 
 # %% tags=["nbval-check-output"]
 assert one.triu(1).abs().max() == 0
@@ -147,8 +148,8 @@ for name, module, derivatives in (("one block", block, one), ("all four", shippe
 # %% [markdown]
 # ## A broken mask
 #
-# The last panel is a bug that is easily made: attention without its mask. *Predict first:* how will the loss of the
-# moons look with it?
+# The last panel shows a common bug: attention without its mask. *Predict first:* how will the loss of the moons look
+# with it?
 
 # %% tags=["nbval-check-output"]
 leaky = AutoregressiveFlow(**shape).to(device)
@@ -161,11 +162,13 @@ lost = (leaky.inverse(leaky(moons)[0]) - moons).abs().max().item()
 off = abs(broken(digit)[1].item() - wrong.slogdet().logabsdet.item())
 print("better by more than 2 nats a point, after fewer steps:", gain > 2)
 print("its 'density' integrates to more than 10:", total > 10)
-print("way back off by more than .1:", lost > 0.1, "  wrong log|det| of the digit:", off > 1e-3)
+print("way back off by more than .1:", lost > 0.1)
+print("wrong log|det| of the digit:", off > 1e-3)
 
 # %% [markdown]
 # Nothing crashes, and the loss is *splendid*: $\mu$ has seen the token that it is to predict. Only the integral, the
-# round trip and the determinant tell; check them with random weights, as a new flow is the identity and passes anything.
+# round trip and the determinant tell; check them with random weights, as a new flow is the identity and passes
+# anything.
 #
 # ## Two ways back
 #
@@ -173,8 +176,8 @@ print("way back off by more than .1:", lost > 0.1, "  wrong log|det| of the digi
 #
 # $$x_i = z_i \oslash \sigma(x_{<i}) + \mu(x_{<i})$$
 #
-# **Sequential:** token after token, $N - 1$ steps. **Parallel** (Jacobi): put a guess, here $z$, into the right-hand side
-# for all tokens at once, and the result again. *Predict first:* after how many sweeps is it exact, at worst?
+# **Sequential:** token after token, $N - 1$ steps. **Parallel** (Jacobi): put a guess, here $z$, into the right-hand
+# side for all tokens at once, and the result again. *Predict first:* after how many sweeps is it exact, at worst?
 
 
 # %%
@@ -210,9 +213,9 @@ for axes, name in zip(panels, ("sequential steps", "parallel sweeps"), strict=Tr
 _ = figure.colorbar(shown, ax=panels, label="log10 of the largest error")
 
 # %% [markdown]
-# Above the white stairs all is exact, as it must be: token 1 passes through, so the first sweep makes token 2 exact, the
-# next token 3; $N - 1$ sweeps always do. Below, the error falls with every sweep, since tokens depend on one another
-# weakly. `inverse_jacobi` stops when nothing moves any more:
+# Above the white stairs all is exact, as it must be: token 1 passes through, so the first sweep makes token 2 exact,
+# the next token 3; $N - 1$ sweeps always do. Below, in the right panel, the error falls with every sweep, since tokens
+# depend on one another weakly. `inverse_jacobi` stops when nothing moves:
 
 # %% tags=["nbval-check-output"]
 back, report = shipped.flow.inverse_jacobi(shipped.flow(tokens)[0], tolerance=1e-5)
@@ -224,9 +227,9 @@ print("sweeps of the four blocks:", report.sweeps, "  sequential steps: 15 each"
 # 0.77 s; sixteen take 16.1 s and 2.1 s (`results/inverses.json`). A sweep computes all tokens again, a sequential step
 # only one. What sweeps save is the waiting between small steps of a GPU.
 #
-# > **The paper** undoes the flow sequentially, or with a one-step student (notebook 05). **We** add the parallel inverse,
-# > which needs no training and is exact. The paper does not say how $\sigma$ is bounded: ours is $\exp$ of a smoothly
-# > bounded number.
+# > **The paper** undoes the flow sequentially, or with a one-step student (notebook 05). **We** add the parallel
+# > inverse, which needs no training and is exact. The paper does not say how $\sigma$ is bounded: ours is $\exp$ of a
+# > smoothly bounded number.
 #
 # ## Beside it: coupling
 #
@@ -243,8 +246,7 @@ print("log|det| and the way back are exact:", off < 1e-8, lost < 1e-9)
 
 # %% [markdown]
 # Of two digits models with as many blocks (`results/table4.json`), back through coupling takes 0.2 ms an image, through
-# the autoregressive flow 1.0 ms; but coupling has 2.07 bits/dim, the other 1.96 (the paper: FID
-# 106.23 and 5.55).
+# the autoregressive flow 1.0 ms; but coupling has 2.07 bits/dim, the other 1.96 (the paper: FID 106.23 and 5.55).
 #
 # ## The blind spot inside a token
 #
@@ -259,17 +261,16 @@ nothing = log_prob(AutoregressiveFlow(4, 8, 0, 1, 32, 16), patches[4000:]).mean(
 for blocks, mixing in ((1, False), (4, False), (1, True)):
     toy = AutoregressiveFlow(4, 8, blocks, 1, 32, 16, channel_mixing=mixing).to(device)
     gained = log_prob(fit(toy, patches[:4000], 250), patches[4000:]).mean() - nothing
-    share = (
-        "most" if gained > 0.8 * possible else "nothing" if gained < 0.05 * possible else "a part"
-    )
+    part = (gained / possible).item()
+    share = "nothing" if part < 0.05 else "a part" if part < 0.8 else "most"
     print(f"{blocks} block(s), channel mixing {mixing}: learned {share}")
 
 # %% [markdown]
 # One block learns nothing, as it must. Four take a detour: a token tells the others what one of its channels says, and
-# blocks that read the other way tell it to the other channel. So the spot is blind in a *block*, and a flow spends blocks
-# on looking around it. Glow's `ChannelMixing`, a learned matrix before each block, or a PCA basis of the patches looks
-# straight at it. On photographs the detour of four blocks is not enough: after 600 steps raw pixels have 3.72 bits/dim,
-# with mixing 3.07, in a PCA basis 2.86 (`results/basis.json`; notebook 03).
+# blocks that read the other way tell it to the other channel. So a flow spends blocks on looking around the blind spot
+# of one. Glow's `ChannelMixing`, a learned matrix before each block, or a PCA basis of the patches looks straight at
+# it. On photographs the detour of four blocks is not enough: after 600 steps raw pixels have 3.72 bits/dim, with mixing
+# 3.07, in a PCA basis 2.86 (`results/basis.json`; notebook 03).
 #
 # ## What to remember
 #
@@ -281,13 +282,13 @@ for blocks, mixing in ((1, False), (4, False), (1, True)):
 #
 # ## Exercises
 #
-# **1 (think).** Why does token 1 pass through, and who takes care of its density? If the outputs of the transformer were
-# *not* shifted by one token: what would still be triangular, what wrong?
+# **1 (think).** Why does token 1 pass through, and who takes care of its density? If the outputs of the transformer
+# were *not* shifted by one token: what would still be triangular, what wrong?
 #
 # <details><summary>Solution</summary>
 #
-# There is nothing before token 1 from which $\mu$ and $\sigma$ could be computed (constants would be possible). It loses
-# little: blocks that read back to front change it, and the prior gives it a mean and a width of its own.
+# There is nothing before token 1 from which $\mu$ and $\sigma$ could be computed (constants would be possible). It
+# loses little: blocks that read back to front change it, and the prior gives it a mean and a width of its own.
 #
 # Without the shift, $\mu$ and $\sigma$ of token $i$ have seen token $i$. The matrix is still triangular over tokens, so
 # a picture of causality looks almost right; but its diagonal is no longer $\sigma$, because $\mu$ and $\sigma$ have
@@ -318,9 +319,10 @@ for blocks, mixing in ((1, False), (4, False), (1, True)):
 #     return (high - 2 * middle + low).abs().max().item()
 # ```
 #
-# It does not bend at all. $z_i$ is affine in $x_i$ with numbers from $x_{<i}$, and an affine map of it with numbers from
-# $z_{<i}$, which are functions of $x_{<i}$, is another such map: a hundred blocks would be one block, under a Gaussian
-# prior a Gaussian $p(x_i \mid x_{<i})$, and token 1 would never be touched. With the orders alternating it bends.
+# It does not bend at all. $z_i$ is affine in $x_i$ with numbers from $x_{<i}$, and an affine map of it with numbers
+# from $z_{<i}$, which are functions of $x_{<i}$, is another such map: a hundred blocks would be one block, under a
+# Gaussian prior a Gaussian $p(x_i \mid x_{<i})$, and token 1 would never be touched. With the orders alternating it
+# bends.
 #
 # </details>
 #

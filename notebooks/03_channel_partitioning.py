@@ -42,7 +42,8 @@ device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # ## The picture
 #
 # The shipped model of digits has tokens of $D = 4$ channels (2×2 pixels): $I = 3$ **informative** ones, $Z_I$, and
-# $R = 1$ **redundant** one, $Z_R$. Here are the latents of ten test images, one map of 4×4 tokens per channel.
+# $R = 1$ **redundant** one, $Z_R$. Here are the latents of ten test images, one map of 4×4 tokens per channel (grey is
+# 0, white 3).
 
 # %% tags=["nbval-check-output"]
 model = Farmer.from_pretrained("digits").to(device)
@@ -60,7 +61,7 @@ z_i, z_r = model.prior.split(z)  # informative (B,N,I), redundant (B,N,R)
 print("spread of each channel:", [f"{s:.1f}" for s in z.std((0, 1)).tolist()])
 
 # %%
-maps = {f"channel {c}": z[:10, :, c].view(-1, 1, 4, 4) / 3 for c in range(4)}  # grey is 0, white 3
+maps = {f"channel {c}": z[:10, :, c].view(-1, 1, 4, 4) / 3 for c in range(4)}
 labelled_grids({"image": images[:10]} | maps, columns=10, across=1)
 
 # %% [markdown]
@@ -68,7 +69,7 @@ labelled_grids({"image": images[:10]} | maps, columns=10, across=1)
 #
 # ## Exchange it
 #
-# Take $Z_I$ from one image and $Z_R$ from another of a different class, and decode the mixture.
+# Take $Z_I$ from one image and $Z_R$ from another of a different class, and decode the pair.
 #
 # *Predict first:* which of the two will it look like, and by how much will it differ?
 
@@ -81,15 +82,14 @@ mixed = decode(merge(z_i, z_r[donor]))
 for name, given in (("Z_I", slice(None)), ("Z_R", donor)):
     share = reader.share_read(levels(mixed), labels[given])
     now, once = ((levels(x).float() - levels(images[given])).abs().mean() for x in (mixed, images))
-    print(f"image of {name}: class read {share:.2f}, grey levels {now:.2f}, before {once:.2f}")
+    print(f"image of {name}: class read {share:.2f}, {now:.2f} grey levels off ({once:.2f} before)")
 
 # %%
 rows = {"$Z_I$ from": images, "$Z_R$ from": images[donor], "decoded": mixed}
 labelled_grids({name: batch[:10] for name, batch in rows.items()}, columns=10, across=1)
 
 # %% [markdown]
-# Of what the donor was, nothing is left: it is hardly nearer to the result than it was to the other image. Keeping
-# $Z_R$ keeps nothing.
+# Nothing is left of the donor of $Z_R$: the result is hardly nearer to it than the other image was before.
 #
 # Instead of taking $Z_R$ from elsewhere we draw it from the model, given $Z_I$, with the standard deviations
 # $\sigma_k$ of its mixture multiplied (Fig. 7 of the paper, which says variance; $\sigma_k$ is what we scale).
@@ -97,8 +97,7 @@ labelled_grids({name: batch[:10] for name, batch in rows.items()}, columns=10, a
 # %%
 redrawn = {}
 for scale in (0, 0.5, 1, 1.5, 2, 4):
-    generator = torch.Generator(device).manual_seed(0)
-    new = model.prior.sample_redundant(z_i, labels, scale, generator)
+    new = model.prior.sample_redundant(z_i, labels, scale, torch.Generator(device).manual_seed(0))
     redrawn[scale] = decode(merge(z_i, new))
 labelled_grids({rf"$\sigma_k$ × {scale}": x[:10] for scale, x in redrawn.items()}, columns=10)
 
@@ -110,7 +109,8 @@ print(f"read as their class at × 4: {reader.share_read(levels(redrawn[4]), labe
 
 # %%
 tables = {p.stem: json.loads(p.read_text()).get("rows") for p in Path("../results").glob("*.json")}
-comparison(tables["figure7"], {"share_read_as_class": "read", "frechet_distance": "Fréchet"})
+rows = [row | {"name": row["name"].replace("x", r"$\sigma_k$ ×")} for row in tables["figure7"]]
+comparison(rows, {"share_read_as_class": "share read", "frechet_distance": "Fréchet distance"})
 
 # %% [markdown]
 # Above, samples of three models of ours (dots; their mean in orange) with the paper's factors: the share read as
@@ -140,9 +140,9 @@ print("by every latent but one:", min(shares["latents"][:3]) > 0.75 > 0.2 > shar
 figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
 for shift, (name, values) in zip((-0.2, 0.2), shares.items(), strict=True):
     axis.bar_label(axis.bar([x + shift for x in range(5)], values, 0.4, label=name), fmt="{:.0%}")
-axis.set(xlabel="channels", ylabel="share read", title="What a linear classifier reads")
+axis.set(xlabel="channels", ylabel="share read", title="What a linear model reads", ylim=(0, 1.19))
 axis.set_xticks(range(5), ["0", "1", "2", "3 ($Z_R$)", "0, 1 and 2"])
-_ = axis.legend(loc="lower left", framealpha=1)
+_ = axis.legend(loc="upper left", ncols=2, frameon=False)
 
 # %% [markdown]
 # Before training, the flow is the identity and the latents are the pixels. So training emptied one channel of what it
@@ -183,7 +183,7 @@ print("means (B,N,K,I) and (B,K,R):", tuple(tokens.mean.shape), tuple(shared.mea
 mixtures, one_each = exact.prior.mixtures, torch.eye(16, device=device)[:, :, None]
 same = mixtures(merge(informative, -redundant), c)[1].mean == shared.mean
 moved = mixtures(merge(informative + one_each, redundant), c)[1].mean != shared.mean
-print("reads Z_R:", not same.all(), "all of Z_I:", bool(moved.flatten(1).any(1).all()))
+print("reads Z_R:", not same.all(), " reads all of Z_I:", bool(moved.flatten(1).any(1).all()))
 
 # %% [markdown]
 # ## One mixture, or N(0, I)?
@@ -211,39 +211,42 @@ print("more than half of it with another image's mixture:", bool(foreign - one >
 
 # %% [markdown]
 # What counts is the *shape*, with steeper sides than a Gaussian's; that the mixture knows $Z_I$ adds little here. Now
-# models that were trained either way (Table 3: "both, resampling" has the shared mixture), and with other numbers of
-# informative channels (Fig. 6b), three seeds each:
+# models that were trained either way (Table 3), the shared mixture first, and with other numbers of informative
+# channels (Fig. 6b), three seeds each:
 
 # %%
-rows = [row for row in tables["table3"] if "resampling" in row["name"]] + tables["figure6b"]
-comparison(rows, {"bits_per_dim": "test bits/dim", "share_read_as_class": "samples read"})
+rows = [row for row in tables["table3"] if "resampling" in row["name"]]
+rows = [row | {"name": row["name"].replace("both, resampling", "Table 3: I = 3")} for row in rows]
+rows += tables["figure6b"]
+comparison(rows, {"bits_per_dim": "test bits/dim", "share_read_as_class": "share read"})
 
 # %% [markdown]
-# The shared mixture wins in bits/dim, and samples cannot tell, where the paper has FID 5.67 against 7.81. That a sixth of
-# the channels is best (Fig. 6b) fails here: the more are informative, the better. Three pixels of a patch are too many
-# to spare, not to speak of "spread", where one seed of three went astray.
+# The shared mixture wins in bits/dim, and samples cannot tell, where the paper has FID 5.67 against 7.81. That a sixth
+# of the channels is best (Fig. 6b) fails here: the more are informative, the better. Three pixels of a patch are too
+# many to spare, not to speak of "spread" (every second one), where one seed of three went astray.
 #
 # ## Which channels? The basis
 #
 # "The first $I$" of a patch in raw pixels are just some pixels. In another orthonormal basis they can be the coarse
-# part: of low frequencies (DCT), or of largest variance (PCA). Photographs, patches of 4×4 in colour, $D = 48$, $I = 12$:
+# part: of low frequencies (DCT), or of largest variance (PCA). Photographs, patches of 4×4 in colour, $D = 48$,
+# $I = 12$:
 
 # %% tags=["nbval-check-output"]
 config, first = PRESETS["photographs"].model, 12
 sets = [load_split("photographs", split, config) for split in ("train", "test")]
 train, test = (next(batches(s, 4000, 4000))[0].double() / 127.5 - 1 for s in sets)
-variance, vectors, restored = {}, {}, {"crops": test}
-for basis in ("pixel", "dct", "pca"):
+variance, vectors, restored = {}, {}, {"test crops": test}
+for name, basis in {"pixels": "pixel", "DCT": "dct", "PCA": "pca"}.items():
     patchify = Patchify(config.image_size, 3, config.patch_size, basis).double()
     patchify.fit(train)
     x, guess = patchify(train).flatten(0, 1), patchify(test)
     mean, cov = x.mean(0), x.T.cov()
     linear = torch.linalg.solve(cov[:first, :first], cov[:first, first:])
     guess[..., first:] = (guess[..., :first] - mean[:first]) @ linear + mean[first:]
-    restored[basis] = patchify.inverse(guess)
-    lost = (restored[basis] - test).square().sum() / (patchify(test) - mean).square().sum()
-    print(f"{basis:5}: of the variance, {lost:.0%} cannot be guessed from {first} channels")
-    variance[basis], vectors[basis] = cov.diag(), patchify.matrix[:first].view(-1, 3, 4, 4)
+    restored[name] = patchify.inverse(guess)
+    lost = (restored[name] - test).square().sum() / (patchify(test) - mean).square().sum()
+    print(f"{name:6}: of the variance, {lost:.0%} cannot be guessed from {first} channels")
+    variance[name], vectors[name] = cov.diag(), patchify.matrix[:first].view(-1, 3, 4, 4)
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
@@ -251,6 +254,9 @@ axis.semilogy(torch.stack([*variance.values()]).T, "o-", ms=3, label=[*variance]
 axis.axvline(first - 0.5, color="black", ls=":", label="informative | redundant")
 axis.set(xlabel="channel", ylabel="variance", title="Channels of a patch of photographs")
 _ = axis.legend(frameon=False, loc="upper right", ncols=4, fontsize=8)
+
+# %% [markdown]
+# The patterns of the first twelve channels, and crops guessed from these alone:
 
 # %%
 labelled_grids({b: v / v.abs().max() for b, v in vectors.items()}, columns=12, across=1)
@@ -263,9 +269,7 @@ labelled_grids({basis: images[100:108] for basis, images in restored.items()}, c
 # PCA joins them. The models agree, in a table of our own:
 
 # %%
-rows = [row for row in tables["basis"] if row["name"].endswith("steps")]
-bars = [row | {"name": row["name"].rsplit(", ", 1)[0]} for row in rows]
-comparison(bars, {"bits_per_dim": f"bits/dim after {rows[0]['name'].rsplit(', ', 1)[1]}"})
+comparison([r for r in tables["basis"] if "600" in r["name"]], {"bits_per_dim": "test bits/dim"})
 
 # %% [markdown]
 # Most of this gain is not the split's: without a split it is as large. A block that treats each channel by
@@ -278,14 +282,15 @@ comparison(bars, {"bits_per_dim": f"bits/dim after {rows[0]['name'].rsplit(', ',
 # ## What to remember
 #
 # - $Z_R$ ends up with what cannot be predicted and hardly matters: swap it, redraw it, scale it, and the digit stays.
-# - The split is the chain rule: $\log p(Z_I \mid c) + \log p(Z_R \mid Z_I, c)$, with one mixture for all redundant parts.
+# - The split is the chain rule: $\log p(Z_I \mid c) + \log p(Z_R \mid Z_I, c)$, with one mixture for all redundant
+#   parts.
 # - It saves outputs, not nats: on small images, fewer informative channels cost bits/dim.
 # - Which channels are informative is decided before training; a basis makes "the first $I$" a reasonable answer.
 #
 # ## Exercises
 #
-# **1 (think).** The redundant channel's spread is about a fifth of the others'. Does that show that it carries little? What
-# would become of the model if you multiplied this channel by 4 after the flow?
+# **1 (think).** The redundant channel's spread is about a fifth of the others'. Does that show that it carries little?
+# What would become of the model if you multiplied this channel by 4 after the flow?
 #
 # <details><summary>Solution</summary>
 #
@@ -368,11 +373,11 @@ comparison(bars, {"bits_per_dim": f"bits/dim after {rows[0]['name'].rsplit(', ',
 #     return bits_per_dim(model.eval(), validation.values, validation.labels, draws=2).mean().item()
 # ```
 #
-# Training says the opposite: after 100 steps, with both seeds, the first twelve are *better* than the representatives and than a random
-# choice (`python solutions/solution_03.py`). The linear guess was the wrong judge. We read it like this: the flow
-# does not mix the channels of a token, so what ties them together can only be caught by the mixture of that token's
-# informative channels, which gains most where these depend on one another, as three rows of one colour do. Cluster
-# into three, and the clusters *are* the three colours: take a whole cluster, not one channel of each, and you are
-# back near "the first". So clustering, in the usual sense, did not help this model; a basis did.
+# Training says the opposite: after 100 steps, with both seeds, the first twelve are *better* than the representatives
+# and than a random choice (`python solutions/solution_03.py`). The linear guess was the wrong judge. We read it like
+# this: the flow does not mix the channels of a token, so what ties them together can only be caught by the mixture of
+# that token's informative channels, which gains most where these depend on one another, as three rows of one colour do.
+# Cluster into three, and the clusters *are* the three colours: take a whole cluster, not one channel of each, and you
+# are back near "the first". So clustering, in the usual sense, did not help this model; a basis did.
 #
 # </details>

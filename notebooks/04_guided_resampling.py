@@ -75,14 +75,15 @@ ax.set(title="Guidance moves away from $p_u$", xlim=(-4, 4), xlabel="z", ylabel=
 _ = ax.legend(frameon=False)
 
 # %% [markdown]
-# Both bumps become narrower, and the left one, where $p_c/p_u$ is larger, wins. For two single Gaussians the target is
-# again a Gaussian, with this precision (one over the variance) and mean:
+# Both bumps become narrower, and the left one, where $p_c/p_u$ is larger, wins. For single Gaussians, of means
+# $\mu_c, \mu_u$ and deviations $\sigma_c, \sigma_u$, it is a Gaussian again, with this precision (one over the
+# variance) and mean:
 #
 # $$\lambda = \frac{1+w}{\sigma_c^2} - \frac{w}{\sigma_u^2}, \qquad
 # \mu = \frac{1}{\lambda}\left(\frac{(1+w)\,\mu_c}{\sigma_c^2} - \frac{w\,\mu_u}{\sigma_u^2}\right),$$
 #
-# if $\lambda > 0$, or $\sigma_c^2 < \frac{1+w}{w}\,\sigma_u^2$. Otherwise Eq. 15 has no finite integral: it is *improper*,
-# and there is no target. Does the grid agree?
+# if $\lambda > 0$, or $\sigma_c^2 < \frac{1+w}{w}\,\sigma_u^2$. Otherwise Eq. 15 has no finite integral: it is
+# *improper*, and there is no target. Does the grid agree?
 
 # %% tags=["nbval-check-output"]
 G_C, G_U, exact = ([1.0], [1.0], [0.8]), ([1.0], [0.0], [1.2]), {}  # one component each
@@ -126,16 +127,16 @@ def resampled(given, null, w, count):  # all candidates, and the probability of 
 
 
 def histograms(panels, curve, label):
-    axes = plt.subplots(1, len(panels), figsize=(10, 2.4), layout="constrained", sharey=True)[1]
+    fig, axes = plt.subplots(1, len(panels), figsize=(8.5, 2.7), layout="constrained", sharey=True)
     for axis, (name, (z, p)) in zip(axes, panels.items(), strict=True):
-        axis.hist(z, 80, range=(-6, 6), weights=p, density=True, color=COLOURS[5])
+        axis.hist(z, 80, range=(-6, 6), weights=p, density=True, color=COLOURS[5], label="draws")
         axis.plot(grid, curve, color=COLOURS[6], lw=1.2, label=label)
-        axis.set(title=name, xlabel="z", xlim=(-6, 6))
+        axis.set(title=name, xlabel="z", xlim=(-6, 6), xticks=(-5, 0, 5))
     axes[0].set_ylabel("density")
-    axes[0].legend(frameon=False, fontsize=8)
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
-panels = {f"{n} + {n} candidates": resampled(P_C, P_U, 2, n) for n in (1, 5, 100, 1000)}
+panels = {f"{n} of each kind": resampled(P_C, P_U, 2, n) for n in (1, 5, 100, 1000)}
 histograms(panels, target(P_C, P_U, 2), "target, w = 2")
 
 # %% [markdown]
@@ -145,13 +146,13 @@ histograms(panels, target(P_C, P_U, 2), "target, w = 2")
 for n in (1, 4, 16, 64):
     z, p = resampled(G_C, G_U, 2, n)
     mean, std = p @ z, (p @ z**2 - (p @ z) ** 2).sqrt()
-    print(f"{n}: mean off by {abs(mean - exact[2][0]):.2f}, std by {abs(std - exact[2][1]):.2f}")
+    print(f"{n:2} each: mean off {abs(mean - exact[2][0]):.2f}, std {abs(std - exact[2][1]):.2f}")
 
 # %% [markdown]
 # The error falls as one over the number of candidates, as it does for such *self-normalised importance samplers*.
 #
-# The paper disagrees with itself about the candidates of $p_u$: Alg. 1 has the exponent $w + 1$, its appendix A.2 has $w$
-# for both kinds. A pool of $p_u$ alone decides.
+# The paper disagrees with itself about the candidates of $p_u$: Alg. 1 has the exponent $w + 1$, its appendix A.2 has
+# $w$ for both kinds. A pool of $p_u$ alone decides.
 
 # %% tags=["nbval-check-output"]
 pair = mixture(*G_C, rows=200), mixture(*G_U, rows=200)
@@ -162,9 +163,9 @@ for name, factor in (("w + 1 (Alg. 1)", 1.0), ("w (A.2)", 0.5)):
 
 # %% [markdown]
 # > **The paper** does not say when the rule converges, and its settings (Table 6) weigh candidates with other
-# > temperatures than they are drawn with: $T_{\pi,v} = 0.2$ flattens the mixtures' weights. So set, it converges to
-# > no $p'$ of Eq. 15. **We** follow Alg. 1 with all temperatures at 1 by default, so that there is something to
-# > converge to; every temperature is a field of `Guidance`.
+# > temperatures than they are drawn with: $T_{\pi,v} = 0.2$ flattens the mixtures' weights. So set, it converges to no
+# > $p'$ of Eq. 15. **We** follow Alg. 1 with all temperatures at 1 by default, so that there is something to converge
+# > to; every temperature is a field of `Guidance`.
 #
 # ## Candidates that count
 #
@@ -182,31 +183,31 @@ for n in (4, 16, 64, 640):
     print(f"D = {n:3}: {size:3.0f} count (law: {law:3.0f}); {distinct:3.0f} were taken")
 
 # %% [markdown]
-# The law is $1000\,e^{-w^2 \delta^2 D}$, exponential in the channels. Where it says "few", the measurement is too hopeful:
-# the candidates that matter were never drawn. FARMER resamples the informative channels token by token, few at a
-# time; that makes the rule possible. The redundant ones are the exception: *one* pool of candidates for all tokens of an
-# image, and $R = 640$ at the paper's patch 16. This was such a pool, for 256 tokens: they collapse onto few vectors.
+# The law is $1000\,e^{-w^2 \delta^2 D}$, exponential in the channels. Where it says "few", the measurement is too
+# hopeful: the candidates that matter were never drawn. FARMER resamples the informative channels token by token, few at
+# a time; that makes the rule possible. The redundant ones are the exception: *one* pool of candidates for all tokens of
+# an image, and $R = 640$ at the paper's patch 16. This was such a pool, for 256 tokens: they collapse onto few vectors.
 #
 # ## No target, no limit
 #
-# *Predict first:* if Eq. 15 is improper, what do more candidates do?
+# Let $p_c$ be the wider of two Gaussians and $w = 8$: Eq. 15 is improper. *Predict first:* what do more candidates do?
 
 # %% tags=["nbval-check-output"]
-WIDE, NARROW = ([1.0], [0.0], [1.2]), ([1.0], [0.0], [1.0])  # p_c is the wider one
-panels = {f"{n} + {n} candidates": resampled(WIDE, NARROW, 8, n) for n in (1, 10, 100, 1000)}
+WIDE, NARROW = ([1.0], [0.0], [1.2]), ([1.0], [0.0], [1.0])  # weight, mean, width
+panels = {f"{n} of each kind": resampled(WIDE, NARROW, 8, n) for n in (1, 10, 100, 1000)}
 histograms(panels, target(WIDE, NARROW, 0), "$p_c$")
 spread = torch.stack([(p @ z**2).sqrt() for z, p in panels.values()])
 print("each tenfold adds .5 or more to the spread:", bool((spread.diff() > 0.5).all()))
 
 # %% [markdown]
-# The candidate farthest out has the largest weight, and more candidates reach farther. Nothing fails and nothing warns;
-# the number of candidates has become a parameter of the result. Exercise 2 finds this in a real model.
+# The candidate farthest out has the largest weight, and more candidates reach farther. Nothing warns: the number of
+# candidates has become a parameter of the result.
 #
 # ## The naive rule
 #
-# GIVT and JetFormer, the paper's baseline: draw a component $k$ of $p_c$, take component $k$ of $p_u$, sample the closed
-# form above. Exact for $K = 1$. Otherwise the bumps keep the weights that they had in $p_c$. And components have no
-# order: swap the two of $p_u$, and it is the same density.
+# GIVT and JetFormer, the paper's baseline: draw a component $k$ of $p_c$, take component $k$ of $p_u$, sample the
+# closed form above. Exact for $K = 1$. Otherwise the bumps keep the weights that they had in $p_c$. And components have
+# no order: swap the two of $p_u$, and it is the same density.
 
 # %% tags=["nbval-check-output"]
 SWAPPED = [side[::-1] for side in P_U]
@@ -226,8 +227,7 @@ print(f"mean, K = 1: {one:.1f}, target {exact[2][0]:.1f}; K = 2: {two:.2f}, swap
 
 # %%
 model = Farmer.from_pretrained("digits").to(device)
-labels = torch.arange(10, device=device).repeat(per_class)
-images, sizes = {}, {}
+labels, images, sizes = torch.arange(10, device=device).repeat(per_class), {}, {}
 for w, rule in ((0, "resampling"), (1, "resampling"), (4, "resampling"), (4, "naive")):
     name, guidance = f"{rule}, w = {w}" if w else "no guidance", Guidance(scale=w, rule=rule)
     z, report = model.prior.sample_with_report(labels, guidance, generator=seeded(device))
@@ -239,28 +239,30 @@ reader = Reader(load_split("digits", "train", model.config))  # a classifier of 
 read = [reader.share_read(model.dequantiser.quantise(b), labels) for b in images.values()]
 print("resampling at w = 4 is read better than no guidance:", read[2] > read[0] + 0.01)
 print("the naive rule at w = 4 is read worse than resampling:", read[3] < read[2] - 0.02)
-print("a pixel beyond 100:", [bool((b.abs() > 100).any()) for b in images.values()])
+print("pixels beyond 100:", [name for name, b in images.items() if (b.abs() > 100).any()])
 
 # %% [markdown]
-# Pixels should lie in $[-1, 1]$. Where $\lambda$ of a pair of components is barely above 0, the naive rule's Gaussian is enormous. A draw of the
-# resampling rule is always a draw of $p_c$ or $p_u$.
+# Pixels should lie in $[-1, 1]$. Where $\lambda$ of a pair of components is barely above 0, the naive rule's Gaussian
+# is enormous. A draw of the resampling rule is always a draw of $p_c$ or $p_u$.
 #
-# Three times 1,000 samples of each setting, from `python -m benchmarks.guidance`. Diversity is the mean distance of two
-# samples of a class over that of two real digits:
+# Three times 1,000 samples of each setting (bars: standard deviations), from `python -m benchmarks.guidance`. Diversity
+# is the mean distance of two samples of a class over that of two real digits:
 
 # %% tags=["nbval-check-output"]
 sweep = json.loads(Path("../results/guidance.json").read_text())["sweep"]
 keys = "share_read_as_class", "diversity", "frechet_distance"
-axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")[1]
-for key, axis in zip(keys, axes, strict=True):
-    axis.set(title=key.replace("_", " "), xlabel="guidance scale w")
+titles = "How often recognised", "How varied", "How far from real digits"
+units = "share read as their class", "diversity (real digits: 1)", "Fréchet distance"
+axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")[1]
+for key, axis, title, unit in zip(keys, axes, titles, units, strict=True):
+    axis.set(title=title, xlabel="guidance scale w", ylabel=unit)
     for rule, style in (("resampling", "o-"), ("naive", "s--")):
         rows = [(row["scale"], *row[key].values()) for row in sweep if row["rule"] == rule]
         axis.errorbar(*zip(*rows, strict=True), fmt=style, ms=4, label=rule)
 axis.legend(frameon=False)
 print("w of least distance:", min(sweep, key=lambda row: row[key]["mean"])["scale"])
-early = json.loads(Path("../results/early_guidance.json").read_text())["table"]
-print("after 500 steps of training:", {row["way"]: round(row[key]["mean"], 1) for row in early})
+for row in json.loads(Path("../results/early_guidance.json").read_text())["table"]:
+    print(f"after 500 steps of training: {row['way']:17} {row[key]['mean']:.1f}")
 
 # %% [markdown]
 # **By the distance to real digits, no guidance is best here.** (The Fréchet distance is FID's formula, on the
@@ -276,13 +278,12 @@ print("after 500 steps of training:", {row["way"]: round(row[key]["mean"], 1) fo
 # %% tags=["nbval-check-output"]
 size = sizes["resampling, w = 4"].mean(0).reshape(4, 4).cpu()
 fig, ax = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
-fig.colorbar(ax.imshow(size, vmin=1, vmax=10), label="candidates that count, of 10")
+fig.colorbar(ax.imshow(size, vmin=1, vmax=10, zorder=2), label="candidates that count, of 10")
 ax.set(title="Resampling, w = 4", xlabel="column", ylabel="row", xticks=range(4), yticks=range(4))
-ax.grid(False)
 print("fewer in the middle columns:", bool(size[:, 1:3].max() < size[:, [0, 3]].min()))
 
 # %% [markdown]
-# The edges are dark whatever the class; the strokes in the middle tell classes apart.
+# The outer columns are dark whatever the class; the strokes in the middle tell classes apart.
 #
 # ## What to remember
 #
@@ -298,12 +299,12 @@ print("fewer in the middle columns:", bool(size[:, 1:3].max() < size[:, [0, 3]].
 #
 # <details><summary>Solution</summary>
 #
-# $p_u \ge \frac{1}{10}\,p_c$, so the ratio is at most 10, and $p' \propto p_c\,(p_c/p_u)^w \le 10^w\,p_c$ always has a finite
-# integral. Weights are bounded, too: guidance with an honest $p_u$ saturates where the class is certain. The bound holds
-# for whole latents, so over the tokens of an image the log-ratios must add up to at most $\log 10$. In the shipped model
-# they add up to more for nearly all of its own samples, since the null class, learned from a tenth of the images, is a
-# worse model than the average of the others (notebook 00). So guidance also moves away from what the null class does
-# badly, not only towards the class.
+# $p_u \ge \frac{1}{10}\,p_c$, so the ratio is at most 10, and $p' \propto p_c\,(p_c/p_u)^w \le 10^w\,p_c$ always has a
+# finite integral. Weights are bounded, too: guidance with an honest $p_u$ saturates where the class is certain. The
+# bound holds for whole latents, so over the tokens of an image the log-ratios must add up to at most $\log 10$. In the
+# shipped model they add up to more for nearly all of its own samples, since the null class, learned from a tenth of the
+# images, is a worse model than the average of the others (notebook 00). So guidance also moves away from what the null
+# class does badly, not only towards the class.
 #
 # ```python
 # def share_beyond_honesty(model: Farmer, z: Tensor, labels: Tensor) -> float:
@@ -315,9 +316,9 @@ print("fewer in the middle columns:", bool(size[:, 1:3].max() < size[:, [0, 3]].
 #
 # </details>
 #
-# **2 (a few lines).** Far out along a channel, the widest component of a mixture decides. For which share of the shipped
-# model's tokens is Eq. 15 improper along some channel, at $w = 0.5, 1, 2, 4$? And what do more candidates then do to the
-# images?
+# **2 (a few lines).** Far out along a channel, the widest component of a mixture decides. For which share of the
+# shipped model's tokens is Eq. 15 improper along some channel, at $w = 0.5, 1, 2, 4$? And what do more candidates then
+# do to the images?
 #
 # <details><summary>Solution</summary>
 #
@@ -330,10 +331,10 @@ print("fewer in the middle columns:", bool(size[:, 1:3].max() < size[:, [0, 3]].
 #     return float(((1 + w) / widest**2 <= w / other**2).any(-1).double().mean())
 # ```
 #
-# Hardly any at $w = 0.5$, about one in five at $w = 4$. (Tokens improper in an oblique direction are not counted: it is a
-# lower bound.) `python solutions/solution_04.py` also shows images at $w = 4$ with 2, 5 and 20 candidates of each kind:
-# the Fréchet distance grows with every step, to more than twice the first. More candidates are nearer to a target that is not
-# worth reaching, or not there.
+# Hardly any at $w = 0.5$, about one in five at $w = 4$. (Tokens improper in an oblique direction are not counted: it is
+# a lower bound.) `python solutions/solution_04.py` also shows images at $w = 4$ with 2, 5 and 20 candidates of each
+# kind: the Fréchet distance grows with every step, to more than twice the first. More candidates are nearer to a target
+# that is not worth reaching, or not there.
 #
 # </details>
 #
@@ -355,10 +356,10 @@ print("fewer in the middle columns:", bool(size[:, 1:3].max() < size[:, [0, 3]].
 #     return reader.share_read(values, labels), float(torch.stack(within).mean())
 # ```
 #
-# With three seeds of 1,000 samples, guidance does, at every share that both reach. Compare $w = 0.25$ with $\sigma$ times
-# 0.6, or $w = 1$ with logits times 3, in the table that `solution_04.py` prints: about as many are read, and the
-# difference in diversity is many times its spread. A temperature narrows a token wherever it may be; guidance leaves a token
-# alone on which the class has no say. This is a verdict on one small model, by a classifier, and guidance costs two passes
-# of the prior where a temperature costs one. Not tried: guidance that grows over the tokens.
+# With three seeds of 1,000 samples, guidance does, at every share that both reach. Compare $w = 0.25$ with $\sigma$
+# times 0.6, or $w = 1$ with logits times 3, in the table that `solution_04.py` prints: about as many are read, and the
+# difference in diversity is many times its spread. A temperature narrows a token wherever it may be; guidance leaves a
+# token alone on which the class has no say. This is a verdict on one small model, by a classifier, and guidance costs
+# two passes of the prior where a temperature costs one. Not tried: guidance that grows over the tokens.
 #
 # </details>

@@ -58,7 +58,7 @@ def test_coupling_in_figures(prose):
     bits = [row["bits_per_dim"]["mean"] for row in (coupling, autoregressive)]
     assert f"takes {back[0]:.1f} ms an image, through the autoregressive flow {back[1]:.1f} ms" in prose
     assert f"coupling has {bits[0]:.2f} bits/dim, the other {bits[1]:.2f}" in prose
-    assert "106.23" in coupling["paper"] and "5.55" in autoregressive["paper"]
+    assert "106.23" in coupling["paper"] and "5.55" in autoregressive["paper"] and "FID 106.23 and 5.55" in prose
 
 
 def test_photographs_in_figures(prose):

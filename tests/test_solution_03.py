@@ -1,5 +1,8 @@
 """The solutions of notebook 03."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from solution_03 import clusters, exchange, patches, representatives, trained_with, unexplained
@@ -45,3 +48,11 @@ def test_a_linear_guess_likes_representatives_and_any_random_choice_better_than_
 def test_training_likes_the_first_better(photographs):
     chosen = representatives(photographs[0].T.corrcoef(), 12)
     assert trained_with(FIRST, steps=50) < trained_with(chosen, steps=50) - 0.03
+
+
+def test_figures_of_the_paper_in_the_prose():
+    root = Path(__file__).parent.parent
+    paper = {row["name"]: row["paper"] for row in json.loads((root / "results" / "table3.json").read_text())["rows"]}
+    both, normal = paper["both, resampling"], paper["both, resampling, Z_R ~ N(0, I)"].removeprefix("FID ")
+    prose = (root / "notebooks" / "03_channel_partitioning.py").read_text(encoding="utf-8")
+    assert f"{both} against {normal}" in " ".join(prose.replace("# ", "").split())

@@ -1,6 +1,8 @@
 """The solutions of notebook 04."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,3 +62,23 @@ def test_guidance_keeps_more_diversity_than_a_temperature_at_the_same_share_read
     )
     assert abs(guided[0] - sharper[0]) < 0.02
     assert guided[1] > sharper[1] + 1
+
+
+def test_figures_of_the_paper_in_the_prose():
+    root = Path(__file__).parent.parent
+    rows = json.loads((root / "results" / "table3.json").read_text())["rows"]
+    paper = {row["name"]: row["paper"].removeprefix("FID ") for row in rows}
+    none, naive, both = (paper[name] for name in ("split, both", "both, naive guidance", "both, resampling"))
+    prose = (root / "notebooks" / "04_guided_resampling.py").read_text(encoding="utf-8")
+    words = " ".join(prose.replace("# ", "").split())
+    assert f"FID: {none} without guidance, {naive} naive, {both} by resampling" in words
+
+
+def test_the_order_after_500_steps_is_that_of_the_paper_for_every_seed():
+    root = Path(__file__).parent.parent
+    table = json.loads((root / "results" / "early_guidance.json").read_text())["table"]
+    ways = {row["way"]: row["frechet_distance"]["seeds"] for row in table}
+    for none, naive, resampling in zip(
+        ways["no guidance"], ways["naive, w = 1"], ways["resampling, w = 1"], strict=True
+    ):
+        assert none > naive > resampling
