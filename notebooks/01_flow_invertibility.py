@@ -83,8 +83,8 @@ for axes, a, b in ((panels[0], rulers, moons), (panels[1], flow(rulers)[0], flow
     axes.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal")
 
 # %% [markdown]
-# The grid is bent, never torn or folded: so it "can be undone". The moons fill the
-# middle, and the empty plane is pushed out to where the normal density is tiny. Probability only moves:
+# The grid is bent, never torn or folded: so it "can be undone". The moons fill the middle, and the empty plane is
+# pushed out to where the normal density is tiny. Probability only moves:
 
 # %% tags=["nbval-check-output"]
 integral = (density.sum() * (line[1] - line[0]).cpu() ** 2).item()
@@ -101,6 +101,8 @@ print("the way back gives the data:", error < 1e-3)
 # before it:
 #
 # $$z_i = (x_i - \mu(x_{<i})) \odot \sigma(x_{<i}), \qquad z_1 = x_1 \qquad \text{(Eq. 8)}$$
+#
+# ($\odot$: number by number. This $\sigma$ multiplies; a standard deviation would divide.)
 #
 # No $z_i$ depends on a later $x_j$, so $\partial z / \partial x$ is triangular with the $\sigma$ on its diagonal, and its
 # log-determinant is the sum of all $\log \sigma$ (Eq. 10). The first block reads the tokens in image order, the second
@@ -147,7 +149,7 @@ for name, module, derivatives in (("one block", block, one), ("all four", shippe
 # %% [markdown]
 # ## A broken mask
 #
-# The last panel is a bug that is easily made: attention without its mask. *Predict first:* how will the loss of the
+# The last panel is an easy bug: attention without its mask. *Predict first:* how will the loss of the
 # moons look with it?
 
 # %% tags=["nbval-check-output"]
@@ -196,7 +198,7 @@ for name in ("sequential: 0, 1, 2, 4, 8, 15 steps", "parallel: as many sweeps"):
 labelled_grids(frames, columns=6)
 
 # %% [markdown]
-# Counts are *for each block*. The error of every token in one block:
+# Counts are *for each block*. In one block, token by token:
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -210,7 +212,7 @@ for axes, name in zip(panels, ("sequential steps", "parallel sweeps"), strict=Tr
 _ = figure.colorbar(shown, ax=panels, label="log10 of the largest error")
 
 # %% [markdown]
-# Above the white stairs all is exact, as it must be: token 1 passes through, so the first sweep makes token 2 exact, the
+# Above the white stairs all is exact: token 1 passes through, so the first sweep makes token 2 exact, the
 # next token 3; $N - 1$ sweeps always do. Below, the error falls with every sweep, since tokens depend on one another
 # weakly. `inverse_jacobi` stops when nothing moves any more:
 

@@ -99,9 +99,9 @@ print("better with K on test images:", scores[1] < scores[2] < scores[8])
 #
 # $$\log p(Z_I \mid c) = \sum_{i=1}^{N} \log p(z_i \mid z_{<i}, c)$$
 #
-# Here is one test image at four places: above, what was read so far (blue is unread); below, what is expected of
-# channel 0 of the next token (a channel of such a mixture is a mixture again: leave the other means and deviations
-# out). *Predict first:* how will it differ from the mixture of the place alone?
+# Here is one test image at four places (tokens from 0 on): above, what was read so far (blue is unread); below, what is
+# expected of channel 0 of the next token (a channel of such a mixture is a mixture again: leave the other means and
+# deviations out). *Predict first:* how will it differ from the mixture of the place alone?
 
 # %%
 all_3 = model.prior.mixtures(z, labels)[0]  # for each image 16 mixtures of 3 channels
@@ -170,8 +170,9 @@ for leak in (False, True):
 # ## K = 1 is one more block
 #
 # With one Gaussian per token, $z'_i = (z_i - \mu_i) / \sigma_i$ is standard normal, where $\mu_i, \sigma_i$ depend on
-# $c$ and $z_{<i}$: the affine map of a flow block (Eq. 8), in which token 1 is mapped, too, by the class. So the score
-# is that of $z'$ plus a log-determinant, here taken by automatic differentiation, of a prior with random weights:
+# $c$ and $z_{<i}$: the affine map of a flow block (Eq. 8; its $\sigma$ is $1/\sigma_i$), in which token 1 is mapped,
+# too, by the class. So the score is that of $z'$ plus a log-determinant, here taken by automatic differentiation, of a
+# prior with random weights:
 
 # %%
 torch.manual_seed(0)
@@ -231,8 +232,8 @@ _ = axes.legend(frameon=False)
 # an upper bound of $-\log_2 P(v)$ (Jensen's inequality), and narrow peaks are punished.
 #
 # **The constant.** A cell is $2/L$ wide, so $\text{bits/dim} = -\log p(x) / (d \ln 2) + \log_2(L/2)$ for $d$ pixels.
-# Knowing nothing, density $1/2$ per pixel, must cost $\log_2 L$. Taking 127.5 for 128 with bytes is off by a little, and
-# forgetting the constant with our 17 levels by a lot:
+# Knowing nothing, density $1/2$ per pixel, must cost $\log_2 L$. For bytes, to take 127.5 (from scaling by
+# $v/127.5 - 1$) for 128 is off by a little, and forgetting the constant with our 17 levels by a lot:
 
 # %% tags=["nbval-check-output"]
 nothing = nats_to_bits_per_dim(torch.tensor(-64 * math.log(2)), dimensions=64, levels=17)
