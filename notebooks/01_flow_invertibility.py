@@ -102,10 +102,10 @@ print("the way back gives the data:", error < 1e-3)
 #
 # $$z_i = (x_i - \mu(x_{<i})) \odot \sigma(x_{<i}), \qquad z_1 = x_1 \qquad \text{(Eq. 8)}$$
 #
-# ($\odot$ and, below, $\oslash$ multiply and divide channel by channel.) No $z_i$ depends on a later $x_j$, so
-# $\partial z / \partial x$ is triangular with the $\sigma$ on its diagonal, and its log-determinant is the sum of all
-# $\log \sigma$ (Eq. 10). The first block reads the tokens in image order, the second back to front, and so on; their
-# log-determinants add up.
+# ($\odot$ and, below, $\oslash$ multiply and divide channel by channel. This $\sigma$ multiplies; a standard deviation
+# would divide.) No $z_i$ depends on a later $x_j$, so $\partial z / \partial x$ is triangular with the $\sigma$ on its
+# diagonal, and its log-determinant is the sum of all $\log \sigma$ (Eq. 10). The first block reads the tokens in image
+# order, the second back to front, and so on; their log-determinants add up.
 #
 # Derivatives of the shipped digits model ($N = 16$, $D = 4$) at a test image, in 64-bit numbers. *Predict
 # first:* what will be empty for one block, and what for all four?
@@ -199,7 +199,7 @@ for name in ("sequential: 0, 1, 2, 4, 8, 15 steps", "parallel: as many sweeps"):
 labelled_grids(frames, columns=6)
 
 # %% [markdown]
-# Counts are *for each block*. The error of every token in one block:
+# Counts are *for each block*. In one block, token by token:
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -213,7 +213,7 @@ for axes, name in zip(panels, ("sequential steps", "parallel sweeps"), strict=Tr
 _ = figure.colorbar(shown, ax=panels, label="log10 of the largest error")
 
 # %% [markdown]
-# Above the white stairs all is exact, as it must be: token 1 passes through, so the first sweep makes token 2 exact,
+# Above the white stairs all is exact: token 1 passes through, so the first sweep makes token 2 exact,
 # the next token 3; $N - 1$ sweeps always do. Below, in the right panel, the error falls with every sweep, since tokens
 # depend on one another weakly. `inverse_jacobi` stops when nothing moves:
 

@@ -172,9 +172,9 @@ for leak in (False, True):
 # ## K = 1 is one more block
 #
 # With one Gaussian per token, $z'_i = (z_i - \mu_i) / \sigma_i$ is standard normal, where $\mu_i, \sigma_i$ depend on
-# $c$ and $z_{<i}$: the affine map of a flow block (Eq. 8), in which the first token is mapped, too, by the class. So
-# the score is that of $z'$ plus a log-determinant, here taken by automatic differentiation, of a prior with random
-# weights:
+# $c$ and $z_{<i}$: the affine map of a flow block (Eq. 8; its $\sigma$ is $1/\sigma_i$), in which the first token is
+# mapped, too, by the class. So the score is that of $z'$ plus a log-determinant, by automatic
+# differentiation, of a prior with random weights:
 
 # %%
 torch.manual_seed(0)
@@ -233,8 +233,8 @@ _ = axes.legend(frameon=False)
 # cell, is an upper bound of $-\log_2 P(v)$ (Jensen's inequality), and narrow peaks are punished.
 #
 # **The constant.** A cell is $2/L$ wide, so $\text{bits/dim} = -\log p(x) / (d \ln 2) + \log_2(L/2)$ for $d$ pixels.
-# Knowing nothing, density $1/2$ per pixel, must cost $\log_2 L$. Taking 127.5 for 128 with bytes is off by a little,
-# and forgetting the constant with our 17 levels by a lot:
+# Knowing nothing, density $1/2$ per pixel, must cost $\log_2 L$. For bytes, to take 127.5 (from scaling by
+# $v/127.5 - 1$) for 128 is off by a little, and forgetting the constant with our 17 levels by a lot:
 
 # %% tags=["nbval-check-output"]
 nothing = nats_to_bits_per_dim(torch.tensor(-64 * math.log(2)), dimensions=64, levels=17)

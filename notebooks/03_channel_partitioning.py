@@ -89,10 +89,11 @@ rows = {"$Z_I$ from": images, "$Z_R$ from": images[donor], "decoded": mixed}
 labelled_grids({name: batch[:10] for name, batch in rows.items()}, columns=10, across=1)
 
 # %% [markdown]
-# Nothing is left of the donor of $Z_R$: the result is hardly nearer to it than the other image was before.
+# Nothing is left of the donor of $Z_R$: by the mean difference in grey levels, the result is hardly nearer to it than
+# the other image was before.
 #
-# Instead of taking $Z_R$ from elsewhere we draw it from the model, given $Z_I$, with the standard deviations
-# $\sigma_k$ of its mixture multiplied (Fig. 7 of the paper, which says variance; $\sigma_k$ is what we scale).
+# Now we draw $Z_R$ from the model, given $Z_I$, with the standard deviations $\sigma_k$ of its mixture multiplied
+# (Fig. 7 of the paper, which says variance; $\sigma_k$ is what we scale; `redundant_temperature` in `Farmer.sample`).
 
 # %%
 redrawn = {}
@@ -113,16 +114,16 @@ rows = [row | {"name": row["name"].replace("x", r"$\sigma_k$ ×")} for row in ta
 comparison(rows, {"share_read_as_class": "share read", "frechet_distance": "Fréchet distance"})
 
 # %% [markdown]
-# Above, samples of three models of ours (dots; their mean in orange) with the paper's factors: the share read as
-# their class, and a Fréchet distance (less is better). The paper's finding holds: colour and detail change on
-# ImageNet, grey levels here, and the structure stays. *Where* they change says why. The flow scales and shifts each
-# channel by itself, so channel 3 of a token is the fourth pixel of its patch, less what other tokens tell of it. The
-# redundant channel is a *pixel*, and three pixels of four are the digit already.
+# Above, samples of three models of ours (dots; their mean in orange) with the paper's factors: the share read as their
+# class, and a Fréchet distance of its scores from those of real digits (less is better). The paper's finding holds:
+# colour and detail change on ImageNet, grey levels here, and the structure stays. The
+# flow scales and shifts each channel by itself, so channel 3 of a token is the fourth pixel of its patch, less what
+# other tokens tell of it. The redundant channel is a *pixel*, and three pixels of four are the digit already.
 #
 # ## Read it
 #
 # *Predict first:* with one pixel of each patch a linear classifier reads four digits of five. What will it make of
-# $Z_R$? It is trained on training images, scored on test images, and nothing is chosen.
+# $Z_R$? It is trained on training images and scored on test images.
 
 # %% tags=["nbval-check-output"]
 pixels, train_pixels = model.patchify(images), model.patchify(train_images)
@@ -147,7 +148,7 @@ _ = axis.legend(loc="upper left", ncols=2, frameon=False)
 # %% [markdown]
 # Before training, the flow is the identity and the latents are the pixels. So training emptied one channel of what it
 # held, because its density cannot follow any structure: likelihood is gained by subtracting from it whatever other
-# tokens tell. That is the paper's "self-supervised" split, and it is no more than that: somebody chose *which* channel.
+# tokens tell. That is the paper's "self-supervised" split; but somebody chose *which* channel.
 #
 # ## The density
 #
@@ -155,7 +156,8 @@ _ = axis.legend(loc="upper left", ncols=2, frameon=False)
 #
 # This is Eq. 14: each token's informative part has a mixture of its own, and *one* mixture $G_{N+1}$, predicted after
 # the last token, serves the redundant parts of all tokens. It is the chain rule, so independence of $Z_I$ and $Z_R$ is
-# not assumed; but given $Z_I$, the $z_i^R$ are independent draws. By hand, in float64:
+# not assumed; but given $Z_I$, the $z_i^R$ are independent draws from one density, wherever they lie. By hand, in
+# float64:
 
 # %% tags=["nbval-check-output"]
 exact, c = Farmer.from_pretrained("digits").to(device).double(), labels[:16]
@@ -176,7 +178,7 @@ assert torch.allclose(each.sum(0), terms.redundant, rtol=1e-10)
 print("means (B,N,K,I) and (B,K,R):", tuple(tokens.mean.shape), tuple(shared.mean.shape))
 
 # %% [markdown]
-# $Z_R$ is never an input; every token of $Z_I$ is one for $G_{N+1}$. And the reason for all this is size: a mixture of
+# $Z_R$ is never an input; every token of $Z_I$ is one for $G_{N+1}$. And the reason is size: a mixture of
 # $K$ components over $D$ channels is $K(1 + 2D)$ numbers, for every token.
 
 # %% tags=["nbval-check-output"]
@@ -223,7 +225,7 @@ comparison(rows, {"bits_per_dim": "test bits/dim", "share_read_as_class": "share
 # %% [markdown]
 # The shared mixture wins in bits/dim, and samples cannot tell, where the paper has FID 5.67 against 7.81. That a sixth
 # of the channels is best (Fig. 6b) fails here: the more are informative, the better. Three pixels of a patch are too
-# many to spare, not to speak of "spread" (every second one), where one seed of three went astray.
+# many to spare, not to speak of "spread", where one seed of three went astray.
 #
 # ## Which channels? The basis
 #

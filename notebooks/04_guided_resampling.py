@@ -50,7 +50,8 @@ def seeded(on="cpu"):
 #
 # $$p'(z) \propto p_c(z)\,\left(\frac{p_c(z)}{p_u(z)}\right)^w \qquad\text{(Eq. 15)}$$
 #
-# so for values that are probable *and* typical of the class. In one dimension we can normalise it on a fine grid.
+# so for values that are probable *and* typical of the class. Each token has such a target, given those drawn so far;
+# their product is not Eq. 15 of a whole image. In one dimension we can normalise it on a fine grid.
 
 
 # %%
@@ -83,7 +84,7 @@ _ = ax.legend(frameon=False)
 # \mu = \frac{1}{\lambda}\left(\frac{(1+w)\,\mu_c}{\sigma_c^2} - \frac{w\,\mu_u}{\sigma_u^2}\right),$$
 #
 # if $\lambda > 0$, or $\sigma_c^2 < \frac{1+w}{w}\,\sigma_u^2$. Otherwise Eq. 15 has no finite integral: it is
-# *improper*, and there is no target. Does the grid agree?
+# *improper*, and there is no target.
 
 # %% tags=["nbval-check-output"]
 G_C, G_U, exact = ([1.0], [1.0], [0.8]), ([1.0], [0.0], [1.2]), {}  # one component each
@@ -97,9 +98,9 @@ for w in (0.5, 1, 2, 4):
 # %% [markdown]
 # ## Algorithm 1: propose, weigh, resample
 #
-# We can evaluate the target up to a constant, but not draw from it. So draw *candidates* from what can be drawn from,
-# and repair the error with weights: $p'/p_c \propto (p_c/p_u)^w$ for a candidate of $p_c$, and
-# $p'/p_u \propto (p_c/p_u)^{w+1}$ for one of $p_u$. This is all of it, against the package's own function:
+# We can evaluate the target up to a constant, but not draw from it. So draw *candidates* elsewhere, and
+# repair the error with weights: $p'/p_c \propto (p_c/p_u)^w$ for a candidate of $p_c$, and
+# $p'/p_u \propto (p_c/p_u)^{w+1}$ for one of $p_u$. All of it, against the package's own:
 
 # %% tags=["nbval-check-output"]
 w, generator = 2.0, seeded()
@@ -140,7 +141,7 @@ panels = {f"{n} of each kind": resampled(P_C, P_U, 2, n) for n in (1, 5, 100, 10
 histograms(panels, target(P_C, P_U, 2), "target, w = 2")
 
 # %% [markdown]
-# By eye, five are close. Numbers see more, for the two Gaussians whose target is known:
+# By eye, five are close. Numbers, for the two Gaussians whose target is known:
 
 # %% tags=["nbval-check-output"]
 for n in (1, 4, 16, 64):
@@ -149,7 +150,7 @@ for n in (1, 4, 16, 64):
     print(f"{n:2} each: mean off {abs(mean - exact[2][0]):.2f}, std {abs(std - exact[2][1]):.2f}")
 
 # %% [markdown]
-# The error falls as one over the number of candidates, as it does for such *self-normalised importance samplers*.
+# The error falls as one over the number of candidates.
 #
 # The paper disagrees with itself about the candidates of $p_u$: Alg. 1 has the exponent $w + 1$, its appendix A.2 has
 # $w$ for both kinds. A pool of $p_u$ alone decides.
@@ -183,10 +184,11 @@ for n in (4, 16, 64, 640):
     print(f"D = {n:3}: {size:3.0f} count (law: {law:3.0f}); {distinct:3.0f} were taken")
 
 # %% [markdown]
-# The law is $1000\,e^{-w^2 \delta^2 D}$, exponential in the channels. Where it says "few", the measurement is too
-# hopeful: the candidates that matter were never drawn. FARMER resamples the informative channels token by token, few at
-# a time; that makes the rule possible. The redundant ones are the exception: *one* pool of candidates for all tokens of
-# an image, and $R = 640$ at the paper's patch 16. This was such a pool, for 256 tokens: they collapse onto few vectors.
+# The law, $1000\,(\mathrm{E}\,\omega)^2 / \mathrm{E}\,\omega^2 = 1000\,e^{-w^2 \delta^2 D}$, is exponential in the
+# channels. Where it says "few", the measurement is too hopeful: the candidates that matter were never drawn. FARMER
+# resamples the informative channels token by token, few at a time; that makes the rule possible. The redundant ones are
+# the exception: *one* pool of candidates for all tokens of an image, and $R = 640$ at the paper's patch 16. This was
+# such a pool, for 256 tokens: they collapse onto few vectors.
 #
 # ## No target, no limit
 #
@@ -200,7 +202,7 @@ spread = torch.stack([(p @ z**2).sqrt() for z, p in panels.values()])
 print("each tenfold adds .5 or more to the spread:", bool((spread.diff() > 0.5).all()))
 
 # %% [markdown]
-# The candidate farthest out has the largest weight, and more candidates reach farther. Nothing warns: the number of
+# The candidate farthest out has the largest weight, and more candidates reach farther. The number of
 # candidates has become a parameter of the result.
 #
 # ## The naive rule
@@ -318,7 +320,7 @@ print("fewer in the middle columns:", bool(size[:, 1:3].max() < size[:, [0, 3]].
 #
 # **2 (a few lines).** Far out along a channel, the widest component of a mixture decides. For which share of the
 # shipped model's tokens is Eq. 15 improper along some channel, at $w = 0.5, 1, 2, 4$? And what do more candidates then
-# do to the images?
+# do to the images and their Fréchet distance?
 #
 # <details><summary>Solution</summary>
 #

@@ -150,8 +150,9 @@ print("error of the image falls 50 times:", errors[steps][-1] < errors[0][-1] / 
 labelled_grids(pictures, columns=10)
 
 # %% [markdown]
-# Untrained, the student is useless: its weights were made for the other direction, and each block makes the error
-# larger. Seconds of training give digits that can be read.
+# (Relative: the size of the difference over that of the teacher's level.) Untrained, the student is useless: its
+# weights were made for the other direction, and each block makes the error larger. Seconds of training give digits that
+# can be read.
 #
 # ## The one that ships
 #
@@ -250,10 +251,10 @@ for name, row in json.loads(Path("../results/distillation.json").read_text())["t
     print(f"{name:9} {row['sample_error']['mean'] * 17 / 2:.2f} grey levels off, {share} read")
 
 # %% [markdown]
-# > **The paper** reports the ratios in brackets above; those of its overall speed-up do not quite agree. **We** gain
-# > less, with 16 tokens in place of 256, and on a CPU. The paper compares every level (`hidden`). **We** also tried the
-# > last level alone (`output`), and small heads on the others (`alignment`): on digits, with three seeds each, the
-# > readings cannot tell the three apart, and the difference hardly.
+# > **The paper** reports the ratios in brackets above (ours are of batches of 16); those of its overall speed-up do not
+# > quite agree. **We** gain less, with 16 tokens in place of 256, and on a CPU. The paper compares every level
+# > (`hidden`). **We** also tried the last level alone (`output`), and small heads on the others (`alignment`): on
+# > digits, with three seeds each, the readings cannot tell the three apart, and the difference hardly.
 #
 # ## What to remember
 #
