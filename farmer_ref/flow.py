@@ -189,9 +189,9 @@ class FlowBlock(nn.Module):
         """z (B,N,D) to x (B,N,D) in parallel; with it the sweeps, and the last change of a number   (Eq. 9).
 
         Eq. 9 is a fixed point, x = z / sigma(x) + mu(x), in which token i depends on earlier ones only. A Jacobi sweep
-        evaluates the right-hand side for all tokens at once: i sweeps make the first i + 1 tokens exact, and usually far
-        fewer bring all of them to a stand (Song et al. 2021). It starts from z: from zero or from a student's guess
-        takes as many (`benchmarks.inverses`). Tokens that are final are not swept again; the next ones follow them in
+        evaluates the right-hand side for all tokens at once: i sweeps make the first i + 1 tokens exact, and usually
+        far fewer than N - 1 bring all of them to a stand (Song et al. 2021). It starts from z: from zero or from a
+        student's guess takes as many (`benchmarks.inverses`). Tokens that are final are not swept again; the next ones follow them in
         a window. `tolerance` and `window` are those of `AutoregressiveFlow.inverse_jacobi`.
         """
         if window == 1:
