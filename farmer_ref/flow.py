@@ -191,8 +191,8 @@ class FlowBlock(nn.Module):
         Eq. 9 is a fixed point, x = z / sigma(x) + mu(x), in which token i depends on earlier ones only. A Jacobi sweep
         evaluates the right-hand side for all tokens at once: i sweeps make the first i + 1 tokens exact, and usually
         far fewer than N - 1 bring all of them to a stand (Song et al. 2021). It starts from z: from zero or from a
-        student's guess takes as many (`benchmarks.inverses`). Tokens that are final are not swept again; the next ones follow them in
-        a window. `tolerance` and `window` are those of `AutoregressiveFlow.inverse_jacobi`.
+        student's guess takes as many (`benchmarks.inverses`). Tokens that are final are not swept again; the next ones
+        follow them in a window. `tolerance` and `window` are those of `AutoregressiveFlow.inverse_jacobi`.
         """
         if window == 1:
             return self.inverse(z, labels), z.shape[1] - 1, 0.0
