@@ -19,6 +19,7 @@ from torch import Tensor
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE: dict[Any, Any] = {
     "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.axisbelow": True,  # the grid behind bars
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
