@@ -17,5 +17,11 @@ def test_the_label_saves_what_a_label_holds_and_no_more():
     assert null > math.log2(10) > average > 3
 
 
+def test_the_cell_of_an_image_is_as_small_as_the_notebook_says():
+    zeros = -64 * math.log10(2 / 17)
+    assert math.floor(zeros) == 59  # behind the point, before the first other digit
+    assert len(load_split("digits", "train", Farmer.from_pretrained("digits").config)) == 1397
+
+
 def test_a_few_seconds_of_training_beat_knowing_nothing(tmp_path):
     assert bits_after(4, 32, str(tmp_path / "run")) < math.log2(17)
