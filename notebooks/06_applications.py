@@ -68,13 +68,12 @@ def levels_of(row: int, column: int, values: Tensor, labels: Tensor) -> Tensor:
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.6), layout="constrained")
 left.imshow(values[3, 0].cpu(), cmap="gray")
 left.set(title="the digit", xticks=[], yticks=[])
+right.set(title="the two pixels", xlabel="grey level", ylabel="probability", xticks=range(0, 17, 4))
 for (row, column), colour, hatch in (((4, 3), COLOURS[0], ""), ((4, 1), COLOURS[1], "//")):
     left.plot(column, row, "s", ms=13, mfc="none", mec=colour, mew=2.5)
     chance = levels_of(row, column, values[3:4], labels[3:4])[0].exp().cpu()
     right.bar(range(17), chance, color=colour, hatch=hatch, ec="w", alpha=0.8)
     right.plot(int(values[3, 0, row, column]), -0.04, "^", color=colour, clip_on=False)
-right.set(title="what the two pixels could be", xlabel="grey level", ylabel="probability")
-right.set_xticks(range(0, 17, 4))
 
 # %% [markdown]
 # Beside the stroke the answer is "blank", inside it "anything but". Over a hundred digits, what is a look at all the
@@ -102,18 +101,16 @@ print(f"the other pixels save more than 0.3 nats of {-alone:.1f}: {given_all > a
 known = (torch.arange(8, device=device) < 4)[None, :, None].expand(1, 8, 8)  # the upper half
 half = values[:digits]
 grids = {"digits; what is known": torch.cat([half, torch.where(known, half, 5)])}
-others = model.sample(labels[:digits].repeat(2), generator=generator)
-pasted = torch.where(known, half.repeat(2, 1, 1, 1), model.dequantiser.quantise(others))
-for name, given in (("completed, given the label", labels[:digits]), ("completed without it", None)):
+others = model.dequantiser.quantise(model.sample(labels[:digits].repeat(2), generator=generator))
+for name, given in (("given the label", labels[:digits]), ("label not given", None)):
     done = uses.inpaint(model, half, known, given, 2, particles, moves=5, generator=generator)
     grids[name] = model.dequantiser.quantise(done.images).transpose(0, 1).flatten(0, 1)
     assert torch.equal(grids[name][..., known], half.repeat(2, 1, 1, 1)[..., known])
-grids["halves of other samples of the label"] = pasted
+grids["halves of other samples, pasted in"] = torch.where(known, half.repeat(2, 1, 1, 1), others)
 labelled_grids({name: grid / 8 - 1 for name, grid in grids.items()}, columns=digits)
 
 # %%
-parts = (measured["inpainting"][name] for name in ("with_label", "without_label", "samples"))
-given, without, own = parts
+given, without, own = map(measured["inpainting"].get, ("with_label", "without_label", "samples"))
 print(f"read as their class, given the label: {given['completions_read_as_class']:.1%}")
 print(f"   halves of other samples pasted in: {given['pasted_samples_read_as_class']:.1%}")
 print(f"                   without the label: {without['completions_read_as_class']:.1%}")
@@ -176,7 +173,7 @@ bins = measured["classification"]["reliability"]["T = 1"]
 x, y, size = ([b[key] for b in bins] for key in ("confidence", "accuracy", "images"))
 figure, (axes, *panels) = plt.subplots(1, 6, figsize=(10, 2.6), width_ratios=[2.4, 1, 1, 1, 1, 1])
 axes.plot([0, 1], [0, 1], "k--", lw=1)
-axes.scatter(x, y, s=[8 + n for n in size])
+axes.scatter(x, y, s=[8 + n for n in size], clip_on=False, zorder=3)
 axes.set(title="is 80% sure 80% right?", xlabel="confidence", ylabel="accuracy")
 confidence, read = probabilities.max(1)
 for panel, i in zip(panels, confidence.argsort()[:5].tolist(), strict=True):
@@ -220,9 +217,9 @@ for name, share in beaten.items():
 # %% [markdown]
 # The empty page lies above most digits in likelihood, and far from all of them in the picture: its $\log|\det|$ is like
 # no digit's. The likelihood sees only the sum (dotted lines). To ask how far that is from its usual value
-# (*typicality*) does not help. One cure is to look at the *terms*, by their distance from those of training images;
-# another is to subtract what a compressor says of an image, so that simplicity earns no credit (*complexity*). The
-# table has their AUROC on more strange images, from `results/applications.json`: the share of pairs in which the
+# (*typicality*) does not expose it either. One cure is to look at the *terms*, by their distance from those of training
+# images; another is to subtract what a compressor says of an image, so that simplicity earns no credit (*complexity*).
+# The table has their AUROC on more strange images, from `results/applications.json`: the share of pairs in which the
 # strange image scores higher than the usual one. The first two columns look at pixels, without our model. (MNIST is
 # strange to a model of Fashion-MNIST, and the other way round.)
 
@@ -313,8 +310,8 @@ axes.grid(False)
 # (complexity: 1.00 and 0.98).
 #
 # And a class that was left out? `python solutions/solution_06.py` trains for 400 steps without ones and prints what
-# the scores make of them. When we ran it, likelihood took them for more normal than the rest (about 0.4); a ratio
-# corrected that, complexity more (0.9), and on test images all were lower. So a background is a decision about what may count as strange. Nobody makes it for you, and
-# an image that is strange in another way shows what you decided.
+# the scores make of them. When we ran it, likelihood took ones for more normal than the rest (about 0.4); a ratio
+# corrected that, complexity more (0.9), and on test images all were lower. So a background is a decision about what may
+# count as strange. Nobody makes it for you, and an image that is strange in another way shows what you decided.
 #
 # </details>
