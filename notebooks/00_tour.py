@@ -32,7 +32,7 @@ from farmer_ref.plots import STYLE, labelled_grids, model_at_work
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-minutes = 0.3 if device.type == "cpu" else 2.0  # of training, below
+steps = 250 if device.type == "cpu" else 2000  # of training, below
 
 # %% [markdown]
 # ## The idea in one picture
@@ -69,16 +69,16 @@ model_at_work(shipped, images[3], int(labels[3]), token=7)
 # *Predict first:* a pixel has 17 levels. How many bits would a model need for it that knows nothing? How many may be
 # saved in twenty seconds of training on a laptop?
 #
-# This is the command that you would type, `python -m farmer_ref.train --preset digits --out ...`, with less time:
+# This is the command that you would type, `python -m farmer_ref.train --preset digits --out ...`, with fewer steps:
 
 # %%
 run = tempfile.mkdtemp()
 quiet = ["--validate-every", "0", "--sample-every", "0"]
-train.main(["--preset", "digits", "--out", run, "--max-minutes", str(minutes), *quiet])
+train.main(["--preset", "digits", "--out", run, "--steps", str(steps), *quiet])
 mine = Farmer.from_pretrained(run).to(device)
 
 # %% [markdown]
-# The schedule of the learning rate was fitted to the time it had. The folder holds the weights, a checkpoint from which
+# The schedule of the learning rate ends with the last step. The folder holds the weights, a checkpoint from which
 # `--resume` would go on, and the training curve.
 #
 # ## Score
