@@ -5,7 +5,7 @@ import math
 import torch
 from solution_00 import bits_after, bits_of_the_label
 
-from farmer_ref import Farmer
+from farmer_ref import PRESETS, Farmer
 from farmer_ref.data import batches, load_split
 
 
@@ -17,10 +17,11 @@ def test_the_label_saves_what_a_label_holds_and_no_more():
     assert null > math.log2(10) > average > 3
 
 
-def test_the_cell_of_an_image_is_as_small_as_the_notebook_says():
+def test_the_figures_that_the_notebook_quotes():
     zeros = -64 * math.log10(2 / 17)
     assert math.floor(zeros) == 59  # behind the point, before the first other digit
-    assert len(load_split("digits", "train", Farmer.from_pretrained("digits").config)) == 1397
+    assert len(load_split("digits", "train", PRESETS["digits"].model)) == 1397
+    assert PRESETS["digits"].label_dropout == 0.1  # what the null class saw
 
 
 def test_a_few_seconds_of_training_beat_knowing_nothing(tmp_path):
