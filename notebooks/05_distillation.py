@@ -246,7 +246,7 @@ for batch, (exact, parallel, one_step) in live.items():
 # %% tags=["nbval-check-output"]
 for number in (4, 5):
     sentence = json.loads(Path(f"../results/table{number}.json").read_text())["sentences"][-1]
-    print(sentence.replace("; the", ";\nthe"))
+    print(sentence.replace("; ", ";\n"))
 for name, row in json.loads(Path("../results/distillation.json").read_text())["table"].items():
     share = "{mean:.1%} ± {standard_deviation:.1%}".format(**row["share_read_as_class"])
     print(f"{name:9} {row['sample_error']['mean'] * 17 / 2:.2f} grey levels off, {share} read")
