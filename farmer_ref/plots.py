@@ -19,6 +19,7 @@ from torch import Tensor
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE: dict[Any, Any] = {
     "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.axisbelow": True,  # the grid behind bars
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -127,14 +128,14 @@ def model_at_work(model: Any, image: Tensor, label: int, token: int) -> Figure:
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(10, 3.1), layout="constrained")
         picture, tokens, latents, density = figure.subplots(1, 4, width_ratios=[3, 1.5, 1.5, 3.6])
-        picture.imshow(to_bytes(image[None])[0].permute(1, 2, 0), cmap="gray", extent=(0, size, size, 0))
+        picture.imshow(to_bytes(image[None])[0].permute(1, 2, 0).numpy(), cmap="gray", extent=(0, size, size, 0))
         for line in range(0, size + 1, patch):
             picture.axhline(line, color=COLOURS[1], lw=1)
             picture.axvline(line, color=COLOURS[1], lw=1)
         picture.set(title="image, cut into patches", xticks=[], yticks=[])
         for axes, values, title in ((tokens, x, "tokens X"), (latents, z, "latents Z")):
             largest = float(values.abs().max())
-            axes.imshow(values[0].cpu(), cmap="PuOr", vmin=-largest, vmax=largest, aspect="auto")
+            axes.imshow(values[0].cpu().numpy(), cmap="PuOr", vmin=-largest, vmax=largest, aspect="auto")
             axes.set(title=title, xlabel="channel", xticks=range(x.shape[2]))
         tokens.set_ylabel("token")
         latents.axhline(token - 0.5, color=COLOURS[6], lw=1)
@@ -144,8 +145,9 @@ def model_at_work(model: Any, image: Tensor, label: int, token: int) -> Figure:
         for channel in range(min(3, mixture.mean.shape[-1])):
             means, scales = (part[0, token, :, channel].cpu() for part in (mixture.mean, mixture.log_scale.exp()))
             components = torch.distributions.Normal(means, scales).log_prob(grid[:, None]).exp()
+            mixed = (components @ weights).numpy()
             here = z[0, token, model.prior.channel_order[channel]].cpu()
-            density.plot(grid, components @ weights, color=COLOURS[channel], label=f"channel {channel}")
+            density.plot(grid.numpy(), mixed, color=COLOURS[channel], label=f"channel {channel}")
             density.axvline(float(here), color=COLOURS[channel], ls=":", lw=1.4)
         density.set(title=f"density of token {token}, given those before", xlabel="latent", ylabel="density", ylim=0)
         density.legend(frameon=False, fontsize=8)

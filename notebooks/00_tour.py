@@ -32,7 +32,7 @@ from farmer_ref.plots import STYLE, labelled_grids, model_at_work
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-minutes = 0.3 if device.type == "cpu" else 2.0  # of training, below
+steps = 250 if device.type == "cpu" else 2000  # of training, below
 
 # %% [markdown]
 # ## The idea in one picture
@@ -43,9 +43,7 @@ minutes = 0.3 if device.type == "cpu" else 2.0  # of training, below
 # %%
 shipped = Farmer.from_pretrained("digits").to(device)
 test = load_split("digits", "test", shipped.config)
-values, labels = next(
-    batches(test, 300)
-)  # whole grey levels 0 to 16, (300,1,8,8), and classes (300,)
+values, labels = next(batches(test, 300))  # grey levels 0 to 16, (300,1,8,8); classes (300,)
 noise = shipped.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0))
 images = shipped.dequantiser(values, noise).to(device)  # real numbers in [-1, 1]
 labels = labels.to(device)
@@ -75,20 +73,19 @@ model_at_work(shipped, images[3], int(labels[3]), token=7)
 #
 # There is one loss, the negative of the sum above, and flow and prior are trained by it together. Each keeps the other
 # honest: a flow that crushes all images to one point makes $\log p(Z)$ large, and loses at least that in the
-# log-determinant.
-# One label in ten is dropped on the way and replaced by a **null class**, so that the model can also do without a
-# label.
+# log-determinant. One label in ten is dropped on the way and replaced by a **null class**, so that the model can also do
+# without a label.
 #
-# This is the command that you would type, `python -m farmer_ref.train --preset digits --out ...`, with less time:
+# This is the command that you would type, `python -m farmer_ref.train --preset digits --out ...`, with fewer steps:
 
 # %%
 run = tempfile.mkdtemp()
 quiet = ["--validate-every", "0", "--sample-every", "0"]
-train.main(["--preset", "digits", "--out", run, "--max-minutes", str(minutes), *quiet])
+train.main(["--preset", "digits", "--out", run, "--steps", str(steps), *quiet])
 mine = Farmer.from_pretrained(run).to(device)
 
 # %% [markdown]
-# The schedule of the learning rate was fitted to the time it had. The folder holds the weights, a checkpoint from which
+# The schedule of the learning rate ends with the last step. The folder holds the weights, a checkpoint from which
 # `--resume` would go on, and the training curve.
 #
 # ## Score
@@ -98,9 +95,9 @@ mine = Farmer.from_pretrained(run).to(device)
 
 # %% tags=["nbval-check-output"]
 nothing = math.log2(shipped.config.levels)
-ours, trained_longer = (
-    bits_per_dim(model, values.to(device), labels).mean().item() for model in (mine, shipped)
-)
+levels = values.to(device)
+ours = bits_per_dim(mine, levels, labels).mean().item()
+trained_longer = bits_per_dim(shipped, levels, labels).mean().item()
 print(f"knowing nothing  {nothing:.2f} bits/dim")
 print(f"shipped model    {trained_longer:.2f} bits/dim")
 print("mine, after its few seconds, lies between:", trained_longer < ours < nothing - 1)
@@ -120,13 +117,11 @@ print(f"mine             {ours:.2f} bits/dim")
 # %%
 classes = torch.arange(10, device=device).repeat(5)
 generator = torch.Generator(device).manual_seed(0)
-labelled_grids(
-    {
-        "mine, after a few seconds": mine.sample(classes, generator=generator),
-        "shipped, after a few minutes": shipped.sample(classes, generator=generator),
-    },
-    columns=10,
-)
+grids = {
+    "mine, after a few seconds": mine.sample(classes, generator=generator),
+    "shipped, after a few minutes": shipped.sample(classes, generator=generator),
+}
+labelled_grids(grids, columns=10)
 
 # %% [markdown]
 # ## Check
@@ -155,8 +150,8 @@ for name, part in terms._asdict().items():
     print(f"{name:12} {part.mean():5.0f} nats per image")
 
 # %% [markdown]
-# Is it a *density*, though, or just a number? If it knows digits, then the same pixels in another order, as bright and
-# as dark as before, must be far less probable.
+# Is the number about *digits*, though, or only about how bright an image is? Then the same pixels in another order, as
+# bright and as dark as before, would be as probable.
 
 # %% tags=["nbval-check-output"]
 order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
@@ -190,7 +185,7 @@ print("images where it is not:", int((difference <= 0).sum()), "of", len(images)
 # <details><summary>Solution</summary>
 #
 # A density is a probability per volume. The cell of one image, $[-1, 1]^{64}$ cut into 17 levels per pixel, has the
-# volume $(2/17)^{64}$, a number with 60 zeros behind the point; a density far above 1 in it still integrates to less
+# volume $(2/17)^{64}$, a number with 59 zeros behind the point; a density far above 1 in it still integrates to less
 # than 1. Bits/dim are about the whole cell, a true probability, and so never negative: `nats_to_bits_per_dim` adds the
 # logarithm of that volume.
 #

@@ -68,13 +68,12 @@ def levels_of(row: int, column: int, values: Tensor, labels: Tensor) -> Tensor:
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.6), layout="constrained")
 left.imshow(values[3, 0].cpu(), cmap="gray")
 left.set(title="the digit", xticks=[], yticks=[])
+right.set(title="the two pixels", xlabel="grey level", ylabel="probability", xticks=range(0, 17, 4))
 for (row, column), colour, hatch in (((4, 3), COLOURS[0], ""), ((4, 1), COLOURS[1], "//")):
     left.plot(column, row, "s", ms=13, mfc="none", mec=colour, mew=2.5)
     chance = levels_of(row, column, values[3:4], labels[3:4])[0].exp().cpu()
     right.bar(range(17), chance, color=colour, hatch=hatch, ec="w", alpha=0.8)
     right.plot(int(values[3, 0, row, column]), -0.04, "^", color=colour, clip_on=False)
-right.set(title="what the two pixels could be", xlabel="grey level", ylabel="probability")
-plt.show()
 
 # %% [markdown]
 # Beside the stroke the answer is "blank", inside it "anything but". Over a hundred digits, what is a look at all the
@@ -102,15 +101,16 @@ print(f"the other pixels save more than 0.3 nats of {-alone:.1f}: {given_all > a
 known = (torch.arange(8, device=device) < 4)[None, :, None].expand(1, 8, 8)  # the upper half
 half = values[:digits]
 grids = {"digits; what is known": torch.cat([half, torch.where(known, half, 5)])}
-for name, given in (("given the label", labels[:digits]), ("without it", None)):
+others = model.dequantiser.quantise(model.sample(labels[:digits].repeat(2), generator=generator))
+for name, given in (("given the label", labels[:digits]), ("label not given", None)):
     done = uses.inpaint(model, half, known, given, 2, particles, moves=5, generator=generator)
     grids[name] = model.dequantiser.quantise(done.images).transpose(0, 1).flatten(0, 1)
     assert torch.equal(grids[name][..., known], half.repeat(2, 1, 1, 1)[..., known])
-labelled_grids({name: grid / 8 - 1 for name, grid in grids.items()}, columns=digits, across=3)
+grids["halves of other samples, pasted in"] = torch.where(known, half.repeat(2, 1, 1, 1), others)
+labelled_grids({name: grid / 8 - 1 for name, grid in grids.items()}, columns=digits)
 
 # %%
-parts = (measured["inpainting"][name] for name in ("with_label", "without_label", "samples"))
-given, without, own = parts
+given, without, own = map(measured["inpainting"].get, ("with_label", "without_label", "samples"))
 print(f"read as their class, given the label: {given['completions_read_as_class']:.1%}")
 print(f"   halves of other samples pasted in: {given['pasted_samples_read_as_class']:.1%}")
 print(f"                   without the label: {without['completions_read_as_class']:.1%}")
@@ -134,7 +134,7 @@ edited = uses.change_class(model, some, labels[:8], new, generator=generator)
 details = uses.change_details(model, some, labels[:8], generator)
 walks = [uses.interpolate(model, images[:2], images[2:4], 8, way).flatten(0, 1) for way in (1, 0)]
 grids = torch.cat([some, edited]), torch.cat([some, details]), *walks
-names = "class + 3", "other details", "a walk in the latents", "a walk in the pixels"
+names = "below: class + 3", "below: other details", "a walk in the latents", "a walk in the pixels"
 labelled_grids(dict(zip(names, grids, strict=True)), columns=8)
 
 # %% tags=["nbval-check-output"]
@@ -145,7 +145,7 @@ with torch.no_grad():
 assert torch.allclose(old[1], latents[1], atol=1e-2) and (old[0] - latents[0]).abs().mean() > 0.1
 print("more than 5 nats denser halfway in the latents:", nats[0] > nats[1] + 5)
 for name, value in measured["editing"]["class"].items():
-    print(f"{name}: {value['mean']:.3g}")
+    print(f"{name.replace('_', ' ')}: {value['mean']:.3g}")
 
 # %% [markdown]
 # The new class comes, but nothing that the eye would call the same hand: an edited digit is as far from its origin
@@ -173,7 +173,7 @@ bins = measured["classification"]["reliability"]["T = 1"]
 x, y, size = ([b[key] for b in bins] for key in ("confidence", "accuracy", "images"))
 figure, (axes, *panels) = plt.subplots(1, 6, figsize=(10, 2.6), width_ratios=[2.4, 1, 1, 1, 1, 1])
 axes.plot([0, 1], [0, 1], "k--", lw=1)
-axes.scatter(x, y, s=[8 + n for n in size])
+axes.scatter(x, y, s=[8 + n for n in size], clip_on=False, zorder=3)
 axes.set(title="is 80% sure 80% right?", xlabel="confidence", ylabel="accuracy")
 confidence, read = probabilities.max(1)
 for panel, i in zip(panels, confidence.argsort()[:5].tolist(), strict=True):
@@ -183,10 +183,10 @@ panels[2].set_title("the least sure")
 figure.tight_layout()
 
 # %% [markdown]
-# Each dot is an interval of confidence, its area the images in it (16 dequantisations each). Nearly all are in the large
-# one at the top right: sure, and right. The few in doubt are too few to say whether their doubts are of the right size;
-# the five digits, with the one dequantisation of the cell above, show whom it doubts. A classifier came for free; one
-# that was trained for the task, a support vector machine, is still better, 99.3%.
+# Each dot is an interval of confidence, its area the images in it (16 dequantisations each). Nearly all are in the
+# large one at the top right: sure, and right. The few in doubt are too few to say whether their doubts are of the right
+# size; the five digits, with the one dequantisation of the cell above, show whom it doubts. A classifier came for free;
+# one that was trained for the task, a support vector machine, is still better, 99.3%.
 #
 # ## Anomalies
 #
@@ -216,11 +216,12 @@ for name, share in beaten.items():
 
 # %% [markdown]
 # The empty page lies above most digits in likelihood, and far from all of them in the picture: its $\log|\det|$ is like
-# no digit's. The likelihood sees only the sum (dotted lines). So one cure is to look at the *terms*, by their distance
-# from those of training images; another is to subtract what a compressor says of an image, so that simplicity earns
-# no credit (*complexity*). How they fare on more strange images is measured in `results/applications.json`, as AUROC,
-# the share of pairs in which the strange image scores higher than the usual one. (MNIST is strange to a model of
-# Fashion-MNIST, and the other way round.)
+# no digit's. The likelihood sees only the sum (dotted lines). To ask how far that is from its usual value
+# (*typicality*) does not expose it either. One cure is to look at the *terms*, by their distance from those of training
+# images; another is to subtract what a compressor says of an image, so that simplicity earns no credit (*complexity*).
+# The table has their AUROC on more strange images, from `results/applications.json`: the share of pairs in which the
+# strange image scores higher than the usual one. The first two columns look at pixels, without our model. (MNIST is
+# strange to a model of Fashion-MNIST, and the other way round.)
 
 # %%
 table = measured["anomalies"]["test"]
@@ -230,8 +231,8 @@ axes.imshow([[row[s] for s in scores] for row in table.values()], cmap="cividis"
 for y, row in enumerate(table.values()):
     for x, score in enumerate(scores):
         axes.text(x, y, f"{row[score]:.2f}", ha="center", va="center", color="kw"[row[score] < 0.5])
-axes.set_xticks(range(len(scores)), [s.replace(" ", "\n", 1) for s in scores], fontsize=8)
-axes.set_yticks(range(len(table)), table, fontsize=8)
+axes.set_xticks(range(len(scores)), [s.replace(" ", "\n", 1) for s in scores], fontsize=9)
+axes.set_yticks(range(len(table)), table, fontsize=9)
 axes.set(title="AUROC of scores (columns) for strange images (rows); 0.5 is chance", aspect="auto")
 axes.grid(False)
 
@@ -264,8 +265,8 @@ axes.grid(False)
 #
 # </details>
 #
-# **2 (a few lines).** A reader that may say "I do not know" errs less. How many of the surest 90% of the test digits are
-# read rightly?
+# **2 (a few lines).** A reader that may say "I do not know" errs less. How many of the surest 90% of the test digits
+# are read rightly?
 #
 # <details><summary>Solution</summary>
 #
@@ -308,9 +309,9 @@ axes.grid(False)
 # one fall from 0.94 to 0.84. The poorer background, levels alone, lifts them to 0.98. That is what zlib does, too
 # (complexity: 1.00 and 0.98).
 #
-# And a class that was left out? `python solutions/solution_06.py` trains for 400 steps without ones, which likelihood
-# then takes for more normal than the rest (0.41). A ratio corrects that (0.70 and 0.88), complexity more (0.94), and on
-# test images all are lower. So a background is a decision about what may count as strange. Nobody makes it for you, and
-# an image that is strange in another way shows what you decided.
+# And a class that was left out? `python solutions/solution_06.py` trains for 400 steps without ones and prints what
+# the scores make of them. When we ran it, likelihood took ones for more normal than the rest (about 0.4); a ratio
+# corrected that, complexity more (0.9), and on test images all were lower. So a background is a decision about what may
+# count as strange. Nobody makes it for you, and an image that is strange in another way shows what you decided.
 #
 # </details>

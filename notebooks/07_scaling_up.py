@@ -72,7 +72,7 @@ left.invert_yaxis()
 
 # %% tags=["nbval-check-output"]
 for name, parts in counts.items():  # in millions; the prior's heads are part of it
-    print(name, *(f"{part} {number / 1e6:.0f}" for part, number in parts.items()), sep="  ")
+    print(name[7:], *(f"{part} {number / 1e6:.0f}" for part, number in parts.items()), sep="  ")
 assert abs(counts["farmer-1.1b-p16"]["prior"] / 1e6 - 295) < 1  # fits at patch 16 ...
 assert abs(counts["farmer-1.1b-p8"]["flow"] / 1e6 - 828) < 1  # ... and this one at patch 8
 assert counts["farmer-1.9b-p16"]["prior"] / 1e6 - 498 > 80  # and this one does not
@@ -89,7 +89,7 @@ assert counts["farmer-1.9b-p16"]["prior"] / 1e6 - 498 > 80  # and this one does 
 #
 # A layer takes $24NW^2$ operations for the products of $N$ tokens with its matrices (two for each weight), and $4N^2W$
 # for attention: queries with keys, weights with values, as if nothing were masked. By hand, by PyTorch's counter, and
-# then the whole model against `forward_flops`:
+# then the whole model against `forward_flops` (a GFLOP is $10^9$ operations):
 
 
 # %% tags=["nbval-check-output"]
@@ -106,7 +106,7 @@ with FakeTensorMode():
     assert sum(p.numel() for p in layer.parameters()) == 12 * W**2 + 13 * W
     assert counted(layer, tokens) == 24 * N * W**2 + 4 * N**2 * W
     assert counted(farmer, image, label) == forward_flops(large)
-print(f"{training_flops(large) / 1e9:,.0f} GFLOP for an image: forward, and twice that backward")
+print(f"{training_flops(large) / 1e9:,.0f} GFLOP an image: forward, and twice that backward")
 
 # %% [markdown]
 # *Predict first:* smaller patches mean more tokens; the weights hardly change. At which patch size do most operations
@@ -122,7 +122,7 @@ for row, patch in enumerate((32, 16, 8, 4)):
     axes.text(1.01, row, f"{3 * total / 1e9:,.0f} GFLOP", va="center")
 names = ["flow, matrices", "flow, attention", "prior, and projections of both"]
 figure.legend(names, ncols=3, loc="outside lower center", fontsize=8)
-axes.set(title="where the operations of a training step go, 1.1B", xlabel="share", xlim=(0, 1.17))
+axes.set(title="where the operations of a training step go, 1.1B", xlabel="share", xlim=(0, 1.18))
 axes.set_yticks(range(4), [f"patch {p}, N = {(256 // p) ** 2:,}" for p in (32, 16, 8, 4)])
 axes.invert_yaxis()
 
@@ -162,23 +162,24 @@ panels[0].invert_yaxis()
 # | | each GPU holds | gradients | choose it where |
 # |-|-|-|-|
 # | `--parallel ddp` | the whole state | are averaged over the GPUs | all of it fits |
-# | `--parallel fsdp` | a part of each weight, gradient, moment, average | are averaged, each part where it lives | it does not |
+# | `--parallel fsdp` | its part of the state | are averaged, each part where it lives | it does not |
 #
 # With FSDP a layer's weights are brought together when its turn comes, and dropped again. Activations need no sharing:
 # each GPU has its own images in either case.
 
 # %% tags=["nbval-check-output"]
-print("on each of 8 H100, FSDP: images that fit, with checkpoints; days of training at 45% of peak")
+print("8 H100, FSDP:    images that fit  with checkpoints  days at 45% of peak")
 for name, preset in presets.items():
     state = state_bytes(counts[name]["total"], 8)
     plain, checkpointed = (images_that_fit(state, image) for image in kept[name])
     operations = preset.steps * preset.batch_size * training_flops(preset.model)
     days = operations / (8 * 0.45 * peak_flops_of("H100")) / 86_400
-    print(f"{name:16s} {plain:3d} {checkpointed:4d} {days:6.1f}")
+    print(f"{name:16s} {plain:15d} {checkpointed:17d} {days:20.1f}")
 
 # %% [markdown]
-# The days are for the presets' 320 epochs. The 45% are a goal, not a measurement: no throughput on a GPU has been measured here. `make check-gpu` measures it
-# on yours, and training logs images per second and the share of the peak.
+# Images are those of one GPU; days are for the presets' 320 epochs. The 45% are a goal, not a measurement: no
+# throughput on a GPU has been measured here. `make check-gpu` measures it on yours, and training logs images per second
+# and the share of the peak.
 #
 # ## The rule of randomness
 #
@@ -246,9 +247,9 @@ for name in ("float32", "layers", "all"):
 assert back["float32"] < 1e-4 < back["layers"] < back["all"] / 3
 
 # %% [markdown]
-# A grey level is 0.118 wide. (The way back always runs in float32: "layers" shows what bfloat16 did on the way there.)
-# So densities, the affine maps and the heads switch autocast off around themselves; only
-# the layers, where nearly all operations are, run in bfloat16.
+# A grey level is $2/17 = 0.118$ wide. (The way back always runs in float32: "layers" shows what bfloat16 did on the way
+# there.) So densities, the affine maps and the heads switch autocast off around themselves; only the layers, where
+# nearly all operations are, run in bfloat16.
 #
 # ## Start it
 #
@@ -264,7 +265,8 @@ assert back["float32"] < 1e-4 < back["layers"] < back["all"] / 3
 #     --out runs/farmer-1.9b
 # ```
 #
-# `--batch-size` is that of all GPUs together. Try the second without a GPU: two processes, the digits, `--parallel fsdp`.
+# `--batch-size` is that of all GPUs together. Try the second without a GPU: two processes, the digits,
+# `--parallel fsdp`.
 #
 # ## What to remember
 #

@@ -41,8 +41,8 @@ def test_the_masked_inverse_form_is_one_sweep_before_training(model):
 def test_the_inverse_form_starts_nearer_and_learns_sooner(model, student):
     assert error_after(model, "forward", 0, 0) == pytest.approx(202, rel=0.05)
     assert error_after(model, "inverse, masked", 0, 0) == pytest.approx(1.05, abs=0.02)
-    after = {form: error_after(model, form, 30, 0) for form in ("forward", "inverse", "inverse, masked")}
-    assert after["inverse, masked"] < after["inverse"] < 0.6 * after["forward"]
+    after = [error_after(model, form, 100, 0) for form in ("forward", "inverse", "inverse, masked")]
+    assert after == pytest.approx([1.5, 0.7, 0.55], abs=0.1)
     values = next(batches(load_split("digits", "validation", model.config), 100))[0]
     levels = levels_of(model, values, torch.Generator().manual_seed(0))
     assert grey_levels_off(student(levels[-1]), levels[0]) == pytest.approx(0.64, abs=0.02)
