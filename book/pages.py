@@ -26,6 +26,8 @@ BADGES = {
 }
 COMMANDS = ("train", "evaluate", "sample", "distill", "apply", "ablate", "parameters")
 
+BASES = sorted(RESULTS.glob("basis*.json"))  # a table of our own: the first look, longer runs, other data
+
 
 def load(name: str) -> dict[str, Any]:
     """A file of results/."""
@@ -34,7 +36,7 @@ def load(name: str) -> dict[str, Any]:
 
 def comparisons() -> list[Path]:
     """The results of `farmer_ref.ablate` of the paper's tables and figures: in the paper's order, digits first."""
-    found = [path for path in RESULTS.glob("*.json") if "sentences" in load(path.stem) and path.stem != "basis"]
+    found = [path for path in RESULTS.glob("*.json") if "sentences" in load(path.stem) and path not in BASES]
     return sorted(found, key=lambda path: (len(path.stem.split("_")), ORDER.index(path.stem.split("_")[0]), path.stem))
 
 
@@ -111,8 +113,8 @@ def results(paths: list[Path]) -> str:
         heading, *rest = section(path)
         lines += [f"({path.stem})=", f"#{heading}", *rest, ""]
     text = "\n".join(lines).replace(" ± ", "\u00a0±\u00a0")
-    text = re.sub(r"\]\((\w+\.png)\)", r"](results/\1)", text)
-    return re.sub(r"\]\((\w+\.json)\)", rf"]({equations.REPOSITORY}/blob/main/results/\1)", text)
+    text = re.sub(r"\]\(([\w-]+\.png)\)", r"](results/\1)", text)
+    return re.sub(r"\]\(([\w-]+\.json)\)", rf"]({equations.REPOSITORY}/blob/main/results/\1)", text)
 
 
 def parameters() -> str:
@@ -244,7 +246,7 @@ def parts() -> dict[str, str]:
     return {
         "claims": claims(),
         "results": results(comparisons()),
-        "basis": results([RESULTS / "basis.json"]),
+        "basis": results(BASES),
         "parameters": parameters(),
         "speeds": speeds(),
         "guidance": guidance(),

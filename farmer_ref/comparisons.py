@@ -339,7 +339,9 @@ def section(path: Path) -> list[str]:
     record = json.loads(path.read_text())
     limit = f"{record['steps_per_run']:,} steps" if record["steps_per_run"] else f"{record['seconds_per_run']:g} s"
     seeds = f"{record['seeds']} seed{'s' * (record['seeds'] > 1)}"
-    lines = [f"## {record['title']}", "", *([record["note"], ""] if record["note"] else [])]
+    _, *others = path.stem.split("_")  # other data, a longer run
+    kind = f" ({', '.join(others)})" if others else ""
+    lines = [f"## {record['title']}{kind}", "", *([record["note"], ""] if record["note"] else [])]
     lines += [
         f"`{record['command']}` (data: {record['data']}; {limit} a run, {seeds}, "
         f"{record['samples']:,} samples each; {record['device']}, {record['date']}; [{path.name}]({path.name}))",
