@@ -106,6 +106,20 @@ def test_constraints_name_a_version_of_every_requirement():
         assert not below or version < [int(part) for part in below[0].split(".")], line
 
 
+def test_the_project_has_one_address():
+    """Where it moves to, `pyproject.toml` says, and every link follows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    address = project["urls"]["Repository"].removeprefix("https://github.com/")
+    pages = [path for pattern in ("*.md", "book/**/*", "notebooks/[0-9]*") for path in ROOT.glob(pattern)]
+    texts = [
+        path.read_text(encoding="utf-8")
+        for path in pages
+        if path.suffix in (".md", ".py", ".yml", ".ipynb") and "_build" not in path.parts
+    ]
+    links = re.findall(r"github(?:\.com)?/([\w.-]+/farmer_ref)", "".join(texts))
+    assert len(links) > 50 and set(links) == {address}
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_score_what_their_record_says(name):
     model = Farmer.from_pretrained(name)
