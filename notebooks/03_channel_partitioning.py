@@ -190,7 +190,7 @@ print("reads Z_R:", not same.all(), " reads all of Z_I:", bool(moved.flatten(1).
 # %% [markdown]
 # ## One mixture, or N(0, I)?
 #
-# JetFormer leaves the redundant channels standard normal, independent of everything. What does $G_{N+1}$ add? The flow
+# JetFormer leaves the redundant channels standard normal. What does $G_{N+1}$ add? The flow
 # could give the channel any mean and spread, so the fair rival in this picture is a Gaussian with the channel's own.
 
 # %%
@@ -274,8 +274,9 @@ labelled_grids({basis: images[100:108] for basis, images in restored.items()}, c
 comparison([r for r in tables["basis"] if "600" in r["name"]], {"bits_per_dim": "test bits/dim"})
 
 # %% [markdown]
-# Most of this gain is not the split's: without a split it is as large. A block that treats each channel by
-# itself never mixes those *inside* a token; a basis, or learned mixing before each block, does it instead.
+# Most of this gain is not the split's: without a split it is as large. (Longer training narrows it:
+# `results/basis_long.json`.) A block that treats each channel by itself never mixes those *inside* a token; a basis, or
+# learned mixing, does.
 #
 # > **The paper** claims that training alone makes the split, in raw pixels, and does not say which channels are
 # > informative. **We** take the first $I$ by default, and the first claim held above: training does empty $Z_R$. The

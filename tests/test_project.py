@@ -315,6 +315,13 @@ def test_readme_numbers_of_sampling_are_the_measured_ones():
     )
     numbers += [f"{pixels:.2f} bits/dim, learned mixing {mixing:.2f}, PCA {pca:.2f}"]
     assert pixels - mixing >= 0.2 and pixels - pca >= 0.2
+    long = {row["name"]: row["bits_per_dim"]["mean"] for row in measured["basis_long"]["rows"]}
+    names = "pixels", "pixels, learned mixing", "PCA", "PCA, learned mixing"
+    pixels, mixing, pca, both = (long[f"{name}, no split, 2700 steps"] for name in names)
+    numbers += [f"{pixels:.2f}, {mixing:.2f}, {pca:.2f}, and both cures together", f"have {both:.2f} (one seed"]
+    assert pixels - mixing >= 0.2 and pixels - pca >= 0.2
+    normal = [long[f"{basis}, I = 12, Z_R ~ N(0, I)"] - long[f"{basis}, I = 12"] for basis in ("pixels", "PCA")]
+    assert -0.02 <= normal[0] < 0 < normal[1] <= 0.02
     for number in numbers:
         assert number in README, number
 

@@ -62,6 +62,10 @@ def test_coupling_in_figures(prose):
 
 
 def test_photographs_in_figures(prose):
-    bits = {row["name"]: row["bits_per_dim"]["mean"] for row in results("basis")["rows"]}
-    pixels, mixing, pca = (bits[f"{name}, no split, 600 steps"] for name in ("pixels", "pixels, learned mixing", "PCA"))
-    assert f"raw pixels have {pixels:.2f} bits/dim, with mixing {mixing:.2f}, in a PCA basis {pca:.2f}" in prose
+    said = []
+    for table, steps in (("basis", 600), ("basis_long", 2700)):
+        bits = {row["name"]: row["bits_per_dim"]["mean"] for row in results(table)["rows"]}
+        names = (f"{name}, no split, {steps} steps" for name in ("pixels", "pixels, learned mixing", "PCA"))
+        said.append("{:.2f}, {:.2f} and {:.2f}".format(*(bits[name] for name in names)))
+    first, second = said
+    assert f"{first} bits/dim after 600 steps, {second} after 2,700" in prose
