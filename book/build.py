@@ -18,8 +18,9 @@ from pathlib import Path
 import nbformat
 from sklearn.datasets import load_digits
 
+import farmer_ref
 from book import figures, pages
-from book.equations import HERE, ROOT
+from book.equations import HERE, REPOSITORY, ROOT
 
 LOGO = 3  # which of scikit-learn's digits
 STRINGS = re.compile(r"""(?:title|suptitle|set_title)(?:\(|=)\s*(["'])([^"'{}\\]+)\1""")
@@ -59,7 +60,25 @@ def write_notebook(path: Path, target: Path) -> None:
         titles = [title for _, title in STRINGS.findall(cell.source)]
         text = "; ".join([f"Figure: {re.sub(r'[$`*]', '', heading)}", *titles])
         cell.metadata["mystnb"] = {"image": {"alt": text}}
+    notebook.cells.append(nbformat.v4.new_markdown_cell(sources(notebook, path.stem), id="sources"))
     nbformat.write(notebook, target)
+
+
+def sources(notebook: nbformat.NotebookNode, stem: str) -> str:
+    """Links to the modules that a notebook imports from, and to its solutions."""
+    modules = set()
+    for cell in notebook.cells:
+        for module, names in re.findall(r"^from farmer_ref(?:\.(\w+))? import (.+)$", cell.source, re.MULTILINE):
+            modules |= {module} if module else {module_of(name.split()[0]) for name in names.split(",")}
+    files = [*(f"farmer_ref/{name}.py" for name in sorted(modules)), f"notebooks/solutions/solution_{stem[:2]}.py"]
+    return "Sources: " + " · ".join(f"[`{file}`]({REPOSITORY}/blob/main/{file})" for file in files)
+
+
+def module_of(name: str) -> str:
+    """The module of a name that the package exports; a module's own."""
+    if (ROOT / "farmer_ref" / f"{name}.py").exists():
+        return name
+    return getattr(getattr(farmer_ref, name), "__module__", "farmer_ref.config").removeprefix("farmer_ref.")
 
 
 def logo() -> str:
