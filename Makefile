@@ -42,7 +42,7 @@ check: .venv/.installed
 	$(BIN)/python -m farmer_ref.ablate --table 3 4 5 --figure 6a 6b 7 8 --steps-per-run 2500 --seeds 3
 	$(BIN)/python -m farmer_ref.ablate --basis --seeds 3 --samples 200
 	$(BIN)/python -m farmer_ref.ablate --basis --basis-steps 2700 --seconds-per-run 300 --samples 200 --suffix _long
-	$(BIN)/python -m farmer_ref.ablate --basis --data cifar10-crops --samples 200
+	$(BIN)/python -m farmer_ref.ablate --basis --data cifar10-crops --samples 200 --images 1000
 	$(BIN)/python -m benchmarks.early_guidance
 	$(BIN)/python -m benchmarks.applications
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))

@@ -81,6 +81,8 @@ class AblateConfig:
     """Runs of each row: seeds 0, 1, ..."""
     samples: int = 1000
     """Samples per row and seed."""
+    images: int | None = None
+    """Test images for bits/dim, the first ones; not given: all of them."""
     side_by_side: int | None = None
     """Runs at a time, one thread each; not given: one per CPU core, or 1 on a GPU."""
     runs: str = "runs/ablations"
@@ -95,6 +97,7 @@ class AblateConfig:
     def __post_init__(self) -> None:
         for name in ("seconds_per_run", "basis_steps", "seeds", "samples"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(self.images is None or self.images > 0, "images", self.images, "1 or more")
         require(self.steps_per_run is None or self.steps_per_run > 0, "steps_per_run", self.steps_per_run, "1 or more")
         require(self.side_by_side is None or self.side_by_side > 0, "side_by_side", self.side_by_side, "1 or more")
 
@@ -149,11 +152,12 @@ class Runs:
     def figures(self, preset: TrainConfig, row: Row, seed: int) -> dict[str, Any]:
         """What `farmer_ref.evaluate` says of a row's run on the test split, kept beside it."""
         folder = self.folder(preset, row, seed)
-        name = "_".join(["figures", str(self.config.samples), *row.sampling]).replace("--", "")
+        images = [] if self.config.images is None else ["--images", str(self.config.images)]
+        name = "_".join(["figures", str(self.config.samples), *images, *row.sampling]).replace("--", "")
         path = folder / (re.sub(r"[^\w.]+", "-", name) + ".json")
         if not path.exists():
             place = ["--run", folder, "--out", path, "--samples", self.config.samples]
-            self._run("evaluate", *place, "--seed", seed, "--data-root", self.config.data_root, *row.sampling)
+            self._run("evaluate", *place, "--seed", seed, "--data-root", self.config.data_root, *images, *row.sampling)
         return json.loads(path.read_text())
 
     def in_parallel(self, what: str, work: Callable[..., Any], jobs: Iterable[tuple]) -> list[Any]:
@@ -300,6 +304,7 @@ def main(argv: list[str] | None = None) -> None:
             "steps_per_run": config.steps_per_run,
             "seeds": config.seeds,
             "samples": config.samples,
+            "images": config.images,
             "rows": rows,
             "claims": [judge(table, claim, by_name) for claim in table.claims],
         }

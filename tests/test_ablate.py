@@ -210,6 +210,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     [
         ([], ["table is None", "--basis, --all"]),
         (["--table", "3", "--seeds", "0"], ["seeds is 0", "above 0"]),
+        (["--table", "3", "--images", "0"], ["images is 0"]),
         (["--table", "3", "--steps-per-run", "0"], ["steps_per_run is 0"]),
         (["--table", "3", "--side-by-side", "0"], ["side_by_side is 0"]),
         (["--table", "3", "--data", "mnist", "--no-download"], ["data_root is 'data'", "no whole mnist"]),
