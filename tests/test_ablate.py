@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 from test_commands import fails_with_one_line
@@ -203,6 +204,23 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "results" / "README.md").read_text()
     assert page.count("(table3.png)") == page.count("(table3_again.png)") == 1
     assert [row["bits_per_dim"] for row in after["rows"]] == [row["bits_per_dim"] for row in json.loads(before)["rows"]]
+
+
+def test_test_images_are_limited_and_figures_of_fewer_kept_apart(tmp_path, monkeypatch):
+    asked = []
+
+    def run(self, command, *arguments):
+        asked.append([str(argument) for argument in arguments])
+        Path(arguments[arguments.index("--out") + 1]).write_text(json.dumps({"run": len(asked)}))
+
+    monkeypatch.setattr(Runs, "_run", run)
+    found = []
+    for images in (None, 7):
+        runs = Runs(AblateConfig(table=("3",), images=images, runs=str(tmp_path), device="cpu"))
+        runs.folder(PRESETS["digits"], Row("plain"), 0).mkdir(parents=True, exist_ok=True)
+        found.append(runs.figures(PRESETS["digits"], Row("plain"), 0)["run"])
+    assert found == [1, 2] and "--images" not in asked[0]
+    assert asked[1][asked[1].index("--images") + 1] == "7"
 
 
 @pytest.mark.parametrize(
