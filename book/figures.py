@@ -1,4 +1,4 @@
-"""Draw the figures and compute the tables that the book's pages include: `python book/figures.py book/_generated`.
+"""Draw the figures and compute the tables that the book's pages include: `python -m book.figures FOLDER`.
 
 No number that the pages include is typed into them: each comes from the package or from results/*.json.
 """
@@ -6,7 +6,6 @@ No number that the pages include is typed into them: each comes from the package
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 import sys
@@ -17,6 +16,8 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
+from book.equations import REPOSITORY, ROOT
+from book.pages import RESULTS, load
 from farmer_ref import Farmer, Guidance
 from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.costs import peak_flops_of, training_flops
@@ -24,8 +25,6 @@ from farmer_ref.data import batches, load_split
 from farmer_ref.parameters import GPU, GPU_BYTES, GPUS, LARGE, PAPER, RESERVED_BYTES, UTILISATION, count, step_costs
 from farmer_ref.plots import COLOURS, STYLE, image_grid, model_at_work
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results"
 README = {  # parts of the README that pages include: the text before and after each
     "first_screen": ("selected.\n", "```python"),
     "many_gpus": ("each of them):\n", "`--parallel ddp`"),
@@ -134,16 +133,16 @@ def measured(folder: Path) -> None:
     """measured.md: every file of results, what made it, on which day and which device."""
     rows = []
     for path in sorted(RESULTS.glob("*.json")):
-        record = json.loads(path.read_text())
+        record = load(path.stem)
         module = record["command"].split()[2]
-        link = f"https://github.com/farmer-ref/farmer_ref/blob/main/results/{path.name}"
+        link = f"{REPOSITORY}/blob/main/results/{path.name}"
         rows.append([f"[{path.stem}]({link})", f"`{module}`", f"`{record['commit'][:7]}`", record["device"]])
     (folder / "measured.md").write_text(table(["result", "made by", "at commit", "on"], rows, numbers=False))
 
 
 def digits(folder: Path) -> None:
     """digits.md: what the scores of the digits can be compared with."""
-    real = json.loads((RESULTS / "digits.json").read_text())["runs"][0]["share_read_of_real_images"]
+    real = load("digits")["runs"][0]["share_read_of_real_images"]
     nothing = math.log2(PRESETS["digits"].model.levels)
     (folder / "digits.md").write_text(
         f"To compare: a model that knows nothing needs {nothing:.2f} bits/dim, and the classifier reads {real:.1%} of "

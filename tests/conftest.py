@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from farmer_ref import Farmer, ModelConfig
 from farmer_ref.flow import AutoregressiveFlow
+from farmer_ref.record import ROOT
 
 torch.set_num_threads(1)
 for name in ("c10d-NullHandler-dcp_logger", "torch.__trace"):  # hundreds of lines each
@@ -95,3 +96,9 @@ def command(tmp_path):
         return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
 
     return run
+
+
+def prose_of(notebook: str) -> str:
+    """A notebook's text in one line, to look for the figures that it quotes."""
+    source = (ROOT / "notebooks" / f"{notebook}.py").read_text(encoding="utf-8")
+    return " ".join(source.replace("# ", "").split())

@@ -1,6 +1,5 @@
 """What the pages of the book include is written by book/figures.py, from the package and the results."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from book import figures
+from book.pages import load
 from farmer_ref import Farmer
 from farmer_ref.parameters import step_costs
 from farmer_ref.plots import model_at_work
@@ -24,7 +24,7 @@ def test_every_part_is_written_and_used(tmp_path):
     costs = (tmp_path / "costs.md").read_text()
     for cell in step_costs("farmer-1.9b-p8").split()[1:]:
         assert f"| {cell} |" in costs, cell
-    digits = json.loads((figures.RESULTS / "digits.json").read_text())
+    digits = load("digits")
     assert f"{digits['bits_per_dim']['mean']:.3f} ± " in (tmp_path / "first_screen.md").read_text()
     assert "#SBATCH" in (tmp_path / "slurm.md").read_text()
 

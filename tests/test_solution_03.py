@@ -1,12 +1,11 @@
 """The solutions of notebook 03."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
+from conftest import prose_of
 from solution_03 import clusters, exchange, patches, representatives, trained_with, unexplained
 
+from book.pages import load
 from farmer_ref import Farmer
 from farmer_ref.data import batches, load_split
 
@@ -51,8 +50,6 @@ def test_training_likes_the_first_better(photographs):
 
 
 def test_figures_of_the_paper_in_the_prose():
-    root = Path(__file__).parent.parent
-    paper = {row["name"]: row["paper"] for row in json.loads((root / "results" / "table3.json").read_text())["rows"]}
+    paper = {row["name"]: row["paper"] for row in load("table3")["rows"]}
     both, normal = paper["both, resampling"], paper["both, resampling, Z_R ~ N(0, I)"].removeprefix("FID ")
-    prose = (root / "notebooks" / "03_channel_partitioning.py").read_text(encoding="utf-8")
-    assert f"{both} against {normal}" in " ".join(prose.replace("# ", "").split())
+    assert f"{both} against {normal}" in prose_of("03_channel_partitioning")

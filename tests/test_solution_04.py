@@ -1,11 +1,10 @@
 """The solutions of notebook 04."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import prose_of
 from solution_04 import (
     distance_with_candidates,
     read_and_diverse,
@@ -13,6 +12,7 @@ from solution_04 import (
     share_improper,
 )
 
+from book.pages import load
 from farmer_ref import Farmer, Guidance
 from farmer_ref.data import batches, load_split
 from farmer_ref.metrics import Reader
@@ -65,18 +65,15 @@ def test_guidance_keeps_more_diversity_than_a_temperature_at_the_same_share_read
 
 
 def test_figures_of_the_paper_in_the_prose():
-    root = Path(__file__).parent.parent
-    rows = json.loads((root / "results" / "table3.json").read_text())["rows"]
+    rows = load("table3")["rows"]
     paper = {row["name"]: row["paper"].removeprefix("FID ") for row in rows}
     none, naive, both = (paper[name] for name in ("split, both", "both, naive guidance", "both, resampling"))
-    prose = (root / "notebooks" / "04_guided_resampling.py").read_text(encoding="utf-8")
-    words = " ".join(prose.replace("# ", "").split())
+    words = prose_of("04_guided_resampling")
     assert f"FID: {none} without guidance, {naive} naive, {both} by resampling" in words
 
 
 def test_the_order_after_500_steps_is_that_of_the_paper_for_every_seed():
-    root = Path(__file__).parent.parent
-    table = json.loads((root / "results" / "early_guidance.json").read_text())["table"]
+    table = load("early_guidance")["table"]
     ways = {row["way"]: row["frechet_distance"]["seeds"] for row in table}
     for none, naive, resampling in zip(
         ways["no guidance"], ways["naive, w = 1"], ways["resampling, w = 1"], strict=True

@@ -1,14 +1,12 @@
 """The solutions of notebook 05, and the figures that it quotes."""
 
-import json
-
 import pytest
 import torch
 from solution_05 import error_after, grey_levels_off, levels_of, student_of_form, swept
 
+from book.pages import load
 from farmer_ref import Farmer, OneStepStudent
 from farmer_ref.data import batches, load_split
-from farmer_ref.record import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,7 @@ def test_the_inverse_form_starts_nearer_and_learns_sooner(model, student):
 
 
 def test_the_figures_that_the_notebook_quotes():
-    assert json.loads((ROOT / "results" / "student.json").read_text())["steps"] == 4000
-    seconds = json.loads((ROOT / "results" / "table5.json").read_text())["rows"][0]["seconds_per_image"]
+    assert load("student")["steps"] == 4000
+    seconds = load("table5")["rows"][0]["seconds_per_image"]
     share = seconds["back"] / (seconds["back"] + seconds["prior"])
     assert (round(share, 2), round(1 / (1 - share), 1), round(0.1689 / 0.2189, 2)) == (0.62, 2.6, 0.77)

@@ -1,12 +1,10 @@
 """The solutions of notebook 06, and the figures that it quotes."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from solution_06 import accuracy_of_the_surest, auroc, background, compare, strangers_to
 
+from book.pages import load
 from farmer_ref import Farmer
 from farmer_ref.applications import AnomalyScorer, class_log_probs, class_probabilities
 from farmer_ref.data import batches, load_split
@@ -45,5 +43,4 @@ def test_a_background_cures_blank_pages_and_knows_too_much(splits):
 
 
 def test_the_classifier_of_pixels_reads_what_the_notebook_says():
-    path = Path(__file__).parent.parent / "results" / "applications.json"
-    assert json.loads(path.read_text())["classification"]["classifier_of_pixels"] == pytest.approx(0.993, abs=5e-4)
+    assert load("applications")["classification"]["classifier_of_pixels"] == pytest.approx(0.993, abs=5e-4)
