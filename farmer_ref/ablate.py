@@ -79,6 +79,8 @@ class AblateConfig:
     """Steps of the runs of --basis that are compared at equal steps."""
     seeds: int = 1
     """Runs of each row: seeds 0, 1, ..."""
+    other_seeds: int | None = None
+    """Runs of rows that no claim compares, where their spread is not needed; not given: as many."""
     samples: int = 1000
     """Samples per row and seed."""
     images: int | None = None
@@ -97,6 +99,7 @@ class AblateConfig:
     def __post_init__(self) -> None:
         for name in ("seconds_per_run", "basis_steps", "seeds", "samples"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(self.other_seeds is None or self.other_seeds > 0, "other_seeds", self.other_seeds, "1 or more")
         require(self.images is None or self.images > 0, "images", self.images, "1 or more")
         require(self.steps_per_run is None or self.steps_per_run > 0, "steps_per_run", self.steps_per_run, "1 or more")
         require(self.side_by_side is None or self.side_by_side > 0, "side_by_side", self.side_by_side, "1 or more")
@@ -174,22 +177,26 @@ class Runs:
             raise InputError(f"python {' '.join(line[1:])} ended with {done.returncode}: {last}")
 
 
+def seeds_of_rows(config: AblateConfig, table: Table) -> dict[str, range]:
+    """The seeds of each row, by its name: fewer, where that is asked, of rows that no claim compares."""
+    compared = {name for claim in table.claims for name in (claim.first, claim.second)}
+    others = config.other_seeds if table.claims and config.other_seeds else config.seeds
+    return {row.name: range(config.seeds if row.name in compared else others) for row in table.rows}
+
+
 def measure(runs: Runs, preset: TrainConfig, table: Table) -> list[dict[str, Any]]:
     """The rows of a table: figures of each seed, and their mean and spread."""
-    seeds = range(runs.config.seeds)
-    trainings = {}
-    for row in table.rows:
-        for seed in seeds:
-            key = (runs.folder(preset, row, seed), "--student" in row.sampling)
-            trainings[key] = (preset, row, seed)
+    seeds = seeds_of_rows(runs.config, table)
+    every = [(preset, row, seed) for row in table.rows for seed in seeds[row.name]]
+    trainings = {(runs.folder(*job), "--student" in job[1].sampling): job for job in every}
     with_student = {folder for folder, student in trainings if student}
     jobs = [job for (folder, student), job in trainings.items() if student or folder not in with_student]
     runs.in_parallel("training", runs.train, jobs)
-    scored = runs.in_parallel("scoring", runs.figures, [(preset, row, seed) for row in table.rows for seed in seeds])
+    scored = iter(runs.in_parallel("scoring", runs.figures, every))
     rows = []
-    for number, row in enumerate(table.rows):
-        mine = scored[number * len(seeds) : (number + 1) * len(seeds)]
-        states = [last_state(runs.folder(preset, row, seed)) for seed in seeds]
+    for row in table.rows:
+        mine = [next(scored) for _ in seeds[row.name]]
+        states = [last_state(runs.folder(preset, row, seed)) for seed in seeds[row.name]]
         measured: dict[str, Any] = {"name": row.name, "model": row.model, "sampling": row.sampling, "paper": row.paper}
         for name in MEASURES:
             measured[name] = over_seeds([figures[name] for figures in mine])
@@ -303,6 +310,7 @@ def main(argv: list[str] | None = None) -> None:
             "seconds_per_run": config.seconds_per_run,
             "steps_per_run": config.steps_per_run,
             "seeds": config.seeds,
+            "other_seeds": config.other_seeds,
             "samples": config.samples,
             "images": config.images,
             "rows": rows,

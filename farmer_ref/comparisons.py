@@ -339,6 +339,8 @@ def section(path: Path) -> list[str]:
     record = json.loads(path.read_text())
     limit = f"{record['steps_per_run']:,} steps" if record["steps_per_run"] else f"{record['seconds_per_run']:g} s"
     seeds = f"{record['seeds']} seed{'s' * (record['seeds'] > 1)}"
+    if fewer := record.get("other_seeds"):  # results of before this option have none
+        seeds += f" ({fewer} of rows that no claim compares)"
     _, *others = path.stem.split("_")  # other data, a longer run
     kind = f" ({', '.join(others)})" if others else ""
     lines = [f"## {record['title']}{kind}", "", *([record["note"], ""] if record["note"] else [])]

@@ -9,7 +9,7 @@ import pytest
 from test_commands import fails_with_one_line
 
 from farmer_ref import PRESETS, ablate
-from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, model_flag
+from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, model_flag, seeds_of_rows
 from farmer_ref.comparisons import GUIDED, Claim, Row, Table, bases, blur_sentence, judge, report, tables, verdict
 from farmer_ref.plots import comparison
 from farmer_ref.prior import _channel_order
@@ -223,11 +223,21 @@ def test_test_images_are_limited_and_figures_of_fewer_kept_apart(tmp_path, monke
     assert asked[1][asked[1].index("--images") + 1] == "7"
 
 
+def test_rows_that_no_claim_compares_may_have_fewer_seeds():
+    rows = (Row("a"), Row("b"), Row("c"))
+    table, without_claims = Table("t", rows, (Claim("a", "c"),)), Table("t", rows)
+    config = AblateConfig(table=("3",), seeds=3, other_seeds=1)
+    assert seeds_of_rows(config, table) == {"a": range(3), "b": range(1), "c": range(3)}
+    assert set(seeds_of_rows(config, without_claims).values()) == {range(3)}  # Fig. 8 is judged by its one row
+    assert set(seeds_of_rows(AblateConfig(table=("3",), seeds=3), table).values()) == {range(3)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         ([], ["table is None", "--basis, --all"]),
         (["--table", "3", "--seeds", "0"], ["seeds is 0", "above 0"]),
+        (["--table", "3", "--other-seeds", "0"], ["other_seeds is 0", "1 or more"]),
         (["--table", "3", "--images", "0"], ["images is 0"]),
         (["--table", "3", "--steps-per-run", "0"], ["steps_per_run is 0"]),
         (["--table", "3", "--side-by-side", "0"], ["side_by_side is 0"]),
