@@ -2,6 +2,7 @@
 PYTHON ?= python3
 RUN := runs/digits
 BIN := .venv/bin
+ABLATE := $(BIN)/python -m farmer_ref.ablate --out results
 # Where the public TARFlow code is cloned (github.com/apple/ml-tarflow); "make check" then measures against it.
 TARFLOW ?=
 
@@ -39,10 +40,10 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.distillation
 	$(BIN)/python -m benchmarks.distillation --losses hidden --seeds 0 --steps 4000 --dropout 0.1 --out student
 	$(BIN)/python -m benchmarks.denoise
-	$(BIN)/python -m farmer_ref.ablate --table 3 4 5 --figure 6a 6b 7 8 --steps-per-run 2500 --seeds 3
-	$(BIN)/python -m farmer_ref.ablate --basis --seeds 3 --samples 200
-	$(BIN)/python -m farmer_ref.ablate --basis --basis-steps 2700 --seconds-per-run 300 --samples 200 --suffix _long
-	$(BIN)/python -m farmer_ref.ablate --basis --data cifar10-crops --samples 200 --images 1000
+	$(ABLATE) --table 3 4 5 --figure 6a 6b 7 8 --steps-per-run 2500 --seeds 3
+	$(ABLATE) --basis --basis-steps 600 --seeds 3 --samples 200
+	$(ABLATE) --basis --basis-steps 2700 --seconds-per-run 300 --seeds 3 --other-seeds 1 --samples 200 --suffix _long
+	$(ABLATE) --basis --basis-steps 600 --data cifar10-crops --samples 200 --images 1000
 	$(BIN)/python -m benchmarks.early_guidance
 	$(BIN)/python -m benchmarks.applications
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
@@ -58,7 +59,7 @@ check-gpu: .venv/.installed
 	    $(BIN)/python -m farmer_ref.train --preset $$preset --out runs/$$preset --max-minutes 8 --compile --resume && \
 	    $(BIN)/python -m farmer_ref.evaluate --run runs/$$preset --out results/$$preset.json && \
 	    $(BIN)/python -m farmer_ref.sample --run runs/$$preset --guidance 1 --out results/$${preset}_samples.png || exit 1; \
-	    $(BIN)/python -m farmer_ref.ablate --all --data $$preset --seconds-per-run 60 --seeds 3 || exit 1; \
+	    $(ABLATE) --all --data $$preset --seconds-per-run 60 --seeds 3 || exit 1; \
 	done
 
 format: .venv/.installed

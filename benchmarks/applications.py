@@ -77,7 +77,7 @@ class ApplicationsBenchmark:
     """Test images that are completed with their label, spread evenly, and completions of each."""
     without_label: tuple[int, int] = (20, 6)
     """The same without labels."""
-    samples: tuple[int, int] = (40, 2)
+    samples: tuple[int, int] = (100, 2)
     """The same of samples of the model in place of test images."""
     particles: int = 16
     """Of each completion."""
@@ -144,6 +144,24 @@ def spread_and_distance(drawn: Tensor, truth: Tensor, missing: Tensor) -> dict[s
     return {"standard_deviation": float(deviation), "distance_of_truth": float(distance)}
 
 
+@torch.no_grad()
+def samples_with_cells(model: Farmer, labels: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
+    """One sample (n,C,H,W) of each label whose known pixels lie in [-1, 1], where there are cells. Nothing is clipped.
+
+    So a sample, given the cells of its known pixels, is distributed as a completion is. Clipping would bring it nearer
+    to the data: it has a higher density than what was drawn.
+    """
+    found = []
+    for label in labels:
+        while True:
+            drawn = model.decode(model.prior.sample(label.expand(50), generator=generator))
+            inside = drawn[(drawn[..., known[0]].abs() < 1).flatten(1).all(1)]
+            if len(inside):
+                break
+        found.append(inside[0])
+    return torch.stack(found)
+
+
 def inpainting(config: ApplicationsBenchmark) -> dict:
     """The lower half of digits and of samples."""
     model = Farmer.from_pretrained("digits")
@@ -155,7 +173,7 @@ def inpainting(config: ApplicationsBenchmark) -> dict:
     some, their_labels = digits("test", model, config.without_label[0])
     generator = torch.Generator().manual_seed(0)
     sample_labels = torch.arange(config.samples[0]) % 10
-    samples = model.sample(sample_labels, generator=generator)
+    samples = samples_with_cells(model, sample_labels, known, generator)
     own = model.dequantiser.quantise(samples)
     count = config.digits[1]
     pasted = model.dequantiser.quantise(model.sample(labels.repeat_interleave(count), generator=generator))
@@ -165,7 +183,7 @@ def inpainting(config: ApplicationsBenchmark) -> dict:
     free = completed(
         config, "no-label", some, known, torch.full_like(their_labels, NULL_LABEL), config.without_label[1]
     )
-    check = completed(config, "samples", own, known, sample_labels, config.samples[1])
+    check = completed(config, "unclipped-samples", own, known, sample_labels, config.samples[1])
     record: dict = {"missing_pixels": int(missing.sum())}
     for name, truth, drawn in (("with_label", values, given), ("without_label", some, free), ("samples", own, check)):
         assert bool((drawn["values"] == truth[:, None])[..., known].all())  # bit-identical, or no result at all

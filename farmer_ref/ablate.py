@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,9 +33,8 @@ from farmer_ref.comparisons import (
     Row,
     Table,
     bases,
-    blur_sentence,
     describe,
-    judge,
+    judged,
     report,
     tables,
 )
@@ -51,6 +50,8 @@ from farmer_ref.record import over_seeds, provenance, timed
 from farmer_ref.student import OneStepStudent
 
 QUINTILES, SHOWN = 5, 30
+TRAINING = ("steps", "training_seconds")
+SETTINGS = ("seconds_per_run", "steps_per_run", "samples", "images")  # in these, all rows of a result file agree
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class AblateConfig:
     """Training time of each run; the schedules are fitted to it."""
     steps_per_run: int | None = None
     """Steps of each run of the paper's tables, in place of --seconds-per-run: the same on a busy or slower machine."""
-    basis_steps: int = 600
+    basis_steps: int = 400
     """Steps of the runs of --basis that are compared at equal steps."""
     seeds: int = 1
     """Runs of each row: seeds 0, 1, ..."""
@@ -84,17 +85,19 @@ class AblateConfig:
     samples: int = 1000
     """Samples per row and seed."""
     images: int | None = None
-    """Test images for bits/dim, the first ones; not given: all of them."""
+    """Real test images to measure with, spread evenly over the split; not given: all of them."""
     side_by_side: int | None = None
     """Runs at a time, one thread each; not given: one per CPU core, or 1 on a GPU."""
     runs: str = "runs/ablations"
     """Where the runs are kept: what is finished there is not trained again."""
     device: str = "auto"
     """auto, cpu, cuda."""
-    out: str = "results"
-    """The folder of the result files."""
+    out: str = "runs/ablations/results"
+    """The folder of the result files. Those in results/ are of longer runs; the book prints them."""
     suffix: str = ""
     """Added to the names of the result files: a longer run of a table stands beside a shorter one."""
+    keep: bool = False
+    """Keep the figures of a result file that is there, and add the rows and seeds that it lacks."""
 
     def __post_init__(self) -> None:
         for name in ("seconds_per_run", "basis_steps", "seeds", "samples"):
@@ -116,9 +119,15 @@ def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:
         rows = tuple(replace(row, steps=config.steps_per_run) for row in available[name].rows)
         chosen[name] = preset, replace(available[name], rows=rows)
     if config.basis or config.all:
-        colour = preset if preset.model.channels == 3 else PRESETS["photographs"]
-        chosen["basis"] = colour, bases(colour, config.basis_steps)
+        preset = PRESETS["photographs"] if config.data == "digits" else preset  # a token of digits has few channels
+        chosen["basis"] = preset, bases(preset, config.basis_steps)
     return chosen
+
+
+def result_path(config: AblateConfig, name: str, preset: TrainConfig) -> Path:
+    """The result file of a table; its name says of which data, other than a table's own, and the suffix."""
+    data = "" if preset.preset == ("photographs" if name == "basis" else "digits") else f"_{preset.preset}"
+    return Path(config.out) / f"{name}{data}{config.suffix}.json"
 
 
 class Runs:
@@ -133,20 +142,30 @@ class Runs:
 
     def folder(self, preset: TrainConfig, row: Row, seed: int) -> Path:
         """Where a row's run of one seed is kept: its name says all that differs from the preset."""
-        limit = f"{row.steps}steps" if row.steps else f"{self.config.seconds_per_run:g}s"
+        on_gpu = "-on-gpu" if self.device.type == "cuda" else ""
+        limit = f"{row.steps}steps" if row.steps else f"{self.config.seconds_per_run:g}s{on_gpu}"
         parts = [f"{name}={value}" for name, value in sorted(row.model.items()) if getattr(preset.model, name) != value]
         return Path(self.config.runs) / preset.preset / limit / (",".join(parts) or "preset") / f"seed{seed}"
+
+    def finished(self, preset: TrainConfig, row: Row, seed: int) -> bool:
+        """Whether a row's run of one seed is there, trained to its end."""
+        return (self.folder(preset, row, seed) / "finished").exists()
 
     def train(self, preset: TrainConfig, row: Row, seed: int) -> None:
         """Train a row's run, or go on with it, and distil it if the row needs a student."""
         folder, minutes = self.folder(preset, row, seed), self.config.seconds_per_run / 60
         limit = ["--steps", row.steps] if row.steps else ["--max-minutes", minutes]
-        if not (folder / "finished").exists():
+        settings = json.dumps(asdict(replace(preset, model=replace(preset.model, **row.model))), indent=2)
+        if self.finished(preset, row, seed):
+            trained_with = (folder / "finished").read_text()
+            allowed = "another folder, as the preset is not what it was when this one was trained"
+            require(trained_with == settings, "runs", str(folder), allowed)
+        else:
             model = [part for name, value in row.model.items() for part in model_flag(name, value)]
             quiet = ["--validate-every", 0, "--sample-every", 0, "--checkpoint-every", 1000]
             place = ["--out", folder, "--resume", "--seed", seed, "--data-root", self.config.data_root]
             self._run("train", "--preset", preset.preset, *place, *limit, *quiet, *model)
-            (folder / "finished").touch()
+            (folder / "finished").write_text(settings)
         if "--student" in row.sampling and not (folder / "distilled").exists():
             quiet = ["--validate-every", 0, "--sample-every", 0, "--dropout", 0.1, "--data-root", self.config.data_root]
             self._run("distill", "--run", folder, "--resume", *limit, *quiet)
@@ -184,24 +203,42 @@ def seeds_of_rows(config: AblateConfig, table: Table) -> dict[str, range]:
     return {row.name: range(config.seeds if row.name in compared else others) for row in table.rows}
 
 
-def measure(runs: Runs, preset: TrainConfig, table: Table) -> list[dict[str, Any]]:
-    """The rows of a table: figures of each seed, and their mean and spread."""
+def figures_of_rows(rows: Iterable[dict[str, Any]], table: Table) -> dict[tuple[str, int], dict[str, Any]]:
+    """What a result file says of the rows of a table, by row and seed."""
+    wanted = {row.name: (row.model, list(row.sampling)) for row in table.rows}
+    return {
+        (row["name"], seed): {name: row[name]["seeds"][seed] for name in MEASURES}
+        | {name: row[name][seed] for name in TRAINING}
+        for row in rows
+        if wanted.get(row["name"]) == (row["model"], row["sampling"])
+        for seed in range(len(row["steps"]))
+    }
+
+
+def measure(
+    runs: Runs, preset: TrainConfig, table: Table, earlier: Iterable[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """The rows of a table: figures of each seed, and their mean and spread.
+
+    `earlier`: rows of a result file. Their figures count where the run itself is not at hand.
+    """
     seeds = seeds_of_rows(runs.config, table)
+    figures = figures_of_rows(earlier, table)
     every = [(preset, row, seed) for row in table.rows for seed in seeds[row.name]]
+    every = [job for job in every if runs.finished(*job) or (job[1].name, job[2]) not in figures]
     trainings = {(runs.folder(*job), "--student" in job[1].sampling): job for job in every}
     with_student = {folder for folder, student in trainings if student}
     jobs = [job for (folder, student), job in trainings.items() if student or folder not in with_student]
     runs.in_parallel("training", runs.train, jobs)
-    scored = iter(runs.in_parallel("scoring", runs.figures, every))
+    for (_, row, seed), scored in zip(every, runs.in_parallel("scoring", runs.figures, every), strict=True):
+        state = last_state(runs.folder(preset, row, seed))
+        figures[row.name, seed] = {**scored, "steps": state["step"], "training_seconds": state["seconds"]}
     rows = []
     for row in table.rows:
-        mine = [next(scored) for _ in seeds[row.name]]
-        states = [last_state(runs.folder(preset, row, seed)) for seed in seeds[row.name]]
+        mine = [figures[row.name, seed] for seed in seeds[row.name]]
         measured: dict[str, Any] = {"name": row.name, "model": row.model, "sampling": row.sampling, "paper": row.paper}
-        for name in MEASURES:
-            measured[name] = over_seeds([figures[name] for figures in mine])
-        measured["steps"] = [state["step"] for state in states]
-        measured["training_seconds"] = [state["seconds"] for state in states]
+        measured |= {name: over_seeds([one[name] for one in mine]) for name in MEASURES}
+        measured |= {name: [one[name] for one in mine] for name in TRAINING}
         if table.speeds:
             measured["seconds_per_image"] = seconds_per_image(runs, runs.folder(preset, row, 0), row)
         rows.append(measured)
@@ -239,7 +276,8 @@ def seconds_per_image(runs: Runs, folder: Path, row: Row) -> dict[str, float]:
 def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """Samples in fifths by their log-determinant: sharpness, and the share read as their class (Fig. 8); some of them.
 
-    Sharpness is the mean absolute difference of neighbouring pixels, over that of real test images.
+    Sharpness is the mean absolute difference of neighbouring pixels, over that of real test images. Each class is cut
+    into fifths by itself, so that all fifths have the same classes: a 1 has fewer edges than an 8, blurred or not.
     """
     training, test = (load_split(preset.dataset, s, preset.model, runs.config.data_root) for s in ("train", "test"))
     reader = Reader(training)
@@ -260,7 +298,10 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
         images = torch.cat([model.decode(model.prior.sample(part, generator=generator)) for part in labels.split(100)])
         logdet = torch.cat([model.encode(part)[1] for part in images.split(100)])
         values = model.dequantiser.quantise(images).cpu()
-        for number, chosen in enumerate(logdet.argsort().cpu().chunk(QUINTILES)):
+        order = logdet.argsort().cpu()
+        of_classes = [order[labels.cpu()[order] == label].tensor_split(QUINTILES) for label in labels.unique().cpu()]
+        for number, parts in enumerate(zip(*of_classes, strict=True)):
+            chosen = torch.stack(parts, 1).flatten()  # the classes take turns
             measured[number]["logdet"].append(float(logdet[chosen].mean()))
             measured[number]["sharpness"].append(float(sharpness(values[chosen]).mean()) / real)
             measured[number]["share_read_as_class"].append(reader.share_read(values[chosen], labels.cpu()[chosen]))
@@ -285,60 +326,71 @@ def scaled_samples(runs: Runs, preset: TrainConfig, table: Table) -> dict[str, T
     return drawn
 
 
-def save_figure(figure: Figure, stem: Path) -> None:
-    """A figure beside the JSON file of the same name."""
-    replace_file(stem.with_suffix(".png"), lambda path: figure.savefig(path, format="png"))
+def picture(record: dict[str, Any]) -> Figure:
+    """Rows of a result beside one another, by every measure; and the time of an image, where it was measured."""
+    headings = {
+        measure: f"{heading} ({'more' if measure in HIGHER_IS_BETTER else 'less'} is better)"
+        for measure, (heading, _) in MEASURES.items()
+    }
+    return comparison(record["rows"], headings)
+
+
+def earlier_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """A result file to keep the figures of; empty where there is none. Raises `InputError` if it cannot be added to."""
+    if not path.exists():
+        return {}
+    earlier = json.loads(path.read_text())
+    for name, value in settings.items():
+        require(earlier.get(name) == value, name, value, f"{earlier.get(name)}, as in {path}, whose figures to keep")
+    speeds_or_samples = "fifths" in earlier or any("seconds_per_image" in row for row in earlier["rows"])
+    require(not speeds_or_samples, "keep", True, f"False for {path}, which looks at the trained models themselves")
+    return earlier
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train what is missing, measure, write results/*.json, print."""
+    """Train what is missing, measure, write the result files, print."""
     description = "Check the tables and figures of the paper at small scale."
     config = cli.parse("farmer_ref.ablate", AblateConfig(), description, argv)
     runs = Runs(config)
     if runs.device.type == "cpu":
         torch.set_num_threads(1)
-    out = Path(config.out)
-    for name, (preset, table) in chosen_tables(config).items():
+    tables = chosen_tables(config)
+    paths = {name: result_path(config, name, preset) for name, (preset, _) in tables.items()}
+    settings = {
+        name: {"data": preset.preset} | {field: getattr(config, field) for field in SETTINGS}
+        for name, (preset, _) in tables.items()
+    }
+    earlier = {name: earlier_result(paths[name], settings[name]) if config.keep else {} for name in tables}
+    for name, (preset, table) in tables.items():
         load_split(preset.dataset, "test", preset.model, config.data_root, config.download)  # or say so before the work
-        rows = measure(runs, preset, table)
-        by_name = {row["name"]: row for row in rows}
         record = {
             **provenance(runs.device),
             "title": table.title,
             "note": table.note,
-            "data": preset.preset,
-            "seconds_per_run": config.seconds_per_run,
-            "steps_per_run": config.steps_per_run,
+            **settings[name],
             "seeds": config.seeds,
             "other_seeds": config.other_seeds,
-            "samples": config.samples,
-            "images": config.images,
-            "rows": rows,
-            "claims": [judge(table, claim, by_name) for claim in table.claims],
+            "rows": measure(runs, preset, table, earlier[name].get("rows", ())),
         }
-        record["sentences"] = [claim["sentence"] for claim in record["claims"]]
-        if table.speeds:
-            record["sentences"] += table.speeds({row["name"]: row["seconds_per_image"] for row in rows})
-        out.mkdir(parents=True, exist_ok=True)
-        data = "" if preset.preset in ("digits", "photographs") else f"_{preset.preset}"
-        stem = out / f"{name}{data}{config.suffix}"
+        if earlier[name]:
+            origin = {key: earlier[name][key] for key in ("command", "commit", "date", "device")}
+            record["kept"] = [*earlier[name].get("kept", ()), origin]
         if name == "figure8":
             record["fifths"], shown = by_log_determinant(runs, preset, table.rows[0])
-            record["sentences"].append(blur_sentence(record["fifths"]))
-            save_figure(labelled_grids(shown, columns=10, across=3), stem)
+            figure = labelled_grids(shown, columns=10, across=3)
         elif name == "figure7":
-            save_figure(labelled_grids(scaled_samples(runs, preset, table), columns=10, across=3), stem)
+            figure = labelled_grids(scaled_samples(runs, preset, table), columns=10, across=3)
         else:
-            headings = {
-                measure: f"{heading} ({'more' if measure in HIGHER_IS_BETTER else 'less'} is better)"
-                for measure, (heading, _) in MEASURES.items()
-            }
-            save_figure(comparison(rows, headings), stem)
-        text = json.dumps(record, indent=2) + "\n"
-        replace_file(stem.with_suffix(".json"), lambda path, text=text: path.write_text(text))
+            figure = picture(record)
+        record |= judged(table, record["rows"], record.get("fifths"))
+        path, text = paths[name], json.dumps(record, indent=2) + "\n"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path.with_suffix(".png"), lambda file, figure=figure: figure.savefig(file, format="png"))
+        replace_file(path, lambda file, text=text: file.write_text(text))
         print(describe(record), flush=True)
-    page = report(out)
-    replace_file(out / "README.md", lambda path: path.write_text(page))
+    page = report(Path(config.out))
+    replace_file(Path(config.out) / "README.md", lambda file: file.write_text(page))
+    print(f"written to {config.out}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -68,21 +69,39 @@ def labelled_grids(grids: dict[str, Tensor], columns: int, across: int = 2) -> F
 def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     """Rows of figures beside one another, one panel for each measure (its key in a row, and its heading).
 
-    A row is its name and, for every measure, a mean and the values of all seeds, which are drawn as small dots.
+    A row is its name and, for every measure, a mean and the values of all seeds, which are drawn as small dots. Where
+    rows were timed, too, a last panel has the way from noise to an image (prior and back) as bars, forward as a mark.
     """
+    timed = "seconds_per_image" in rows[0]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3 + 2.4 * len(measures), 1.1 + 0.3 * len(rows)), layout="constrained")
-        panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-        for axes, (measure, heading) in zip(panels, measures.items(), strict=True):
+        count = len(measures) + timed
+        figure = Figure(figsize=(3 + 2.4 * count, 1.6 + 0.3 * len(rows)), layout="constrained")
+        panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+        for axes, (measure, heading) in zip(panels, measures.items(), strict=False):
             for place, row in enumerate(rows):
                 values = row[measure]["seeds"]
+                if len(values) > 1:
+                    axes.plot(row[measure]["mean"], place, "|", color=COLOURS[1], ms=14, mew=2.5)
                 axes.plot(values, [place] * len(values), "o", color=COLOURS[5], ms=4)
-                axes.plot(row[measure]["mean"], place, "|", color=COLOURS[1], ms=14, mew=2.5)
             axes.set_title(heading, fontsize=10)
-            axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-            axes.margins(y=0.6 / len(rows))
-            axes.locator_params(axis="x", nbins=4)  # long numbers must not touch
+            share = measure.startswith("share")
+            axes.locator_params(axis="x", nbins=3 if share else 4)  # long numbers must not touch
+            if share:
+                axes.xaxis.set_major_formatter(PercentFormatter(1))
+        if timed:
+            forward, prior, back = (
+                [row["seconds_per_image"][part] * 1000 for row in rows] for part in ("forward", "prior", "back")
+            )
+            places = range(len(rows))
+            panels[-1].barh(places, prior, height=0.5, color=COLOURS[5], label="prior")
+            panels[-1].barh(places, back, height=0.5, left=prior, color=COLOURS[0], label="back")
+            panels[-1].plot(forward, places, "|", color=COLOURS[6], ms=14, mew=2.5, label="forward")
+            panels[-1].set_title("ms an image (less is better)", fontsize=10)
+            panels[-1].legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
+        panels[0].margins(y=0.6 / len(rows))
         panels[0].invert_yaxis()
+        figure.supxlabel("dot: one seed; line: mean of the seeds", fontsize=8)
     return figure
 
 

@@ -54,7 +54,8 @@ model_at_work(shipped, images[3], int(labels[3]), token=7)
 # 2. An **autoregressive flow** maps $X$ to **latents** $Z$ of the same size. The map can be undone exactly. (Orange is
 #    negative, purple positive; see how the structure fades from the last channel.)
 # 3. A **prior**, a causal transformer, reads the latents one after another and says of each, before it sees it, where
-#    it will be: a **mixture** of Gaussians. The dotted lines are where the latents of that token then were.
+#    it will be: a **mixture** of Gaussians. The dotted lines are where the latents of that token then were (of the three
+#    channels that are modelled so; for the fourth, notebook 03).
 #
 # Because the flow can be undone, the density of the image is that of its latents times the factor by which the flow
 # stretches volume around the image, the change-of-variables formula (Eqs. 5 and 10 of the paper):
@@ -186,8 +187,8 @@ print("images where it is not:", int((difference <= 0).sum()), "of", len(images)
 #
 # A density is a probability per volume. The cell of one image, $[-1, 1]^{64}$ cut into 17 levels per pixel, has the
 # volume $(2/17)^{64}$, a number with 59 zeros behind the point; a density far above 1 in it still integrates to less
-# than 1. Bits/dim are about the whole cell, a true probability, and so never negative: `nats_to_bits_per_dim` adds the
-# logarithm of that volume.
+# than 1. Bits/dim are about the whole cell: `nats_to_bits_per_dim` adds the logarithm of that volume. Averaged over the
+# noise, they are no less than $-\log_2$ of the cell's true probability, per pixel, and so never negative.
 #
 # </details>
 #

@@ -134,7 +134,7 @@ plt.setp(panels, xticks=range(4, 17, 4), yticks=range(4, 17, 4))
 _ = figure.colorbar(shown, ax=panels, location="bottom", label="log10 |derivative|", aspect=60)
 
 # %% [markdown]
-# White is zero, exactly. One block is triangular; and on the left, inside a token (a 4×4 square on the diagonal),
+# White is zero, exactly. One block is triangular; and on the left (four tokens), inside a token (a 4×4 square),
 # nothing but the diagonal is filled: remember that for the end. All four blocks fill everything, so the whole flow is
 # not causal. Its log-determinant is still a sum:
 
@@ -270,7 +270,7 @@ for blocks, mixing in ((1, False), (4, False), (1, True)):
 # blocks that read the other way tell it to the other channel. So a flow spends blocks on looking around the blind spot
 # of one. Glow's `ChannelMixing`, a learned matrix before each block, or a PCA basis of the patches looks straight at
 # it. On photographs the detour is learned, slowly: raw pixels, mixing and a PCA basis have 3.72, 3.07 and 2.86
-# bits/dim after 600 steps, 2.97, 2.76 and 2.73 after 2,700 (`results/basis_long.json`; notebook 03).
+# bits/dim after 600 steps (`results/basis.json`), 2.97, 2.76 and 2.73 after 2,700 (`basis_long.json`; notebook 03).
 #
 # ## What to remember
 #

@@ -5,7 +5,7 @@
 #
 # A token of the paper has 768 channels, and most say little that matters. FARMER models a few of them with care, one
 # token after another, and the rest all at once (Sec. 3.3). After this notebook you can say what ends up in which
-# channels, test it on a model of your own, write down the density, and judge a choice of channels. You need 00.
+# channels, test it on your own model, write down the density, and judge a choice of channels. You need 00 and 02.
 
 # %% tags=["hide-input"]
 import os
@@ -114,8 +114,8 @@ rows = [row | {"name": row["name"].replace("x", r"$\sigma_k$ ×")} for row in ta
 comparison(rows, {"share_read_as_class": "share read", "frechet_distance": "Fréchet distance"})
 
 # %% [markdown]
-# Above, samples of three models of ours (dots; their mean in orange) with the paper's factors: the share read as their
-# class, and a Fréchet distance of its scores from those of real digits (less is better). The paper's finding holds:
+# Above, samples of three models (dots; means in orange) with the paper's factors: the share read as their class,
+# and a Fréchet distance of a classifier's scores from those of real digits (less is better). The paper's finding holds:
 # colour and detail change on ImageNet, grey levels here, and the structure stays. The
 # flow scales and shifts each channel by itself, so channel 3 of a token is the fourth pixel of its patch, less what
 # other tokens tell of it. The redundant channel is a *pixel*, and three pixels of four are the digit already.
@@ -223,9 +223,9 @@ rows += tables["figure6b"]
 comparison(rows, {"bits_per_dim": "test bits/dim", "share_read_as_class": "share read"})
 
 # %% [markdown]
-# The shared mixture wins in bits/dim, and samples cannot tell, where the paper has FID 5.67 against 7.81. That a sixth
-# of the channels is best (Fig. 6b) fails here: the more are informative, the better. Three pixels of a patch are too
-# many to spare, not to speak of "spread", where one seed of three went astray.
+# The shared mixture wins in bits/dim, and samples cannot tell, where the paper has FID 5.67 against 7.81. That few
+# channels are best (Fig. 6b: a sixth) fails here: the more are informative, the better. Of four pixels there is none to
+# spare. With "spread" ones, at equal intervals, one seed of three went astray.
 #
 # ## Which channels? The basis
 #
@@ -287,7 +287,7 @@ comparison([r for r in tables["basis"] if "600" in r["name"]], {"bits_per_dim": 
 # - $Z_R$ ends up with what cannot be predicted and hardly matters: swap it, redraw it, scale it, and the digit stays.
 # - The split is the chain rule: $\log p(Z_I \mid c) + \log p(Z_R \mid Z_I, c)$, with one mixture for all redundant
 #   parts.
-# - It saves outputs, not nats: on small images, fewer informative channels cost bits/dim.
+# - It saves outputs. Of a digit token's 4 channels none can be spared; of a photograph's 48, in a PCA basis, most can.
 # - Which channels are informative is decided before training; a basis makes "the first $I$" a reasonable answer.
 #
 # ## Exercises

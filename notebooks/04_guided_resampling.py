@@ -172,7 +172,8 @@ for name, factor in (("w + 1 (Alg. 1)", 1.0), ("w (A.2)", 0.5)):
 #
 # The **effective sample size**, $(\sum_s \omega_s)^2 / \sum_s \omega_s^2$ of weights $\omega_s$, says how many
 # candidates of equal weight would do as well. *Predict first:* $p_c$ and $p_u$ are Gaussians of width 1, only
-# $\delta = 0.1$ apart in each of $D$ channels. Of 1,000 candidates of $p_c$, how many count with 4 channels? With 640?
+# $\delta = 0.1$ apart in each of $D$ channels; $w = 2$. Of 1,000 candidates of $p_c$, how many count with 4 channels?
+# With 640?
 
 # %% tags=["nbval-check-output"]
 guidance = Guidance(2.0, 5, 5, 1000, 0)  # w; candidates of a token; of the pool: p_c alone
@@ -186,8 +187,8 @@ for n in (4, 16, 64, 640):
 # %% [markdown]
 # The law, $1000\,(\mathrm{E}\,\omega)^2 / \mathrm{E}\,\omega^2 = 1000\,e^{-w^2 \delta^2 D}$, is exponential in the
 # channels. Where it says "few", the measurement is too hopeful: the candidates that matter were never drawn. FARMER
-# resamples the informative channels token by token, few at a time; that makes the rule possible. The redundant ones are
-# the exception: *one* pool of candidates for all tokens of an image, and $R = 640$ at the paper's patch 16. This was
+# resamples informative channels token by token: possible with our 3; with the paper's 128 the law would leave 6 of
+# 1,000. The redundant ones have *one* pool for all tokens of an image, and $R = 640$ at the paper's patch 16. This was
 # such a pool, for 256 tokens: they collapse onto few vectors.
 #
 # ## No target, no limit
@@ -271,7 +272,7 @@ for row in json.loads(Path("../results/early_guidance.json").read_text())["table
 # classifier's scores; small is near.) Resampling makes digits that are read more often, and lie nearer to one another
 # than real ones. The paper finds the reverse (Table 3, FID: 44.56 without guidance, 8.66 naive, 5.67 by
 # resampling), from samples far from its data. So are ours after 500 steps of training, and then the order at $w = 1$ is
-# the paper's. Guidance repaired a poor model; it did not improve a good one.
+# the paper's with each of three seeds (too few to tell it from chance).
 #
 # ## Which tokens need it?
 #
@@ -285,7 +286,7 @@ ax.set(title="Resampling, w = 4", xlabel="column", ylabel="row", xticks=range(4)
 print("fewer in the middle columns:", bool(size[:, 1:3].max() < size[:, [0, 3]].min()))
 
 # %% [markdown]
-# The outer columns are dark whatever the class; the strokes in the middle tell classes apart.
+# The outer columns are blank whatever the class: nearly all candidates count. Strokes in the middle tell classes apart.
 #
 # ## What to remember
 #

@@ -239,7 +239,7 @@ for batch, (exact, parallel, one_step) in live.items():
     print(f"N = 16, batch {batch}: jacobi {exact / parallel:.1f}, student {exact / one_step:.1f}")
 
 # %% [markdown]
-# On a CPU the parallel inverse ("jacobi") hardly pays for one image, and not for 16: it saves latency by doing more
+# On a CPU the parallel inverse ("jacobi") hardly pays for one image, not for 16: it saves latency by doing more
 # arithmetic, and a CPU is short of arithmetic. For the same reason the student gains less with a larger batch. On a GPU
 # both should do better; we have not measured that.
 
@@ -255,7 +255,7 @@ for name, row in json.loads(Path("../results/distillation.json").read_text())["t
 # > **The paper** reports the ratios in brackets above (ours are of batches of 16); the two for its overall speed-up do
 # > not agree. **We** gain less, with 16 tokens in place of 256, and on a CPU. The paper compares every level (`hidden`).
 # > **We** tried the last alone (`output`), and small heads on the others (`alignment`): on digits, with three seeds
-# > each, neither the share that is read nor the distance tells the three apart.
+# > each, `output` is a hair further off than `hidden`; else nothing tells the three apart.
 #
 # ## What to remember
 #

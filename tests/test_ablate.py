@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -9,10 +10,26 @@ import pytest
 from test_commands import fails_with_one_line
 
 from farmer_ref import PRESETS, ablate
-from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, model_flag, seeds_of_rows
-from farmer_ref.comparisons import GUIDED, Claim, Row, Table, bases, blur_sentence, judge, report, tables, verdict
+from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, measure, model_flag, result_path, seeds_of_rows
+from farmer_ref.comparisons import (
+    GUIDED,
+    MEASURES,
+    Claim,
+    Row,
+    Table,
+    bases,
+    blur_sentence,
+    judge,
+    judged,
+    report,
+    tables,
+    verdict,
+)
 from farmer_ref.plots import comparison
 from farmer_ref.prior import _channel_order
+from farmer_ref.record import ROOT
+
+RESULTS = ROOT / "results"
 
 
 @pytest.mark.parametrize("name", ["digits", "photographs", "mnist", "cifar10", "cifar10-crops"])
@@ -82,7 +99,7 @@ def row_of(name, values):
 
 
 def word(ours, other, margin=None, higher_is_better=False, paired=False):
-    return verdict(ours, other, margin, higher_is_better, paired)["verdict"]
+    return verdict(ours, other, higher_is_better, paired, alike_within=margin)["verdict"]
 
 
 def test_claims_are_judged_against_the_spread():
@@ -97,6 +114,8 @@ def test_claims_are_judged_against_the_spread():
     varied = [1.0, 3.0, 5.0]
     assert word(varied, [v + 0.5 for v in varied]) == "cannot be told"
     assert word(varied, [v + 0.5 + d for v, d in zip(varied, [0, 0.1, -0.1], strict=True)], paired=True) == "holds"
+    for margin, expected in ((0.5, "holds"), (1.0, "cannot be told"), (1.5, "does not hold")):
+        assert verdict(low, high, False, False, at_least=margin)["verdict"] == expected
 
 
 def test_likeness_is_judged_against_margin_and_spread():
@@ -109,7 +128,8 @@ def test_likeness_is_judged_against_margin_and_spread():
 def test_a_claim_is_a_sentence_by_every_measure():
     rows = {
         name: {
-            "model": {"name": name},
+            "model": {},
+            "steps": [9, 9, 9],
             MEASURE: row_of(name, frechet)[MEASURE],
             "share_read_as_class": row_of(name, read)[MEASURE],
             "bits_per_dim": row_of(name, [2.0, 2.1, 2.2])[MEASURE],
@@ -127,6 +147,35 @@ def test_a_claim_is_a_sentence_by_every_measure():
     assert judged["verdicts"][MEASURE]["gain"] == pytest.approx(1.0)
     alike = judge(Table("t", (), measures=(MEASURE,)), Claim("a", "b", alike_within=0.1), rows)
     assert alike["sentence"].startswith('"a within 0.1 of b": by Fréchet does not hold')
+    far = judge(Table("t", (), measures=(MEASURE,)), Claim("a", "b", at_least=2), rows)
+    assert far["sentence"].startswith('"a better than b by 2 or more": by Fréchet does not hold')
+
+
+def test_two_ways_to_sample_from_one_model_are_compared_by_samples_alone_and_equal_ones_are_alike():
+    row = {"model": {}, "steps": [9, 9], **{name: row_of("r", [0.5, 0.6])[MEASURE] for name in MEASURES}}
+    table = Table("t", (), measures=tuple(MEASURES))
+    judged = judge(table, Claim("a", "b", alike_within=0.02), {"a": row, "b": row})
+    assert {name: said["verdict"] for name, said in judged["verdicts"].items()} == {
+        "share_read_as_class": "holds",
+        MEASURE: "holds",
+    }
+    others = {**row, "steps": [9, 8]}  # models of their own: a likelihood that happens to be the same is a figure, too
+    assert "bits_per_dim" in judge(table, Claim("a", "b"), {"a": row, "b": others})["verdicts"]
+
+
+@pytest.mark.parametrize("path", sorted(path for path in RESULTS.glob("*.json") if "sentences" in path.read_text()))
+def test_what_is_said_of_the_committed_rows_follows_from_them(path):
+    """From the code as it is: a changed claim, row or rule must not stand beside old sentences."""
+    record = json.loads(path.read_text())
+    name, preset = path.stem.split("_")[0], PRESETS[record["data"]]
+    steps = {int(number) for row in record["rows"] for number in re.findall(r", (\d+) steps", row["name"])} or {1}
+    table = bases(preset, *steps) if name == "basis" else tables(preset)[name]
+    assert [(row["name"], row["model"], row["sampling"], row["paper"]) for row in record["rows"]] == [
+        (row.name, row.model, list(row.sampling), row.paper) for row in table.rows
+    ]
+    assert (record["title"], record["note"]) == (table.title, table.note)
+    said = json.loads(json.dumps(judged(table, record["rows"], record.get("fifths"))))
+    assert said == {name: record[name] for name in ("claims", "sentences")}
 
 
 @pytest.mark.parametrize(("last", "expected"), [(0.5, "holds"), (1.5, "does not hold"), (1.0, "cannot be told")])
@@ -144,10 +193,22 @@ def test_all_is_everything():
     chosen = chosen_tables(AblateConfig(table=("4",), figure=("6a",), basis=True, data="cifar10"))
     assert list(chosen) == ["table4", "figure6a", "basis"]
     assert chosen["basis"][0] is PRESETS["cifar10"]
+    assert chosen_tables(AblateConfig(basis=True, data="mnist"))["basis"][0] is PRESETS["mnist"]
     assert chosen_tables(AblateConfig(basis=True))["basis"][0] is PRESETS["photographs"]
     limited = chosen_tables(AblateConfig(all=True, steps_per_run=7))
     assert {row.steps for row in limited["table3"][1].rows} == {7}
-    assert {row.steps for row in limited["basis"][1].rows} == {None, 600}  # at equal seconds, and at equal steps
+    assert {row.steps for row in limited["basis"][1].rows} == {None, 400}  # at equal seconds, and at equal steps
+
+
+def test_results_of_other_data_are_other_files():
+    def stem(name, data, **options):
+        return result_path(AblateConfig(out="o", **options), name, PRESETS[data])
+
+    assert stem("table3", "digits") == Path("o/table3.json")
+    assert stem("table3", "photographs") == Path("o/table3_photographs.json")
+    assert stem("basis", "photographs", suffix="_long") == Path("o/basis_long.json")
+    assert stem("basis", "mnist") == Path("o/basis_mnist.json")
+    assert AblateConfig().out != "results"  # a quick look does not replace what the book prints
 
 
 @pytest.mark.parametrize(("limits", "passed"), [({}, ["--max-minutes", 1.0]), ({"steps_per_run": 7}, ["--steps", 7])])
@@ -196,6 +257,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
         assert f"({name}.json)" in page and f"({name}.png)" in page
     assert '- "plain better than no split": by Fréchet cannot be told from one seed' in page
 
+    fails_with_one_line(capsys, ablate.main, [*arguments, "--keep", "--seeds", "2"], "keep is True", "figure8.json")
     monkeypatch.setattr(Runs, "_run", lambda *_: pytest.fail("a finished run was started again"))
     before = (tmp_path / "results" / "table3.json").read_text()
     ablate.main([*arguments, "--suffix", "_again"])
@@ -204,6 +266,54 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "results" / "README.md").read_text()
     assert page.count("(table3.png)") == page.count("(table3_again.png)") == 1
     assert [row["bits_per_dim"] for row in after["rows"]] == [row["bits_per_dim"] for row in json.loads(before)["rows"]]
+    monkeypatch.setitem(ablate.PRESETS, "digits", dataclasses.replace(PRESETS["digits"], learning_rate=0.5))
+    fails_with_one_line(capsys, ablate.main, arguments, "runs is", "the preset is not what it was")
+
+
+def test_figures_of_a_result_file_are_kept_and_others_added(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def run(self, command, *arguments):
+        if command == "train":
+            folder = Path(arguments[arguments.index("--out") + 1])
+            trained.append((folder.parent.name, folder.name))
+            folder.mkdir(parents=True)
+        else:
+            figures = dict.fromkeys(MEASURES, float(len(trained)))
+            Path(arguments[arguments.index("--out") + 1]).write_text(json.dumps(figures))
+
+    monkeypatch.setattr(Runs, "_run", run)
+    monkeypatch.setattr(ablate, "last_state", lambda folder: {"step": 9, "seconds": 1.0})
+    first, second = Row("first"), Row("second", {"components": 3})
+    monkeypatch.setattr(ablate, "tables", lambda preset: {"table3": Table("A table", (first,))})
+    arguments = ["--table", "3", "--out", str(tmp_path / "results"), "--device", "cpu", "--runs"]
+    ablate.main([*arguments, str(tmp_path / "runs")])
+    assert trained == [("preset", "seed0")]
+
+    monkeypatch.setattr(ablate, "tables", lambda preset: {"table3": Table("A table", (first, second))})
+    ablate.main([*arguments, str(tmp_path / "elsewhere"), "--keep", "--seeds", "2"])
+    assert set(trained[1:]) == {("preset", "seed1"), ("components=3", "seed0"), ("components=3", "seed1")}
+    record = json.loads((tmp_path / "results" / "table3.json").read_text())
+    assert [len(row["bits_per_dim"]["seeds"]) for row in record["rows"]] == [2, 2]
+    assert record["rows"][0]["bits_per_dim"]["seeds"][0] == 1.0 and record["rows"][0]["steps"] == [9, 9]
+    assert record["kept"][0].keys() == {"command", "commit", "date", "device"}
+    assert "and before it `" in report(tmp_path / "results")
+    again = [*arguments, str(tmp_path / "elsewhere"), "--keep", "--samples", "7"]
+    fails_with_one_line(capsys, ablate.main, again, "samples is 7", "1000")
+
+
+def test_a_run_at_hand_counts_before_a_figure_of_a_result_file(tmp_path, monkeypatch):
+    runs = Runs(AblateConfig(table=("3",), runs=str(tmp_path), device="cpu"))
+    table, preset = Table("t", (Row("r"),)), PRESETS["digits"]
+    monkeypatch.setattr(Runs, "train", lambda *_: None)
+    monkeypatch.setattr(Runs, "figures", lambda *_: dict.fromkeys(MEASURES, 1.0))
+    monkeypatch.setattr(ablate, "last_state", lambda folder: {"step": 9, "seconds": 1.0})
+    old = {**{name: {"seeds": [2.0]} for name in MEASURES}, "steps": [5], "training_seconds": [1.0]}
+    earlier = [{"name": "r", "model": {}, "sampling": [], **old}]
+    assert measure(runs, preset, table, earlier)[0]["bits_per_dim"]["seeds"] == [2.0]
+    runs.folder(preset, table.rows[0], 0).mkdir(parents=True)
+    (runs.folder(preset, table.rows[0], 0) / "finished").touch()
+    assert measure(runs, preset, table, earlier)[0]["bits_per_dim"]["seeds"] == [1.0]
 
 
 def test_test_images_are_limited_and_figures_of_fewer_kept_apart(tmp_path, monkeypatch):
@@ -254,3 +364,6 @@ def test_one_measure_has_a_figure_too():
     rows = [{"name": name, "bits_per_dim": {"mean": 2.0, "seeds": [1.9, 2.1]}} for name in ("one", "other")]
     (panel,) = comparison(rows, {"bits_per_dim": "bits/dim"}).axes
     assert panel.get_title() == "bits/dim" and len(panel.lines) == 4
+    timed = [row | {"seconds_per_image": {"forward": 0.001, "prior": 0.002, "back": 0.003}} for row in rows]
+    *_, panel = comparison(timed, {"bits_per_dim": "bits/dim"}).axes
+    assert [bar.get_width() for bar in panel.patches] == [2, 2, 3, 3]  # of both rows the prior, then the way back

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from conftest import jacobian, logdet_error, randomise_zeros, round_trip_error, small_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_commands import fails_with_one_line
 from test_engine import QUICK
 
@@ -17,8 +19,8 @@ def small_coupling(tokens: int = 5, channels: int = 3, blocks: int = 4, **change
     return randomise_zeros(CouplingFlow(tokens, channels, blocks, layers=2, width=16, head_dim=8, **changes))
 
 
-def tokens(batch: int = 3) -> torch.Tensor:
-    return torch.randn(batch, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+def tokens(batch: int = 3, count: int = 5, channels: int = 3) -> torch.Tensor:
+    return torch.randn(batch, count, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -27,6 +29,34 @@ def test_round_trip_and_logdet(variant):
     assert (flow(tokens())[0] - tokens()).abs().max() > 0.1  # not the identity
     assert round_trip_error(flow, tokens()) <= 1e-9
     assert logdet_error(flow, tokens()) <= 1e-8
+
+
+@given(count=st.integers(2, 9), channels=st.integers(1, 5), blocks=st.integers(1, 4), batch=st.integers(1, 3))
+@settings(max_examples=15, deadline=None)
+def test_any_shape(count, channels, blocks, batch):
+    flow = small_coupling(count, channels, blocks)
+    assert round_trip_error(flow, tokens(batch, count, channels)) <= 1e-9
+    assert logdet_error(flow, tokens(batch, count, channels)) <= 1e-8
+
+
+def test_a_new_flow_is_the_identity():
+    z, logdet = CouplingFlow(5, 3, 4, 1, 16, 8).double()(tokens())
+    assert torch.equal(z, tokens()) and torch.equal(logdet, torch.zeros(3, dtype=torch.float64))
+
+
+def test_log_scale_is_bounded():
+    flow = small_coupling(blocks=1, max_log_scale=0.5)
+    flow.blocks[0].network.project_out.weight.data *= 1e4
+    assert 0 < flow(tokens())[1].abs().max() <= 0.5 * 5 * 2 + 1e-9  # two of three channels of five tokens change
+
+
+def test_bfloat16_autocast_keeps_the_affine_map_exact():
+    flow, x = small_coupling().float(), tokens().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z, logdet = flow(x)
+    assert z.dtype == logdet.dtype == torch.float32
+    assert 0 < (logdet - flow(x)[1]).abs().max() < 0.1
+    assert (flow.inverse(z) - x).abs().max() < 0.5
 
 
 @pytest.mark.parametrize("number", range(4))
