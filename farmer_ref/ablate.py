@@ -148,24 +148,29 @@ class Runs:
         return Path(self.config.runs) / preset.preset / limit / (",".join(parts) or "preset") / f"seed{seed}"
 
     def finished(self, preset: TrainConfig, row: Row, seed: int) -> bool:
-        """Whether a row's run of one seed is there, trained to its end."""
-        return (self.folder(preset, row, seed) / "finished").exists()
+        """Whether a row's run of one seed is there, trained to its end. Raises `InputError` if with other settings."""
+        folder = self.folder(preset, row, seed)
+        if not (folder / "finished").exists():
+            return False
+        same = (folder / "finished").read_text() == self.settings(preset, row)
+        require(same, "runs", str(folder), "another folder, as the preset is not what it was when this one was trained")
+        return True
+
+    @staticmethod
+    def settings(preset: TrainConfig, row: Row) -> str:
+        """All settings that a row is trained with."""
+        return json.dumps(asdict(replace(preset, model=replace(preset.model, **row.model))), indent=2)
 
     def train(self, preset: TrainConfig, row: Row, seed: int) -> None:
         """Train a row's run, or go on with it, and distil it if the row needs a student."""
         folder, minutes = self.folder(preset, row, seed), self.config.seconds_per_run / 60
         limit = ["--steps", row.steps] if row.steps else ["--max-minutes", minutes]
-        settings = json.dumps(asdict(replace(preset, model=replace(preset.model, **row.model))), indent=2)
-        if self.finished(preset, row, seed):
-            trained_with = (folder / "finished").read_text()
-            allowed = "another folder, as the preset is not what it was when this one was trained"
-            require(trained_with == settings, "runs", str(folder), allowed)
-        else:
+        if not self.finished(preset, row, seed):
             model = [part for name, value in row.model.items() for part in model_flag(name, value)]
             quiet = ["--validate-every", 0, "--sample-every", 0, "--checkpoint-every", 1000]
             place = ["--out", folder, "--resume", "--seed", seed, "--data-root", self.config.data_root]
             self._run("train", "--preset", preset.preset, *place, *limit, *quiet, *model)
-            (folder / "finished").write_text(settings)
+            (folder / "finished").write_text(self.settings(preset, row))
         if "--student" in row.sampling and not (folder / "distilled").exists():
             quiet = ["--validate-every", 0, "--sample-every", 0, "--dropout", 0.1, "--data-root", self.config.data_root]
             self._run("distill", "--run", folder, "--resume", *limit, *quiet)
@@ -298,10 +303,12 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
         images = torch.cat([model.decode(model.prior.sample(part, generator=generator)) for part in labels.split(100)])
         logdet = torch.cat([model.encode(part)[1] for part in images.split(100)])
         values = model.dequantiser.quantise(images).cpu()
-        order = logdet.argsort().cpu()
-        of_classes = [order[labels.cpu()[order] == label].tensor_split(QUINTILES) for label in labels.unique().cpu()]
-        for number, parts in enumerate(zip(*of_classes, strict=True)):
-            chosen = torch.stack(parts, 1).flatten()  # the classes take turns
+        fifth, order = torch.empty_like(labels), logdet.argsort()
+        for label in labels.unique():
+            members = order[labels[order] == label]
+            fifth[members] = torch.arange(len(members), device=fifth.device) * QUINTILES // len(members)
+        for number in range(QUINTILES):
+            chosen = (fifth == number).nonzero()[:, 0].cpu()  # labels cycle: the first ones are of all classes
             measured[number]["logdet"].append(float(logdet[chosen].mean()))
             measured[number]["sharpness"].append(float(sharpness(values[chosen]).mean()) / real)
             measured[number]["share_read_as_class"].append(reader.share_read(values[chosen], labels.cpu()[chosen]))
@@ -336,14 +343,12 @@ def picture(record: dict[str, Any]) -> Figure:
 
 
 def earlier_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """A result file to keep the figures of; empty where there is none. Raises `InputError` if it cannot be added to."""
+    """A result file to keep the figures of; empty where there is none. Raises `InputError` if settings differ."""
     if not path.exists():
         return {}
     earlier = json.loads(path.read_text())
     for name, value in settings.items():
         require(earlier.get(name) == value, name, value, f"{earlier.get(name)}, as in {path}, whose figures to keep")
-    speeds_or_samples = "fifths" in earlier or any("seconds_per_image" in row for row in earlier["rows"])
-    require(not speeds_or_samples, "keep", True, f"False for {path}, which looks at the trained models themselves")
     return earlier
 
 
@@ -354,14 +359,16 @@ def main(argv: list[str] | None = None) -> None:
     runs = Runs(config)
     if runs.device.type == "cpu":
         torch.set_num_threads(1)
-    tables = chosen_tables(config)
-    paths = {name: result_path(config, name, preset) for name, (preset, _) in tables.items()}
-    settings = {
-        name: {"data": preset.preset} | {field: getattr(config, field) for field in SETTINGS}
-        for name, (preset, _) in tables.items()
-    }
-    earlier = {name: earlier_result(paths[name], settings[name]) if config.keep else {} for name in tables}
-    for name, (preset, table) in tables.items():
+    chosen, settings, earlier = chosen_tables(config), {}, {}
+    paths = {name: result_path(config, name, preset) for name, (preset, _) in chosen.items()}
+    for name, (preset, table) in chosen.items():
+        settings[name] = {"data": preset.preset} | {field: getattr(config, field) for field in SETTINGS}
+        models_needed = table.speeds is not None or name in ("figure7", "figure8")
+        require(not (config.keep and models_needed), "keep", True, f"False for {name}: its models are measured, too")
+        fewest = QUINTILES * max(1, preset.model.num_classes) if name == "figure8" else 1
+        require(config.samples >= fewest, "samples", config.samples, f"{fewest} or more for {name}")
+        earlier[name] = earlier_result(paths[name], settings[name]) if config.keep else {}
+    for name, (preset, table) in chosen.items():
         load_split(preset.dataset, "test", preset.model, config.data_root, config.download)  # or say so before the work
         record = {
             **provenance(runs.device),

@@ -254,7 +254,7 @@ def blur_sentence(fifths: list[dict[str, Any]]) -> str:
     of_last, of_first = (cell(fifth["sharpness"], ".2f") for fifth in (fifths[-1], fifths[0]))
     return (
         f'"Samples of abnormally large log-determinants look blurred" {word}: sharpness, over that of real images, is '
-        f"{of_last} in the fifth with the largest and {of_first} in the fifth with the smallest."
+        f"{of_last} in the fifth of each class with the largest and {of_first} in the fifth with the smallest."
     )
 
 

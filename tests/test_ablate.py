@@ -238,7 +238,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
         ablate, "tables", lambda preset: {"table3": small, "figure7": seven, "figure8": Table("Eight", rows[:1])}
     )
     places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results"), "--device", "cpu"]
-    arguments = ["--table", "3", "--figure", "7", "8", "--steps-per-run", "20", "--samples", "20", *places]
+    arguments = ["--table", "3", "--figure", "7", "8", "--steps-per-run", "20", "--samples", "50", *places]
     ablate.main(arguments)
     printed = capsys.readouterr().out
     assert "A table" in printed and "FID 2" in printed and "cannot be told from one seed" in printed
@@ -257,7 +257,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
         assert f"({name}.json)" in page and f"({name}.png)" in page
     assert '- "plain better than no split": by Fréchet cannot be told from one seed' in page
 
-    fails_with_one_line(capsys, ablate.main, [*arguments, "--keep", "--seeds", "2"], "keep is True", "figure8.json")
+    fails_with_one_line(capsys, ablate.main, [*arguments, "--keep"], "keep is True", "False for table3")
     monkeypatch.setattr(Runs, "_run", lambda *_: pytest.fail("a finished run was started again"))
     before = (tmp_path / "results" / "table3.json").read_text()
     ablate.main([*arguments, "--suffix", "_again"])
@@ -266,6 +266,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "results" / "README.md").read_text()
     assert page.count("(table3.png)") == page.count("(table3_again.png)") == 1
     assert [row["bits_per_dim"] for row in after["rows"]] == [row["bits_per_dim"] for row in json.loads(before)["rows"]]
+    capsys.readouterr()
     monkeypatch.setitem(ablate.PRESETS, "digits", dataclasses.replace(PRESETS["digits"], learning_rate=0.5))
     fails_with_one_line(capsys, ablate.main, arguments, "runs is", "the preset is not what it was")
 
@@ -299,6 +300,7 @@ def test_figures_of_a_result_file_are_kept_and_others_added(tmp_path, monkeypatc
     assert record["kept"][0].keys() == {"command", "commit", "date", "device"}
     assert "and before it `" in report(tmp_path / "results")
     again = [*arguments, str(tmp_path / "elsewhere"), "--keep", "--samples", "7"]
+    capsys.readouterr()
     fails_with_one_line(capsys, ablate.main, again, "samples is 7", "1000")
 
 
@@ -312,7 +314,7 @@ def test_a_run_at_hand_counts_before_a_figure_of_a_result_file(tmp_path, monkeyp
     earlier = [{"name": "r", "model": {}, "sampling": [], **old}]
     assert measure(runs, preset, table, earlier)[0]["bits_per_dim"]["seeds"] == [2.0]
     runs.folder(preset, table.rows[0], 0).mkdir(parents=True)
-    (runs.folder(preset, table.rows[0], 0) / "finished").touch()
+    (runs.folder(preset, table.rows[0], 0) / "finished").write_text(runs.settings(preset, table.rows[0]))
     assert measure(runs, preset, table, earlier)[0]["bits_per_dim"]["seeds"] == [1.0]
 
 
@@ -350,6 +352,7 @@ def test_rows_that_no_claim_compares_may_have_fewer_seeds():
         (["--table", "3", "--other-seeds", "0"], ["other_seeds is 0", "1 or more"]),
         (["--table", "3", "--images", "0"], ["images is 0"]),
         (["--table", "3", "--steps-per-run", "0"], ["steps_per_run is 0"]),
+        (["--figure", "8", "--samples", "49"], ["samples is 49", "50 or more for figure8"]),
         (["--table", "3", "--side-by-side", "0"], ["side_by_side is 0"]),
         (["--table", "3", "--data", "mnist", "--no-download"], ["data_root is 'data'", "no whole mnist"]),
     ],
