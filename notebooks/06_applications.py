@@ -120,8 +120,8 @@ print(f"rank of the truth's log p: {own['mean_rank_of_log_prob']:.2f}, where 0.5
 # Given the label it is no feat: any half of that class will do. Without it, an upper half fits several digits, and the
 # completions should be read as several. The last line is the honest one. Samples of the model were cut in half and
 # completed, so that the truth is one more draw of the same distribution; it should rank in the middle, and ranks too
-# high. The sampler has not converged at its sixteen particles (eight in the cell above): completions are diverse, and less probable than they ought
-# to be. The density is exact; what a sampler makes of it in finite time is not.
+# high. The sampler has not converged at its sixteen particles (eight in the cell above): completions are diverse, and
+# less probable than they ought to be. The density is exact; what a sampler makes of it in finite time is not.
 #
 # ## Edits
 #
