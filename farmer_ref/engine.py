@@ -323,7 +323,8 @@ class Trainer:
             self.save()
         if self.progress >= 1:
             return True
-        log, speed = RunLog(self.run, self.step), Speed(self.config.batch_size, self.flops_per_image)
+        device = next(self.model.parameters()).device
+        log, speed = RunLog(self.run, self.step), Speed(self.config.batch_size, self.flops_per_image, device)
         began = time.perf_counter() - self.seconds
         handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(
@@ -414,9 +415,9 @@ class Trainer:
 class Speed:
     """Images per second between two lines of the log, and what share of the GPUs' peak that is."""
 
-    def __init__(self, batch_size: int, flops_per_image: float):
-        self.batch_size = batch_size
-        peak = parallel.world_size() * costs.peak_flops()
+    def __init__(self, batch_size: int, flops_per_image: float, device: torch.device):
+        self.batch_size, self.device = batch_size, device
+        peak = parallel.world_size() * costs.peak_flops(device)
         self.utilisation_per_rate = flops_per_image / peak if peak else 0.0
         self._images, self._began = 0, time.perf_counter()
 
@@ -438,8 +439,8 @@ class Speed:
         found = {"images_per_second": rate}
         if self.utilisation_per_rate:
             found["model_flops_utilisation"] = rate * self.utilisation_per_rate
-        if torch.cuda.is_available():
-            found["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if self.device.type == "cuda":
+            found["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return found
 
 
