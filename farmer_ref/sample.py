@@ -160,8 +160,7 @@ def write_folder(sampler: Sampler, out: Path) -> str:
     """One PNG per image, named by its number and label; what is there already is not drawn again."""
     config = sampler.config
     labels = sampler.labels()
-    with parallel.first_alone():
-        note_settings(config, out, images_depend_on(config, sampler.device))
+    parallel.first_for_all(lambda: note_settings(config, out, images_depend_on(config, sampler.device)))
 
     def path_of(number: int) -> Path:
         label = int(labels[number])
