@@ -180,9 +180,9 @@ def write_folder(sampler: Sampler, out: Path) -> str:
 
 
 def note_settings(config: SampleConfig, out: Path, deciding: dict[str, Any]) -> None:
-    """Make the folder, with all that decides what image k is; raise `InputError` where it was made otherwise."""
+    """Make the folder, with all that decides what image k is; raise `InputError` where images were drawn otherwise."""
     noted = out / SETTINGS_FILE
-    if noted.exists():
+    if noted.exists() and any(out.glob("*.png")):  # without images it is left by a command that failed
         try:
             before = dict(json.loads(noted.read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -193,7 +193,7 @@ def note_settings(config: SampleConfig, out: Path, deciding: dict[str, Any]) -> 
                     f"{name} is {value!r}; allowed: {before.get(name)!r}, with which the images in {out} were drawn, "
                     "or another folder"
                 )
-    elif out.exists() and any(out.iterdir()):
+    elif not noted.exists() and out.exists() and any(out.iterdir()):
         raise InputError(f"out is {config.out!r}, a folder that holds other things; allowed: a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)

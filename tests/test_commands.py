@@ -243,6 +243,21 @@ def test_a_folder_of_samples_goes_on_where_it_was_cut_off(capsys, trained, tmp_p
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+def test_a_folder_without_images_takes_the_corrected_command(capsys, trained, tmp_path):
+    line = ["--run", trained, "--out", tmp_path / "folder", "--device", "cpu", "--count", 5]
+    fails_with_one_line(capsys, sample.main, [*line, "--denoise"], "denoise is asked of a model")
+    draw(trained, tmp_path / "folder", "--count", 5)
+    assert "5 of them drawn now" in capsys.readouterr().out
+    fails_with_one_line(capsys, sample.main, [*line, "--seed", 1], "seed is 1; allowed: 0")
+
+
+def test_the_first_process_alone_makes_a_folder_of_samples(trained, tmp_path, monkeypatch):
+    """Another one finds it made: two that wrote one file at once would take its temporary file from each other."""
+    monkeypatch.setattr(sample, "note_settings", lambda *_: pytest.fail("another process writes, too"))
+    monkeypatch.setattr("farmer_ref.parallel.rank", lambda: 1)
+    draw(trained, tmp_path, "--count", 5)
+
+
 def test_sample_takes_the_run_s_own_guidance(trained, tmp_path, monkeypatch):
     shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
