@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -27,7 +26,7 @@ from farmer_ref.data import Pictures, batches, load_split, read_picture, read_pi
 from farmer_ref.engine import load_run, run_dataset
 from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
-from farmer_ref.files import output_file, replace_file
+from farmer_ref.files import output_file, replace_file, write_json
 from farmer_ref.guidance import Guidance
 from farmer_ref.parallel import resolve_device
 from farmer_ref.plots import image_grid, to_bytes
@@ -305,7 +304,7 @@ def run_anomaly(config: AnomalyConfig) -> str:
         rows.append({"image": name, "share_of_validation_images_as_strange": stranger, "scores": row})
     rows.sort(key=lambda row: -row["scores"][config.score])
     if out:
-        out.write_text(json.dumps({"run": config.run, "sorted_by": config.score, "images": rows}, indent=2) + "\n")
+        write_json(out, {"run": config.run, "sorted_by": config.score, "images": rows})
     lines = [f"{config.score}, the strangest first; beside it the share of validation images that are as strange"]
     for row in rows:
         share = row["share_of_validation_images_as_strange"]
@@ -325,9 +324,7 @@ def run_classify(config: ClassifyConfig) -> str:
             {"image": name, "label": int(label), "class": int(c), "probabilities": own.tolist()}
             for name, label, c, own in zip(names, labels, classes, probabilities, strict=True)
         ]
-        out.write_text(
-            json.dumps({"run": config.run, "temperature": config.temperature, "images": rows}, indent=2) + "\n"
-        )
+        write_json(out, {"run": config.run, "temperature": config.temperature, "images": rows})
     lines = []
     if config.images:
         triples = zip(studio.pictures.names, classes, confidence, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from farmer_ref import cli, parallel
 from farmer_ref.data import batches, load_split
 from farmer_ref.engine import load_run, run_dataset, run_guidance, run_model
 from farmer_ref.errors import InputError, require
-from farmer_ref.files import output_file
+from farmer_ref.files import output_file, write_json
 from farmer_ref.guidance import Guidance
 from farmer_ref.metrics import Reader, evaluate_likelihood, frechet_distance, sample_batches, sample_values
 from farmer_ref.prior import NULL_LABEL
@@ -241,8 +240,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         figures = evaluate(config)
         parallel.say(describe(figures))
-    if out and parallel.rank() == 0:
-        out.write_text(json.dumps(figures, indent=2) + "\n")
+    if out:
+        parallel.first_for_all(lambda: write_json(out, figures))
 
 
 if __name__ == "__main__":

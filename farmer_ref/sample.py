@@ -20,7 +20,7 @@ from farmer_ref import cli, parallel
 from farmer_ref.engine import load_run, run_guidance
 from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
-from farmer_ref.files import output_file, pretrained_folder, replace_file
+from farmer_ref.files import output_file, pretrained_folder, replace_file, write_json
 from farmer_ref.guidance import Guidance
 from farmer_ref.metrics import sample_generator
 from farmer_ref.plots import class_labels, image_grid, to_bytes
@@ -197,7 +197,7 @@ def note_settings(config: SampleConfig, out: Path, deciding: dict[str, Any]) -> 
         raise InputError(f"out is {config.out!r}, a folder that holds other things; allowed: a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(noted, lambda path: path.write_text(json.dumps(deciding, indent=2) + "\n"))
+        write_json(noted, deciding)
     except OSError as error:
         raise InputError(f"out is {config.out!r}, which cannot be made ({error}); allowed: a folder to write") from None
 

@@ -1,6 +1,7 @@
 """The commands as a user runs them: one clear line and exit code 2 for bad input, help that reads well."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -27,7 +28,7 @@ def fails_with_one_line(capsys, main, arguments, *parts):
     with pytest.raises(SystemExit) as raised:
         run_command(lambda: main([str(argument) for argument in arguments]))
     assert raised.value.code == 2
-    error = capsys.readouterr().err.split("step/s]\n")[-1].split("step]\n")[-1].split("\r")[-1]  # after a progress bar
+    error = re.split(r"/(?:s|step|batch)\]\n|\r", capsys.readouterr().err)[-1]  # after a progress bar
     assert error.startswith("error: ")
     assert error.count("\n") == 1, error
     for part in parts:
@@ -155,6 +156,25 @@ def test_outputs_that_cannot_be_written_are_named_before_the_work(capsys, traine
     fails_with_one_line(capsys, sample.main, [*run, tmp_path / "folder.png"], "which is a folder")
     fails_with_one_line(capsys, evaluate.main, [*run, tmp_path], "which is a folder")
     fails_with_one_line(capsys, train.main, [*QUICK, "--out", tmp_path / "file" / "run"], "cannot be made")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (evaluate.main, ["--images", "5", "--draws", "1", "--samples", "0"]),
+        (apply.main, ["anomaly", "--count", "2", "--reference", "10", "--draws", "1"]),
+        (apply.main, ["classify", "--count", "2", "--draws", "1"]),
+    ],
+)
+def test_figures_that_cannot_be_written_are_one_line(capsys, trained, tmp_path, monkeypatch, command, arguments):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.json").write_text("before")
+    monkeypatch.setattr("pathlib.Path.write_text", denied)
+    line = [*arguments, "--run", trained, "--out", tmp_path / "a.json"]
+    fails_with_one_line(capsys, command, line, "a.json cannot be written", "Permission denied")
+    assert (tmp_path / "a.json").read_text() == "before"
 
 
 @pytest.mark.parametrize("damage", [{"steps": "many"}, {"wings": 2}])
