@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from test_data import folder_of_images
 from test_engine import QUICK
 
-from farmer_ref import Guidance, apply, evaluate, parameters, sample, train
+from farmer_ref import PRESETS, Farmer, Guidance, apply, evaluate, parameters, sample, train
 from farmer_ref.checkpoint import checkpoints
 from farmer_ref.cli import run as run_command
 from farmer_ref.engine import load_run
@@ -142,10 +143,26 @@ def test_sample_refuses(capsys, trained, arguments, parts):
         (["--draws", "0"], ["draws is 0"]),
         (["--samples", "1"], ["samples is 1", "0, or 2 or more"]),
         (["--images", "1"], ["images is 1", "2 or more"]),
+        (["--extractor", "reader"], ["extractor is 'reader', without fid; allowed: with --fid"]),
+        (["--fid", "--draws", "2"], ["draws is 2, with fid; allowed: without it"]),
+        (["--fid", "--importance-weighted"], ["importance_weighted is True, with fid"]),
+        (["--fid", "--samples-from", "a.npz", "--redundant-temperature", "2"], ["with samples to draw"]),
+        (["--fid", "--samples-from", "a.npz", "--guidance", "2"], ["guidance is 2.0", "the run's own"]),
     ],
 )
 def test_evaluate_refuses(capsys, trained, tmp_path, arguments, parts):
     fails_with_one_line(capsys, evaluate.main, ["--run", trained, "--data-root", tmp_path, *arguments], *parts)
+
+
+def test_evaluate_refuses_to_have_samples_read_that_cannot_be(capsys, tmp_path, monkeypatch):
+    Farmer(replace(PRESETS["tiny"].model, num_classes=0)).save_pretrained(tmp_path)
+    line = ["--dataset", "digits", "--device", "cpu", "--images", 4, "--draws", 1, "--run"]
+    for arguments, part in ((["--samples", 20], "samples is 20; allowed: 0"), (["--student"], "student is True")):
+        fails_with_one_line(capsys, evaluate.main, [*line, tmp_path, *arguments], part)
+    evaluate.main([*map(str, line), str(tmp_path)])
+    assert "read as their class" not in capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "READABLE_DIMENSIONS", 63)  # a digit has 64
+    fails_with_one_line(capsys, evaluate.main, [*line, "digits", "--student"], "student is True", "--samples N")
 
 
 def test_outputs_that_cannot_be_written_are_named_before_the_work(capsys, trained, tmp_path):
