@@ -165,10 +165,10 @@ def run_model(name: str) -> ModelConfig:
     return ModelConfig.from_dict(read_config(pretrained_folder(name))["model"])
 
 
-def run_dataset(name: str) -> str:
-    """The data set that a run folder or a shipped model was trained on."""
-    dataset = read_config(pretrained_folder(name)).get("training", {}).get("dataset")
-    if dataset is None:
+def run_dataset(name: str, otherwise: str = "") -> str:
+    """The data set that a run folder or a shipped model was trained on; `otherwise` where none is recorded."""
+    dataset = read_config(pretrained_folder(name)).get("training", {}).get("dataset") or otherwise
+    if not dataset:
         raise InputError(f"dataset is not given, and {name} records none; allowed: --dataset NAME")
     return dataset
 

@@ -14,6 +14,7 @@ from test_engine import QUICK
 from farmer_ref import PRESETS, Farmer, Guidance, apply, evaluate, parameters, sample, train
 from farmer_ref.checkpoint import checkpoints
 from farmer_ref.cli import run as run_command
+from farmer_ref.data import load_split
 from farmer_ref.engine import load_run
 
 
@@ -342,6 +343,13 @@ def pictures(tmp_path_factory):
     return folder
 
 
+def test_halves_of_an_odd_size_share_no_pixel_and_leave_none():
+    config = replace(PRESETS["tiny"].model, image_size=9, patch_size=3)
+    for first, second in (("upper-half", "lower-half"), ("left-half", "right-half")):
+        assert (apply.mask_of(first, config) ^ apply.mask_of(second, config)).all()
+    assert apply.mask_of("lower-half", config)[0, :, 0].tolist() == [False] * 4 + [True] * 5
+
+
 INPAINT = ["inpaint", "--count", "2", "--samples", "2", "--particles", "3", "--moves", "1"]
 
 
@@ -386,6 +394,22 @@ def test_apply_anomaly_ranks_a_folder(capsys, pictures, tmp_path):
     scores = [row["scores"]["terms and complexity"] for row in rows]
     assert scores == sorted(scores, reverse=True)
     assert "b_class7.png" in capsys.readouterr().out
+
+
+def test_apply_anomaly_takes_what_is_normal_from_the_run_s_own_data(trained, tmp_path, monkeypatch):
+    asked = []
+
+    def load(dataset, split, *rest):
+        asked.append((dataset, split))
+        return load_split("digits", split, *rest)
+
+    monkeypatch.setattr(apply, "load_split", load)
+    line = ["anomaly", "--dataset", "others", "--count", "2", "--reference", "10", "--draws", "1", "--run"]
+    apply.main([*line, str(trained)])
+    assert asked == [("others", "test"), ("digits", "train"), ("digits", "validation")]
+    load_run(str(trained)).save_pretrained(tmp_path / "exported")  # which does not say what it was trained on
+    apply.main([*line, str(tmp_path / "exported")])
+    assert asked[3:] == [("others", "test"), ("others", "train"), ("others", "validation")]
 
 
 def test_apply_classify_tells_what_it_read(capsys, trained, pictures, tmp_path):
