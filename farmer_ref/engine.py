@@ -116,7 +116,11 @@ def make_optimiser(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
 def training_images(
     batch: Batch, dequantiser: Dequantiser, seed: int, progress: float, label_dropout: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Dequantised images (B,C,H,W) and labels (B,) with some dropped, a function of (seed, step, sample) only."""
+    """Dequantised images (B,C,H,W) and labels (B,) with some dropped.
+
+    What is random is a function of (seed, step, sample), and of the device, whose generator draws the noise. The size
+    of Gaussian noise follows `progress`, which with `max_minutes` depends on the clock.
+    """
     generator = torch.Generator(device)
     noise, dropped = [], []
     for k in range(batch.first, batch.first + len(batch.labels)):
