@@ -92,7 +92,7 @@ def time_steps(preset: TrainConfig, way: dict[str, Any], batch_size: int, steps:
         torch._dynamo.reset()
         gc.collect()
         torch.cuda.empty_cache()
-    rate, peak = batch_size / statistics.median(seconds), peak_flops()
+    rate, peak = batch_size / statistics.median(seconds), peak_flops(device)
     checkpointed = config.checkpoint_activations
     predicted = state_bytes(count(config.model)["total"]) + batch_size * saved_bytes(
         config.model, checkpointed, config.precision

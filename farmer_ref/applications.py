@@ -388,8 +388,8 @@ class AnomalyScorer:
     def _distance(self, features: Tensor, first: int) -> Tensor:
         """The Mahalanobis distance (B,) of the `first` features from those of training."""
         centred = (features - self.mean)[:, :first]
-        solved = torch.linalg.solve(self.covariance[:first, :first], centred.T).T
-        return (centred * solved).sum(1).clamp(min=0).sqrt()
+        inverse = torch.linalg.pinv(self.covariance[:first, :first], hermitian=True)  # without a split one term is 0
+        return (centred @ inverse * centred).sum(1).clamp(min=0).sqrt()
 
 
 # -- classification ----------------------------------------------------------------------------------------------------
@@ -398,10 +398,12 @@ class AnomalyScorer:
 def class_log_probs(
     model: Farmer, values: Tensor, draws: int = 16, seed: int = 0, batch_size: int = 100, progress: bool = False
 ) -> Tensor:
-    """log p(v | c) of grey levels (B,C,H,W) for every class c, (B,classes), nats, on the CPU.
+    """log p(v | c) of grey levels v (B,C,H,W) for every class c, up to a constant: (B,classes), nats, on the CPU.
 
-    The density of the cell of v, by importance weighting over dequantisations: log (1/S) sum_s p(x_s | c)
-    (Burda et al. 2016), with the same draws x_s for all classes.
+    Computed is the log of a mean density over dequantisations, log (1/S) sum_s p(x_s | c), with the same draws x_s for
+    all classes. With uniform dequantisation it lacks d log(2 / L), the volume of a cell among L grey levels, to be
+    log p(v | c) by importance weighting (Burda et al. 2016); that is the same for all classes and cancels in Bayes'
+    rule. With Gaussian noise it is no estimate of log p(v | c): the densities are those of noised images.
     """
     classes = range(model.config.num_classes)
     require(len(classes) > 1, "model's classes", len(classes), "a model trained with labels of two classes or more")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -27,7 +26,7 @@ from farmer_ref.data import Pictures, batches, load_split, read_picture, read_pi
 from farmer_ref.engine import load_run, run_dataset
 from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
-from farmer_ref.files import output_file, replace_file
+from farmer_ref.files import output_file, replace_file, write_json
 from farmer_ref.guidance import Guidance
 from farmer_ref.parallel import resolve_device
 from farmer_ref.plots import image_grid, to_bytes
@@ -125,7 +124,7 @@ class AnomalyConfig(Source):
     draws: int = 2
     """Dequantisations per image."""
     reference: int = 500
-    """At most so many training images, which say what is normal."""
+    """At most so many training images of the run's own data set, which say what is normal."""
     score: Literal["likelihood", "typicality", "complexity", "terms", "terms and complexity"] = "terms and complexity"
     """What the images are sorted by (the default did best on validation); `--out` has all scores."""
     out: str | None = None
@@ -166,7 +165,8 @@ class Studio:
             self.pictures = read_pictures(config.images, self.model.config, config.count)
             values = (self.pictures.bytes.double() * (self.levels - 1) / 255).round().to(torch.uint8)
         else:
-            values, labels = self.split(config.split, config.count or config.A_FEW)
+            dataset = config.dataset or run_dataset(config.run)
+            values, labels = self.split(dataset, config.split, config.count or config.A_FEW)
             names = [f"{config.split}-{i:03d}" for i in range(len(labels))]
             self.pictures = Pictures(names, self.as_bytes(values), labels)
         highest = int(self.pictures.labels.max())
@@ -177,9 +177,8 @@ class Studio:
             self.labels = torch.full_like(self.labels, NULL_LABEL)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
 
-    def split(self, name: str, limit: int) -> tuple[Tensor, Tensor]:
-        """Grey levels and labels of a split of the run's data set."""
-        dataset = self.config.dataset or run_dataset(self.config.run)
+    def split(self, dataset: str, name: str, limit: int) -> tuple[Tensor, Tensor]:
+        """Grey levels and labels of a split of a data set."""
         data = load_split(dataset, name, self.model.config, self.config.data_root, self.config.download)
         return next(batches(data, limit, limit))
 
@@ -199,7 +198,7 @@ def mask_of(name: str, config: ModelConfig) -> Tensor:
     missing = torch.zeros(1, size, size, dtype=torch.bool)
     if name in HALVES:
         part, axis = HALVES[name]
-        missing.narrow(axis + 1, part * (size // 2), size // 2)[:] = True
+        missing.split([size // 2, size - size // 2], axis + 1)[part].fill_(True)
     elif name == "centre":
         missing[:, size // 4 : size - size // 4, size // 4 : size - size // 4] = True
     else:
@@ -294,8 +293,9 @@ def run_edit(config: EditConfig) -> str:
 def run_anomaly(config: AnomalyConfig) -> str:
     """Score the images against the run's training split."""
     out, studio = output_file(config.out) if config.out else None, Studio(config)
-    train, labels = studio.split("train", config.reference)
-    held_out, _ = studio.split("validation", config.reference)
+    normal = run_dataset(config.run, otherwise=config.dataset)  # whatever the scored images are of
+    train, labels = studio.split(normal, "train", config.reference)
+    held_out, _ = studio.split(normal, "validation", config.reference)
     scorer = AnomalyScorer(studio.model, train, labels, config.draws, config.seed, progress=True)
     scores, usual = scorer.scores(studio.values.cpu()), scorer.scores(held_out)
     rows: list[dict[str, Any]] = []
@@ -305,7 +305,7 @@ def run_anomaly(config: AnomalyConfig) -> str:
         rows.append({"image": name, "share_of_validation_images_as_strange": stranger, "scores": row})
     rows.sort(key=lambda row: -row["scores"][config.score])
     if out:
-        out.write_text(json.dumps({"run": config.run, "sorted_by": config.score, "images": rows}, indent=2) + "\n")
+        write_json(out, {"run": config.run, "sorted_by": config.score, "images": rows})
     lines = [f"{config.score}, the strangest first; beside it the share of validation images that are as strange"]
     for row in rows:
         share = row["share_of_validation_images_as_strange"]
@@ -325,9 +325,7 @@ def run_classify(config: ClassifyConfig) -> str:
             {"image": name, "label": int(label), "class": int(c), "probabilities": own.tolist()}
             for name, label, c, own in zip(names, labels, classes, probabilities, strict=True)
         ]
-        out.write_text(
-            json.dumps({"run": config.run, "temperature": config.temperature, "images": rows}, indent=2) + "\n"
-        )
+        write_json(out, {"run": config.run, "temperature": config.temperature, "images": rows})
     lines = []
     if config.images:
         triples = zip(studio.pictures.names, classes, confidence, strict=True)

@@ -12,7 +12,9 @@ from typing import Any, Literal
 from farmer_ref.errors import InputError, require
 from farmer_ref.guidance import Guidance
 
-OVERFLOW_BOUND = 80.0  # e^88.7 is float32's largest number; the sum of all log-scales of one channel stays below
+# e^88.7 is float32's largest number. The log-scales of one channel in the affine maps of all blocks add up to less;
+# what learned channel mixing adds is not bounded.
+OVERFLOW_BOUND = 80.0
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,8 @@ class RunConfig:
     log_every: int = 20
     """Steps between two lines of metrics.jsonl."""
     validate_every: int = 500
-    """Steps between two evaluations on the validation split; 0 for none."""
+    """Steps between two evaluations on the validation split, of at most 1,000 images spread evenly over it (`train`: 4
+    dequantisations each); 0 for none but the last."""
     sample_every: int = 1000
     """Steps between two sample grids; 0 for none."""
     checkpoint_every: int = 500

@@ -7,6 +7,7 @@ components. A multiplication and an addition are two operations.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from farmer_ref.config import ModelConfig
 from farmer_ref.farmer import Farmer
 from farmer_ref.transformer import transformer_layers
 
-PEAK_TERAFLOPS = {  # dense bfloat16, from the makers' data sheets; the first name found in the device's counts
+PEAK_TERAFLOPS = {  # dense bfloat16, from the makers' data sheets; the first that is a word of the device's name counts
+    "GH200": 989.0,
     "H200": 989.0,
     "H100 PCIe": 756.0,
     "H100": 989.0,
@@ -63,14 +65,14 @@ def training_flops(config: ModelConfig) -> int:
     return 3 * forward_flops(config)
 
 
-def peak_flops() -> float:
-    """What this machine's GPU could do in a second; 0 where there is none, or one that is not in the table."""
-    return peak_flops_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else 0.0
+def peak_flops(device: torch.device) -> float:
+    """What a GPU of this machine could do in a second; 0 for one that is not in the table, and for a CPU."""
+    return peak_flops_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
 
 
 def peak_flops_of(name: str) -> float:
     """Dense bfloat16 operations a second of a GPU of this name; 0 where it is not in the table."""
-    return next((1e12 * peak for key, peak in PEAK_TERAFLOPS.items() if key in name), 0.0)
+    return next((1e12 * peak for key, peak in PEAK_TERAFLOPS.items() if re.search(rf"\b{key}\b", name)), 0.0)
 
 
 def state_bytes(parameters: int, processes: int = 1) -> int:

@@ -75,6 +75,7 @@ class CouplingFlow(Flow):
         self, z: Tensor, labels: Tensor | None = None, recorded: bool | None = None, progress: bool = False
     ) -> Tensor:
         """Latents z (B,N,D) to x (B,N,D), exact, one pass per block: nothing to record, no progress to show."""
+        self.check_shape("z", z)
         for block in reversed(self.blocks):
             z = block.inverse(z, labels)
         return z

@@ -140,8 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"run is {config.run!r}, whose flow is {model.config.flow!r} and quick to invert; allowed: 'autoregressive'"
         )
-    with parallel.first_alone():
-        run = prepare(config)
+    run = parallel.first_for_all(lambda: prepare(config))
 
     torch.manual_seed(random_seed(config.seed, "heads"))
 
@@ -182,12 +181,13 @@ def main(argv: list[str] | None = None) -> None:
         return (totals / count).flip(0).tolist()
 
     def draw_samples(step: int) -> dict[str, float]:
+        student = averaged_student()
+        if parallel.rank() > 0:
+            return {}
         columns = class_labels(model.config.num_classes, per_class=1).to(device)
         labels = columns.repeat(3)
         z = model.prior.sample(labels, generator=torch.Generator(device).manual_seed(config.seed))
-        exact, approximate = (model.decode(z, labels, student).clamp(-1, 1) for student in (None, averaged_student()))
-        if parallel.rank() > 0:
-            return {}
+        exact, approximate = (model.decode(z, labels, decoder).clamp(-1, 1) for decoder in (None, student))
         pairs = [half.unflatten(0, (3, len(columns))) for half in (exact, approximate)]
         rows = torch.stack(pairs, 1).flatten(0, 2)  # three pairs of rows: teacher above, student below
         grid = image_grid(model.dequantiser.without_noise(rows), columns=len(columns))

@@ -116,7 +116,11 @@ def make_optimiser(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
 def training_images(
     batch: Batch, dequantiser: Dequantiser, seed: int, progress: float, label_dropout: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Dequantised images (B,C,H,W) and labels (B,) with some dropped, a function of (seed, step, sample) only."""
+    """Dequantised images (B,C,H,W) and labels (B,) with some dropped.
+
+    What is random is a function of (seed, step, sample), and of the device, whose generator draws the noise. The size
+    of Gaussian noise follows `progress`, which with `max_minutes` depends on the clock.
+    """
     generator = torch.Generator(device)
     noise, dropped = [], []
     for k in range(batch.first, batch.first + len(batch.labels)):
@@ -165,10 +169,10 @@ def run_model(name: str) -> ModelConfig:
     return ModelConfig.from_dict(read_config(pretrained_folder(name))["model"])
 
 
-def run_dataset(name: str) -> str:
-    """The data set that a run folder or a shipped model was trained on."""
-    dataset = read_config(pretrained_folder(name)).get("training", {}).get("dataset")
-    if dataset is None:
+def run_dataset(name: str, otherwise: str = "") -> str:
+    """The data set that a run folder or a shipped model was trained on; `otherwise` where none is recorded."""
+    dataset = read_config(pretrained_folder(name)).get("training", {}).get("dataset") or otherwise
+    if not dataset:
         raise InputError(f"dataset is not given, and {name} records none; allowed: --dataset NAME")
     return dataset
 
@@ -323,7 +327,8 @@ class Trainer:
             self.save()
         if self.progress >= 1:
             return True
-        log, speed = RunLog(self.run, self.step), Speed(self.config.batch_size, self.flops_per_image)
+        device = next(self.model.parameters()).device
+        log, speed = RunLog(self.run, self.step), Speed(self.config.batch_size, self.flops_per_image, device)
         began = time.perf_counter() - self.seconds
         handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(
@@ -414,9 +419,9 @@ class Trainer:
 class Speed:
     """Images per second between two lines of the log, and what share of the GPUs' peak that is."""
 
-    def __init__(self, batch_size: int, flops_per_image: float):
-        self.batch_size = batch_size
-        peak = parallel.world_size() * costs.peak_flops()
+    def __init__(self, batch_size: int, flops_per_image: float, device: torch.device):
+        self.batch_size, self.device = batch_size, device
+        peak = parallel.world_size() * costs.peak_flops(device)
         self.utilisation_per_rate = flops_per_image / peak if peak else 0.0
         self._images, self._began = 0, time.perf_counter()
 
@@ -438,8 +443,8 @@ class Speed:
         found = {"images_per_second": rate}
         if self.utilisation_per_rate:
             found["model_flops_utilisation"] = rate * self.utilisation_per_rate
-        if torch.cuda.is_available():
-            found["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if self.device.type == "cuda":
+            found["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return found
 
 

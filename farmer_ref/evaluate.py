@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from farmer_ref import cli, parallel
 from farmer_ref.data import batches, load_split
 from farmer_ref.engine import load_run, run_dataset, run_guidance, run_model
 from farmer_ref.errors import InputError, require
-from farmer_ref.files import output_file
+from farmer_ref.files import output_file, write_json
 from farmer_ref.guidance import Guidance
 from farmer_ref.metrics import Reader, evaluate_likelihood, frechet_distance, sample_batches, sample_values
 from farmer_ref.prior import NULL_LABEL
@@ -50,7 +49,8 @@ class EvaluateConfig:
     """Only so many images, spread evenly over the split."""
     samples: int | None = None
     """Samples to draw, spread evenly over the classes, and have read; 0 for none. Not given: 1000, or none where an
-    image has more than 4096 numbers, too many for the classifier of pixels; with --fid, as many as the real images."""
+    image has more than 4096 numbers, too many for the classifier of pixels, or no label; with --fid, as many as the
+    real images."""
     guidance: Guidance = field(default_factory=Guidance)
     """How the samples are drawn: the run's own guidance unless given."""
     student: bool = False
@@ -94,28 +94,33 @@ class EvaluateConfig:
             raise InputError(f"samples is {self.samples}; allowed: 0, or 2 or more")
         if self.fid and self.samples is not None and self.samples < 10:
             raise InputError(f"samples is {self.samples}, with fid; allowed: 10 or more")
-        if self.samples_from and (self.samples is not None or self.student or self.weights == "raw"):
+        drawn = self.samples is not None or self.student or self.weights == "raw" or self.redundant_temperature != 1
+        if self.samples_from and drawn:
             raise InputError(f"samples_from is {self.samples_from!r}, with samples to draw; allowed: one of the two")
-        for name in ("samples_from", "extractor_weights"):
-            if getattr(self, name) and not self.fid:
-                raise InputError(f"{name} is {getattr(self, name)!r}, without fid; allowed: with --fid")
+        unused = ("draws", "importance_weighted") if self.fid else ("samples_from", "extractor", "extractor_weights")
+        how = "with fid; allowed: without it" if self.fid else "without fid; allowed: with --fid"
+        for name in unused:
+            if getattr(self, name) != getattr(EvaluateConfig, name):  # a default asks for nothing
+                raise InputError(f"{name} is {getattr(self, name)!r}, {how}")
 
 
 def evaluate(config: EvaluateConfig) -> dict:
     """All figures of one model on one split, as they are printed and written."""
     device = parallel.join(config.device)
     model = load_run(config.run, config.weights).to(device)
+    samples = config.samples
+    if samples is None:
+        samples = 1000 if model.config.num_classes and model.config.dimensions <= READABLE_DIMENSIONS else 0
+    require(not samples or model.config.num_classes > 0, "samples", samples, "0 in a model without labels, or --fid")
+    require(not config.student or samples > 0, "student", True, "with samples to draw: --samples N, or --fid")
     student = OneStepStudent.from_pretrained(config.run, model.flow) if config.student else None
     dataset = config.dataset or run_dataset(config.run)
     with parallel.first_alone():
         data = load_split(dataset, config.split, model.config, config.data_root, config.download)
     if len(data) < 2:
         raise InputError(f"split is {config.split!r}, of {len(data)} image of {dataset}; allowed: a split of 2 or more")
-    samples = config.samples
-    if samples is None:
-        samples = 1000 if model.config.dimensions <= READABLE_DIMENSIONS else 0
     reader = None
-    if samples and model.config.num_classes:
+    if samples:
         reader = Reader(load_split(dataset, "train", model.config, config.data_root, config.download))
     likelihood = evaluate_likelihood(
         model, data, config.draws, config.batch_size, config.images, config.seed, config.importance_weighted
@@ -234,6 +239,8 @@ def main(argv: list[str] | None = None) -> None:
     run, argv = cli.split_run_and_guidance(EvaluateConfig().run, argv)
     default = EvaluateConfig(run=run, guidance=run_guidance(run))
     config = cli.parse("farmer_ref.evaluate", default, DESCRIPTION, argv)
+    given = config.guidance != default.guidance
+    require(not (given and config.samples_from), "guidance", config.guidance.scale, "the run's own with --samples-from")
     out = output_file(config.out) if config.out else None
     if config.fid:
         figures = evaluate_images(config)
@@ -241,8 +248,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         figures = evaluate(config)
         parallel.say(describe(figures))
-    if out and parallel.rank() == 0:
-        out.write_text(json.dumps(figures, indent=2) + "\n")
+    if out:
+        parallel.first_for_all(lambda: write_json(out, figures))
 
 
 if __name__ == "__main__":

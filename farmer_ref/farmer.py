@@ -128,7 +128,8 @@ class Farmer(nn.Module):
         Exact, token by token (`method="sequential"`) or in parallel ("jacobi"); or about, by a one-step student.
         """
         self._check_labels(labels)
-        _check_method(method)
+        _check_method(method, student)
+        self.flow.check_shape("z", z)
         if student is not None:
             return self.patchify.inverse(student(z, labels))
         if method == "jacobi" and isinstance(self.flow, AutoregressiveFlow):  # a coupling flow's inverse is parallel
@@ -156,7 +157,7 @@ class Farmer(nn.Module):
         self._check_labels(labels)
         if guidance is not None and guidance.scale and not self.config.num_classes:
             raise InputError(f"guidance scale is {guidance.scale}; allowed: 0 in a model without labels")
-        _check_method(method)
+        _check_method(method, student)
         if denoise:
             self._require_noise()
         with evaluating(self):
@@ -220,9 +221,11 @@ class Farmer(nn.Module):
             return push_run(folder, repository, **options)
 
 
-def _check_method(method: str) -> None:
+def _check_method(method: str, student: object) -> None:
     if method not in ("sequential", "jacobi"):
         raise InputError(f"method is {method!r}; allowed: sequential, jacobi")
+    if student is not None and method != "sequential":
+        raise InputError(f"method is {method!r}, with a student; allowed: one of the two")
 
 
 @contextlib.contextmanager

@@ -59,7 +59,12 @@ def read_config(folder: Path) -> dict:
 
 def write_config(folder: Path, values: dict) -> None:
     """config.json of a run folder, replaced by one rename."""
-    replace_file(folder / "config.json", lambda path: path.write_text(json.dumps(values, indent=2) + "\n"))
+    write_json(folder / "config.json", values)
+
+
+def write_json(path: Path, values: dict) -> None:
+    """A JSON file, replaced by one rename."""
+    replace_file(path, lambda temporary: temporary.write_text(json.dumps(values, indent=2) + "\n"))
 
 
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:

@@ -275,10 +275,22 @@ class Flow(nn.Module, ABC):
     def new_block(self, number: int, **settings: Any) -> nn.Module:
         """Block `number`, from 0 on."""
 
+    @abstractmethod
+    def inverse(
+        self, z: Tensor, labels: Tensor | None = None, recorded: bool | None = None, progress: bool = False
+    ) -> Tensor:
+        """Latents z (B,N,D) to x (B,N,D), exact: what `forward` maps to z."""
+
+    def check_shape(self, name: str, tokens: Tensor) -> None:
+        """Raise `InputError` where tokens are not (B,N,D)."""
+        if tokens.dim() != 3 or tokens.shape[1:] != (self.tokens, self.channels):
+            raise InputError(
+                f"{name} has shape {tuple(tokens.shape)}; allowed: (batch, {self.tokens}, {self.channels})"
+            )
+
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B,N,D) to latents z (B,N,D) and log|det dz/dx| (B,), nats per image   (Eq. 10)."""
-        if x.dim() != 3 or x.shape[1:] != (self.tokens, self.channels):
-            raise InputError(f"x has shape {tuple(x.shape)}; allowed: (batch, {self.tokens}, {self.channels})")
+        self.check_shape("x", x)
         logdet = x.new_zeros(x.shape[0])
         for block in self.blocks:
             x, block_logdet = block(x, labels)
@@ -304,6 +316,7 @@ class AutoregressiveFlow(Flow):
         On a GPU the step is recorded as a CUDA graph, unless `recorded` is False. In float32 at least, under autocast
         too.
         """
+        self.check_shape("z", z)
         for block in tqdm(self.blocks[::-1], desc="flow", unit="block", leave=False, disable=not progress):
             z = block.inverse(z, labels, recorded)
         return z
@@ -330,6 +343,7 @@ class AutoregressiveFlow(Flow):
             )
         if tolerance <= 0:
             raise InputError(f"tolerance is {tolerance}; allowed: above 0")
+        self.check_shape("z", z)
         taken = []
         for block, window in zip(reversed(self.blocks), reversed(windows), strict=True):
             z, *report = block.inverse_jacobi(z, labels, tolerance, window)

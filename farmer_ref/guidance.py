@@ -51,7 +51,8 @@ class Guidance:
     resampling_temperature: float = 1.0
     """T_s: the log-weights are multiplied by it."""
     rule: Literal["resampling", "naive"] = "resampling"
-    """FARMER's rule, or that of JetFormer and GIVT: the guided product of two matching components."""
+    """FARMER's rule, or that of JetFormer and GIVT: the guided product of two matching components, which has no
+    candidates and neither scoring nor resampling temperatures."""
 
     def __post_init__(self) -> None:
         counts = ("candidates", "redundant_candidates")
@@ -159,7 +160,8 @@ def draw_naive(
     another. Per channel, N(mu_c, sigma_c)^(1+w) / N(mu_u, sigma_u)^w is a Gaussian of precision
     (1+w) / sigma_c^2 - w / sigma_u^2; where that is not positive there is none, and component k of p_c is used.
     Where it is just above 0 the Gaussian is very wide, and pixels become huge (`benchmarks.guidance`): resampling,
-    whose draws are all draws of p_c or p_u, has no such outliers.
+    whose draws are all draws of p_c or p_u, has no such outliers. T_pi acts on the choice of k, T_sigma on the spread
+    of the product; the numbers of candidates, T_pi,v, T_sigma,v and T_s have no part in this rule.
     """
     w = guidance.scale
     component = conditional.tempered(guidance.weight_temperature).draw_component(generator)

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-AT_ONCE = (
-    2**26
-)  # numbers: of one mixture for many tokens no more are computed at a time (a quarter of a GiB in float32)
+# Numbers: of one mixture for many tokens no more are computed at a time (a quarter of a GiB in float32).
+AT_ONCE = 2**26
 LOG_SCALE_FLOOR = -7.0  # a component is never narrower than e^-7 = .0009: well below the paper's final noise of .005
 
 

@@ -1,6 +1,7 @@
 """Several processes as one (torchrun starts them): who they are, what each does of a step, how a model is spread.
 
-In a single process all of it works, and does nothing.
+In a single process all of it works, and does nothing. Several machines share a file system: process 0 makes the folders
+of runs, checkpoints and samples, downloads and caches, and the others read them and write into them.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ def resolve_device(name: str) -> torch.device:
 
 def join(name: str) -> torch.device:
     """The device of this process. Where torchrun has started it, it also joins the other processes."""
-    device = resolve_device(name)
     if "WORLD_SIZE" not in os.environ:
-        return device
-    if device.type == "cuda":
-        number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        return resolve_device(name)
+    require("LOCAL_RANK" in os.environ, "LOCAL_RANK", None, "a number, which torchrun sets together with WORLD_SIZE")
+    require(not name.startswith("cuda:"), "device", name, "auto, cpu, cuda: torchrun gives each process its own GPU")
+    number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if count and name in ("auto", "cuda"):
         require(number < count, "--nproc-per-node", f"{number + 1} or more", f"up to {count}, one process for each GPU")
-        device = torch.device("cuda", number)
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(number)  # before anything makes a context on GPU 0
+        name = f"cuda:{number}"
+    device = resolve_device(name)
     if not dist.is_initialized():  # gloo carries what is said from CPU to CPU, without stopping the GPUs
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
@@ -71,7 +74,8 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-    """Process 0 runs the body before the others do: what it downloads or makes is there for them."""
+    """Process 0 runs the body before the others do: what it downloads is there for them. They then run it together, so
+    it must write nothing that is there already."""
     if rank() > 0:
         gather(None)
     try:
@@ -81,17 +85,21 @@ def first_alone() -> Iterator[None]:
             gather(None)
 
 
-def first_for_all(work: Callable[[], None]) -> None:
-    """Process 0 does the work, the others wait for it; `OSError` and `InputError` in it are raised on all of them."""
-    problem = None
+def first_for_all(work: Callable[[], Any]) -> Any:
+    """Process 0 does the work, and all of them get its result, or the `OSError` or `InputError` in it.
+
+    For what writes files: several processes would take one another's temporary file away.
+    """
+    result, problem = None, None
     if rank() == 0:
         try:
-            work()
+            result = work()
         except (OSError, InputError) as error:
             problem = error
-    problem = gather(problem)[0]
+    result, problem = gather((result, problem))[0]
     if problem is not None:
         raise problem
+    return result
 
 
 def rows_of_process(batch_size: int) -> range:

@@ -171,8 +171,10 @@ class AutoregressivePrior(nn.Module):
     ) -> Tensor:
         """Latents (B,N,D) for labels (B,) (-1: no label): Z_I token by token with a cache, then Z_R at once (§3.3).
 
-        `redundant_temperature` multiplies the sigma_k of the shared mixture (Fig. 7; the paper's prose says variance,
-        its symbol is the standard deviation's).
+        `redundant_temperature` multiplies T_sigma for Z_R. Without guidance that scales the sigma_k of the shared
+        mixture (Fig. 7; the paper's prose says variance, its symbol is the standard deviation's). With guidance it
+        scales what the pool's candidates are drawn from (naive rule: the spread of the product), not how they are
+        weighed.
         """
         return self.sample_with_report(labels, guidance, redundant_temperature, generator, progress)[0]
 

@@ -56,8 +56,11 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
 
 
 def git(*arguments: str) -> str:
-    """The output of a git command in this repository; empty where the package is installed without one."""
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    """The output of a git command in this repository; empty where there is no repository, or no git."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    except OSError:
+        return ""
 
 
 def processor() -> str:

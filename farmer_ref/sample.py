@@ -20,7 +20,7 @@ from farmer_ref import cli, parallel
 from farmer_ref.engine import load_run, run_guidance
 from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
-from farmer_ref.files import output_file, pretrained_folder, replace_file
+from farmer_ref.files import output_file, pretrained_folder, replace_file, write_json
 from farmer_ref.guidance import Guidance
 from farmer_ref.metrics import sample_generator
 from farmer_ref.plots import class_labels, image_grid, to_bytes
@@ -160,8 +160,7 @@ def write_folder(sampler: Sampler, out: Path) -> str:
     """One PNG per image, named by its number and label; what is there already is not drawn again."""
     config = sampler.config
     labels = sampler.labels()
-    with parallel.first_alone():
-        note_settings(config, out, images_depend_on(config, sampler.device))
+    parallel.first_for_all(lambda: note_settings(config, out, images_depend_on(config, sampler.device)))
 
     def path_of(number: int) -> Path:
         label = int(labels[number])
@@ -181,9 +180,9 @@ def write_folder(sampler: Sampler, out: Path) -> str:
 
 
 def note_settings(config: SampleConfig, out: Path, deciding: dict[str, Any]) -> None:
-    """Make the folder, with all that decides what image k is; raise `InputError` where it was made otherwise."""
+    """Make the folder, with all that decides what image k is; raise `InputError` where images were drawn otherwise."""
     noted = out / SETTINGS_FILE
-    if noted.exists():
+    if noted.exists() and any(out.glob("*.png")):  # without images it is left by a command that failed
         try:
             before = dict(json.loads(noted.read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -194,11 +193,11 @@ def note_settings(config: SampleConfig, out: Path, deciding: dict[str, Any]) -> 
                     f"{name} is {value!r}; allowed: {before.get(name)!r}, with which the images in {out} were drawn, "
                     "or another folder"
                 )
-    elif out.exists() and any(out.iterdir()):
+    elif not noted.exists() and out.exists() and any(out.iterdir()):
         raise InputError(f"out is {config.out!r}, a folder that holds other things; allowed: a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(noted, lambda path: path.write_text(json.dumps(deciding, indent=2) + "\n"))
+        write_json(noted, deciding)
     except OSError as error:
         raise InputError(f"out is {config.out!r}, which cannot be made ({error}); allowed: a folder to write") from None
 

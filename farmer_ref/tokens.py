@@ -144,6 +144,8 @@ class Patchify(nn.Module):
             raise InputError(
                 f"images have shape {tuple(images.shape)}; allowed: (batch, {', '.join(map(str, expected))})"
             )
+        if not images.is_floating_point():
+            raise InputError(f"images are {images.dtype}; allowed: numbers in [-1, 1], as model.dequantiser gives")
         patches = self._cut(images)
         if self.basis == "pixel":
             return patches

@@ -135,14 +135,15 @@ def main(argv: list[str] | None = None) -> None:
         return {f"validation_{unit}": value}
 
     def draw_samples(step: int) -> dict[str, float]:
+        averaged = average.module()
+        if parallel.rank() > 0:
+            return {}
         labels = class_labels(min(config.model.num_classes, data.num_classes), per_class=4).to(device)
-        images = average.module().sample(
+        images = averaged.sample(
             labels,
             config.guidance if config.model.num_classes else None,
             generator=torch.Generator(device).manual_seed(config.seed),
         )
-        if parallel.rank() > 0:
-            return {}
         grid = image_grid(model.dequantiser.without_noise(images), columns=len(labels) // 4)
         replace_file(run / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
         return {}

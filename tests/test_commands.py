@@ -1,7 +1,9 @@
 """The commands as a user runs them: one clear line and exit code 2 for bad input, help that reads well."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ from PIL import Image
 from test_data import folder_of_images
 from test_engine import QUICK
 
-from farmer_ref import Guidance, apply, evaluate, parameters, sample, train
+from farmer_ref import PRESETS, Farmer, Guidance, apply, evaluate, parameters, sample, train
 from farmer_ref.checkpoint import checkpoints
 from farmer_ref.cli import run as run_command
+from farmer_ref.data import load_split
 from farmer_ref.engine import load_run
 
 
@@ -27,7 +30,7 @@ def fails_with_one_line(capsys, main, arguments, *parts):
     with pytest.raises(SystemExit) as raised:
         run_command(lambda: main([str(argument) for argument in arguments]))
     assert raised.value.code == 2
-    error = capsys.readouterr().err.split("step/s]\n")[-1].split("step]\n")[-1].split("\r")[-1]  # after a progress bar
+    error = re.split(r"/(?:s|step|batch)\]\n|\r", capsys.readouterr().err)[-1]  # after a progress bar
     assert error.startswith("error: ")
     assert error.count("\n") == 1, error
     for part in parts:
@@ -141,10 +144,26 @@ def test_sample_refuses(capsys, trained, arguments, parts):
         (["--draws", "0"], ["draws is 0"]),
         (["--samples", "1"], ["samples is 1", "0, or 2 or more"]),
         (["--images", "1"], ["images is 1", "2 or more"]),
+        (["--extractor", "reader"], ["extractor is 'reader', without fid; allowed: with --fid"]),
+        (["--fid", "--draws", "2"], ["draws is 2, with fid; allowed: without it"]),
+        (["--fid", "--importance-weighted"], ["importance_weighted is True, with fid"]),
+        (["--fid", "--samples-from", "a.npz", "--redundant-temperature", "2"], ["with samples to draw"]),
+        (["--fid", "--samples-from", "a.npz", "--guidance", "2"], ["guidance is 2.0", "the run's own"]),
     ],
 )
 def test_evaluate_refuses(capsys, trained, tmp_path, arguments, parts):
     fails_with_one_line(capsys, evaluate.main, ["--run", trained, "--data-root", tmp_path, *arguments], *parts)
+
+
+def test_evaluate_refuses_to_have_samples_read_that_cannot_be(capsys, tmp_path, monkeypatch):
+    Farmer(replace(PRESETS["tiny"].model, num_classes=0)).save_pretrained(tmp_path)
+    line = ["--dataset", "digits", "--device", "cpu", "--images", 4, "--draws", 1, "--run"]
+    for arguments, part in ((["--samples", 20], "samples is 20; allowed: 0"), (["--student"], "student is True")):
+        fails_with_one_line(capsys, evaluate.main, [*line, tmp_path, *arguments], part)
+    evaluate.main([*map(str, line), str(tmp_path)])
+    assert "read as their class" not in capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "READABLE_DIMENSIONS", 63)  # a digit has 64
+    fails_with_one_line(capsys, evaluate.main, [*line, "digits", "--student"], "student is True", "--samples N")
 
 
 def test_outputs_that_cannot_be_written_are_named_before_the_work(capsys, trained, tmp_path):
@@ -155,6 +174,25 @@ def test_outputs_that_cannot_be_written_are_named_before_the_work(capsys, traine
     fails_with_one_line(capsys, sample.main, [*run, tmp_path / "folder.png"], "which is a folder")
     fails_with_one_line(capsys, evaluate.main, [*run, tmp_path], "which is a folder")
     fails_with_one_line(capsys, train.main, [*QUICK, "--out", tmp_path / "file" / "run"], "cannot be made")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (evaluate.main, ["--images", "5", "--draws", "1", "--samples", "0"]),
+        (apply.main, ["anomaly", "--count", "2", "--reference", "10", "--draws", "1"]),
+        (apply.main, ["classify", "--count", "2", "--draws", "1"]),
+    ],
+)
+def test_figures_that_cannot_be_written_are_one_line(capsys, trained, tmp_path, monkeypatch, command, arguments):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.json").write_text("before")
+    monkeypatch.setattr("pathlib.Path.write_text", denied)
+    line = [*arguments, "--run", trained, "--out", tmp_path / "a.json"]
+    fails_with_one_line(capsys, command, line, "a.json cannot be written", "Permission denied")
+    assert (tmp_path / "a.json").read_text() == "before"
 
 
 @pytest.mark.parametrize("damage", [{"steps": "many"}, {"wings": 2}])
@@ -243,6 +281,21 @@ def test_a_folder_of_samples_goes_on_where_it_was_cut_off(capsys, trained, tmp_p
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+def test_a_folder_without_images_takes_the_corrected_command(capsys, trained, tmp_path):
+    line = ["--run", trained, "--out", tmp_path / "folder", "--device", "cpu", "--count", 5]
+    fails_with_one_line(capsys, sample.main, [*line, "--denoise"], "denoise is asked of a model")
+    draw(trained, tmp_path / "folder", "--count", 5)
+    assert "5 of them drawn now" in capsys.readouterr().out
+    fails_with_one_line(capsys, sample.main, [*line, "--seed", 1], "seed is 1; allowed: 0")
+
+
+def test_the_first_process_alone_makes_a_folder_of_samples(trained, tmp_path, monkeypatch):
+    """Another one finds it made: two that wrote one file at once would take its temporary file from each other."""
+    monkeypatch.setattr(sample, "note_settings", lambda *_: pytest.fail("another process writes, too"))
+    monkeypatch.setattr("farmer_ref.parallel.rank", lambda: 1)
+    draw(trained, tmp_path, "--count", 5)
+
+
 def test_sample_takes_the_run_s_own_guidance(trained, tmp_path, monkeypatch):
     shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -290,6 +343,13 @@ def pictures(tmp_path_factory):
     return folder
 
 
+def test_halves_of_an_odd_size_share_no_pixel_and_leave_none():
+    config = replace(PRESETS["tiny"].model, image_size=9, patch_size=3)
+    for first, second in (("upper-half", "lower-half"), ("left-half", "right-half")):
+        assert (apply.mask_of(first, config) ^ apply.mask_of(second, config)).all()
+    assert apply.mask_of("lower-half", config)[0, :, 0].tolist() == [False] * 4 + [True] * 5
+
+
 INPAINT = ["inpaint", "--count", "2", "--samples", "2", "--particles", "3", "--moves", "1"]
 
 
@@ -334,6 +394,22 @@ def test_apply_anomaly_ranks_a_folder(capsys, pictures, tmp_path):
     scores = [row["scores"]["terms and complexity"] for row in rows]
     assert scores == sorted(scores, reverse=True)
     assert "b_class7.png" in capsys.readouterr().out
+
+
+def test_apply_anomaly_takes_what_is_normal_from_the_run_s_own_data(trained, tmp_path, monkeypatch):
+    asked = []
+
+    def load(dataset, split, *rest):
+        asked.append((dataset, split))
+        return load_split("digits", split, *rest)
+
+    monkeypatch.setattr(apply, "load_split", load)
+    line = ["anomaly", "--dataset", "others", "--count", "2", "--reference", "10", "--draws", "1", "--run"]
+    apply.main([*line, str(trained)])
+    assert asked == [("others", "test"), ("digits", "train"), ("digits", "validation")]
+    load_run(str(trained)).save_pretrained(tmp_path / "exported")  # which does not say what it was trained on
+    apply.main([*line, str(tmp_path / "exported")])
+    assert asked[3:] == [("others", "test"), ("others", "train"), ("others", "validation")]
 
 
 def test_apply_classify_tells_what_it_read(capsys, trained, pictures, tmp_path):

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from farmer_ref import PRESETS, Farmer, train
 from farmer_ref.costs import forward_flops, peak_flops_of, saved_bytes, state_bytes, training_flops
-from farmer_ref.engine import compiled_parts
+from farmer_ref.engine import Speed, compiled_parts
 from farmer_ref.mixture import GaussianMixture, SharedDensity
 from farmer_ref.parameters import count
 from farmer_ref.transformer import transformer_layers
@@ -100,7 +100,20 @@ def test_memory_falls_with_checkpoints_and_processes():
 def test_peaks_by_name():
     assert peak_flops_of("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops_of("NVIDIA H100 PCIe") == 756e12
-    assert peak_flops_of("An abacus") == 0
+    assert peak_flops_of("NVIDIA A100-SXM4-80GB") == 312e12
+    for name in ("An abacus", "NVIDIA RTX A1000", "NVIDIA T400 4GB", "NVIDIA L40"):  # the last: no A100, T4 or L4
+        assert peak_flops_of(name) == 0
+
+
+def test_speed_is_that_of_the_device_in_use(monkeypatch):
+    used = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4" if device == used else "A100")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 2**30 if device == used else 0)
+    speed = Speed(8, 65e12, used)
+    assert speed.utilisation_per_rate == 1
+    assert speed.measured()["peak_memory_gib"] == 1
+    assert set(Speed(8, 65e12, torch.device("cpu")).measured()) == {"images_per_second"}
 
 
 def shared_case(tokens=7):

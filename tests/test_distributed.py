@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_engine import assert_same, contents, stop_after, weights_of
 
-from farmer_ref import evaluate, sample, train
+from farmer_ref import distill, evaluate, sample, train
 from farmer_ref.checkpoint import checkpoints
 from farmer_ref.engine import load_run
 from farmer_ref.files import read_weights
@@ -26,6 +26,7 @@ TRAIN = [
 ]
 FSDP = ["--parallel", "fsdp"]
 PARTS = ["--accumulate", "2", "--checkpoint-activations"]
+DISTILL = ["--steps", "3", "--batch-size", "32", "--sample-every", "3", "--device", "cpu"]
 EVALUATE = ["--run", "digits", "--device", "cpu", "--images", "250", "--samples", "0", "--importance-weighted"]
 SAMPLE = ["--run", "digits", "--device", "cpu", "--guidance", "1", "--count", "50", "--batch-size", "20"]
 
@@ -72,6 +73,7 @@ def runs(tmp_path_factory):
         ("train", 7, [*TRAIN, *out("ddp then one")]),
         ("train", 0, [*TRAIN, *FSDP, *out("one then fsdp"), "--resume"]),
         ("train", 0, [*TRAIN, *out("one then ddp"), "--resume"]),
+        ("distill", 0, [*DISTILL, "--run", str(folder / "one"), *out("two students")]),
         ("evaluate", 0, [*EVALUATE, "--out", str(folder / "two.json")]),
         ("sample", 0, [*SAMPLE, "--out", str(folder / "two.npz")]),
         ("sample", 0, [*SAMPLE, "--out", str(folder / "two")]),
@@ -154,6 +156,16 @@ def test_two_processes_evaluate_and_sample_as_one(runs):
         assert np.array_equal(alone["arr_0"], together["arr_0"])
         assert np.array_equal(alone["arr_1"], together["arr_1"])
     assert len(list((runs / "two").glob("*.png"))) == 50
+
+
+def test_two_processes_distil_as_one(runs):
+    distill.main([*DISTILL, "--run", str(runs / "one"), "--out", str(runs / "one student")])
+    one, two = (read_weights(runs / name / "student.safetensors") for name in ("one student", "two students"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[weight], two[weight], atol=2e-5) for weight in one)
+    for name in ("config.json", "model.safetensors"):
+        assert (runs / "two students" / name).read_bytes() == (runs / "one" / name).read_bytes()
+    assert (runs / "two students" / "distillation" / "samples" / "step-0000003.png").exists()
 
 
 def test_a_preempted_run_saves_and_goes_on(tmp_path):

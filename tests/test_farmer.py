@@ -143,6 +143,28 @@ def test_image_of_the_wrong_size_is_named():
         model.log_prob(torch.zeros(2, 2, 8, 6))
 
 
+def test_images_that_are_not_dequantised_are_named():
+    model = small_model()
+    for ask in (model.log_prob, model.encode):
+        with pytest.raises(InputError, match="images are torch.uint8; allowed: .* as model.dequantiser gives"):
+            ask(torch.zeros(2, 2, 6, 6, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("flow", ["autoregressive", "coupling"])
+def test_latents_of_the_wrong_shape_are_named(flow):
+    model = small_model(flow=flow)
+    for inverse in (model.decode, model.flow.inverse, lambda z: model.decode(z, student=lambda z, labels: z)):
+        with pytest.raises(InputError, match=r"z has shape \(1, 8, 8\); allowed: \(batch, 9, 8\)"):
+            inverse(torch.zeros(1, 8, 8, dtype=torch.float64))
+
+
+def test_a_student_goes_with_no_other_method():
+    model = small_model()
+    for ask, what in ((model.decode, torch.zeros(1, 9, 8, dtype=torch.float64)), (model.sample, torch.tensor([0]))):
+        with pytest.raises(InputError, match="method is 'jacobi', with a student; allowed: one of the two"):
+            ask(what, student=lambda z, labels: z, method="jacobi")
+
+
 @pytest.mark.parametrize("basis", ["pixel", "pca"])
 def test_save_and_load(tmp_path, basis):
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from farmer_ref import flow as flow_module
 from farmer_ref import transformer
 from farmer_ref.errors import InputError
-from farmer_ref.flow import ChannelMixing
+from farmer_ref.flow import ChannelMixing, Flow
 
 VARIANTS = [{}, {"channel_mixing": True}, {"max_log_scale": None}, {"num_classes": 4}]
 
@@ -114,6 +114,13 @@ def test_labels_change_a_conditional_flow_and_null_is_their_mean():
 def test_wrong_shape_is_named():
     with pytest.raises(InputError, match=r"x has shape \(3, 4, 3\); allowed: \(batch, 5, 3\)"):
         small_flow()(tokens(count=4))
+    for inverse in (small_flow().inverse, small_flow().inverse_jacobi):
+        with pytest.raises(InputError, match=r"z has shape \(3, 4, 3\); allowed: \(batch, 5, 3\)"):
+            inverse(tokens(count=4))
+
+
+def test_every_kind_of_flow_has_an_inverse():
+    assert Flow.__abstractmethods__ == {"new_block", "inverse"}
 
 
 def test_bfloat16_autocast_keeps_the_affine_map_exact():

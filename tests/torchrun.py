@@ -1,6 +1,7 @@
 """Run commands one after another under torchrun, as a user runs each: `torchrun ... tests/torchrun.py JOBS`.
 
 JOBS is JSON, a list of [command, steps, arguments]; where steps is not 0, process 1 alone gets SIGTERM after so many.
+The grids of training must be drawn by process 0 alone.
 """
 
 import importlib
@@ -12,18 +13,23 @@ import torch
 
 from farmer_ref import cli, parallel
 from farmer_ref.engine import Trainer
+from farmer_ref.prior import AutoregressivePrior
 
-optimise = Trainer._optimise
+optimise, draw = Trainer._optimise, AutoregressivePrior.sample
 
 
 def run(command, steps, arguments):
+    def drawing_once(prior, *rest, **options):
+        assert command == "sample" or parallel.rank() == 0, "what one process writes, one process draws"
+        return draw(prior, *rest, **options)
+
     def interrupting(trainer, batch):
         logged = optimise(trainer, batch)
         if trainer.step == steps and parallel.rank() == 1:
             signal.raise_signal(signal.SIGTERM)
         return logged
 
-    Trainer._optimise = interrupting
+    Trainer._optimise, AutoregressivePrior.sample = interrupting, drawing_once
     importlib.import_module(f"farmer_ref.{command}").main(arguments)
 
 
