@@ -42,7 +42,7 @@ from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.data import batches, load_split
 from farmer_ref.engine import load_run
 from farmer_ref.errors import InputError, require
-from farmer_ref.files import replace_file
+from farmer_ref.files import replace_file, write_json
 from farmer_ref.metrics import Reader
 from farmer_ref.parallel import resolve_device
 from farmer_ref.plots import class_labels, comparison, labelled_grids
@@ -390,10 +390,10 @@ def main(argv: list[str] | None = None) -> None:
         else:
             figure = picture(record)
         record |= judged(table, record["rows"], record.get("fifths"))
-        path, text = paths[name], json.dumps(record, indent=2) + "\n"
+        path = paths[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path.with_suffix(".png"), lambda file, figure=figure: figure.savefig(file, format="png"))
-        replace_file(path, lambda file, text=text: file.write_text(text))
+        write_json(path, record)
         print(describe(record), flush=True)
     page = report(Path(config.out))
     replace_file(Path(config.out) / "README.md", lambda file: file.write_text(page))

@@ -25,4 +25,4 @@ def test_the_figures_that_the_notebook_quotes():
 
 
 def test_a_few_seconds_of_training_beat_knowing_nothing(tmp_path):
-    assert bits_after(4, 32, str(tmp_path / "run")) < math.log2(17)
+    assert bits_after(10, 32, str(tmp_path / "run")) < math.log2(17)  # on a slow machine, too
