@@ -197,6 +197,7 @@ def test_readme_tables_are_the_measured_ones():
         "figure6a": {f"K = {k}": ("bits_per_dim",) for k in (1, 16, 32, 64, 256)},
         "figure6b": {f"I = {i}": ("bits_per_dim",) for i in ("1 of 4", "2 of 4", "3 of 4", "4, no split")},
         "figure7": {f"x {scale}": ("share_read_as_class",) for scale in (0, 1.5, 4)},
+        "basis": {f"PCA, {kind}, 600 steps": ("bits_per_dim",) for kind in ("I = 12", "no split")},
     }
     measured = results()
     for table, its_rows in told.items():
@@ -205,6 +206,8 @@ def test_readme_tables_are_the_measured_ones():
             for measure in measures:
                 assert cell(rows[name][measure], MEASURES[measure][1]) in README, (table, name, measure)
     sentences = [*measured["table4"]["sentences"][-2:], measured["table5"]["sentences"][-1]]
+    forward = [f"{1000 * row['seconds_per_image']['forward']:.2f}" for row in measured["table4"]["rows"][1:]]
+    assert "took {} ms in one row and {} in another".format(*forward) in README
     fifths = measured["figure8"]["fifths"]
     for said in (*sentences, *(cell(fifth["sharpness"], ".2f") for fifth in (fifths[0], fifths[-1]))):
         assert said in README, said
