@@ -270,7 +270,7 @@ for blocks, mixing in ((1, False), (4, False), (1, True)):
 # blocks that read the other way tell it to the other channel. So a flow spends blocks on looking around the blind spot
 # of one. Glow's `ChannelMixing`, a learned matrix before each block, or a PCA basis of the patches looks straight at
 # it. On photographs the detour is learned, slowly: raw pixels, mixing and a PCA basis have 3.72, 3.07 and 2.86
-# bits/dim after 600 steps (`results/basis.json`), 2.97, 2.76 and 2.73 after 2,700 (`basis_long.json`; notebook 03).
+# bits/dim after 600 steps (`results/basis.json`), 2.95, 2.76 and 2.73 after 2,700 (`basis_long.json`; notebook 03).
 #
 # ## What to remember
 #

@@ -59,4 +59,4 @@ def test_photographs_in_figures(prose):
         names = (f"{name}, no split, {steps} steps" for name in ("pixels", "pixels, learned mixing", "PCA"))
         said.append("{:.2f}, {:.2f} and {:.2f}".format(*(bits[name] for name in names)))
     first, second = said
-    assert f"{first} bits/dim after 600 steps, {second} after 2,700" in prose
+    assert f"{first} bits/dim after 600 steps (`results/basis.json`), {second} after 2,700" in prose
