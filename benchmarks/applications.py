@@ -47,7 +47,7 @@ from farmer_ref.applications import (
     reliability,
 )
 from farmer_ref.data import batches, load_split, random_seed
-from farmer_ref.files import read_weights, write_weights
+from farmer_ref.files import read_weights, write_json, write_weights
 from farmer_ref.metrics import Reader
 from farmer_ref.plots import COLOURS, STYLE, image_grid, labelled_grids
 from farmer_ref.prior import NULL_LABEL
@@ -568,7 +568,7 @@ def main(argv: list[str] | None = None) -> None:
         found = measure[section](config)
         record = json.loads(out.read_text()) if out.exists() else {}
         record |= {**made, section: {**made, "settings": asdict(config), **found}}
-        out.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(out, record)
         print(section, json.dumps(found, indent=2)[:4000], flush=True)
 
 

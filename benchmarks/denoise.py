@@ -18,6 +18,7 @@ from torch import Tensor
 
 from farmer_ref import Farmer, cli, train
 from farmer_ref.data import batches, load_split
+from farmer_ref.files import write_json
 from farmer_ref.metrics import Reader, frechet_distance
 from farmer_ref.plots import labelled_grids
 from farmer_ref.record import ROOT, provenance
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         record[name], samples = figures_of(model, config.samples)
         pictures |= {f"noise {model.config.noise_final:g}, {stage}": images for stage, images in samples.items()}
         print(name, json.dumps(record[name], indent=2), flush=True)
-    (ROOT / "results" / "denoise.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(ROOT / "results" / "denoise.json", record)
     labelled_grids(pictures, columns=10).savefig(ROOT / "results" / "denoise.png")
 
 

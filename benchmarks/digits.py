@@ -18,7 +18,7 @@ import torch
 from farmer_ref import PRESETS, cli, train
 from farmer_ref.checkpoint import last_state
 from farmer_ref.evaluate import EvaluateConfig, evaluate
-from farmer_ref.files import PRETRAINED
+from farmer_ref.files import PRETRAINED, write_json
 from farmer_ref.record import ROOT, mean_and_spread, provenance
 
 AVERAGED = ("bits_per_dim", "nats_per_dim", "share_read_as_class", "frechet_distance", "training_minutes")
@@ -68,9 +68,9 @@ def ship(name: str, folder: Path, figures: dict, made: dict) -> None:
     shutil.copy(folder / "model.safetensors", target)
     config = json.loads((folder / "config.json").read_text())
     config["training"]["out"] = PRESETS[name].out  # not the folder of the machine that trained it
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(target / "config.json", config)
     figures = {name: value for name, value in figures.items() if name != "validation_curve"}
-    (target / "record.json").write_text(json.dumps({**made, **figures}, indent=2) + "\n")
+    write_json(target / "record.json", {**made, **figures})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     record = {**made, "threads": config.threads, "settings": settings, **averages, "runs": runs}
     out = ROOT / "results" / f"{config.preset}.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(out, record)
     print(json.dumps(averages, indent=2))
 
 

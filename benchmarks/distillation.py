@@ -22,7 +22,7 @@ from torch import Tensor
 from farmer_ref import Farmer, OneStepStudent, cli, distill
 from farmer_ref.checkpoint import last_state
 from farmer_ref.data import batches, load_split
-from farmer_ref.files import PRETRAINED
+from farmer_ref.files import PRETRAINED, write_json
 from farmer_ref.metrics import Reader, frechet_distance
 from farmer_ref.plots import labelled_grids
 from farmer_ref.record import ROOT, mean_and_spread, provenance
@@ -58,7 +58,7 @@ def ship(model: Farmer, z: Tensor, folder: Path, figures: dict) -> None:
     shutil.copyfile(folder / STUDENT, PRETRAINED / "digits" / STUDENT)
     settings = json.loads((folder / "distillation" / "config.json").read_text())
     settings |= {"out": "", "run": "digits"}  # not the folder of the machine that trained it
-    (PRETRAINED / "digits" / "student.json").write_text(json.dumps({**figures, "settings": settings}, indent=2) + "\n")
+    write_json(PRETRAINED / "digits" / "student.json", {**figures, "settings": settings})
     grids = {}
     for name, student in (("exact inverse", None), ("one-step student", OneStepStudent.from_pretrained("digits"))):
         with torch.no_grad():
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
             ship(model, z, Path(temporary) / f"{config.losses[0]}-{config.seeds[0]}", figures)
 
     record = {**made, **dataclasses.asdict(config), "exact": read(exact), "table": table, "runs": runs}
-    (ROOT / "results" / f"{config.out}.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(ROOT / "results" / f"{config.out}.json", record)
     print(json.dumps({"exact": record["exact"], **table}, indent=2))
 
 

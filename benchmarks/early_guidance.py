@@ -7,13 +7,13 @@ nearer. Samples of our trained digits are near the data, and guidance takes them
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import torch
 
 from farmer_ref import cli, train
 from farmer_ref.evaluate import EvaluateConfig, evaluate
+from farmer_ref.files import write_json
 from farmer_ref.guidance import Guidance
 from farmer_ref.record import ROOT, over_seeds, provenance
 
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         distance, read = (measured[measure] for measure in ("frechet_distance", "share_read_as_class"))
         print(f"{name}: Fréchet distance {distance['mean']:.2f}, {read['mean']:.1%} read as their class")
     record = {**provenance(torch.device("cpu")), "steps": config.steps, "samples": config.samples, "table": table}
-    (ROOT / "results" / "early_guidance.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(ROOT / "results" / "early_guidance.json", record)
 
 
 if __name__ == "__main__":

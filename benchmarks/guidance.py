@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 
 import matplotlib
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from farmer_ref import Farmer, Guidance, cli
 from farmer_ref.data import batches, load_split
+from farmer_ref.files import write_json
 from farmer_ref.guidance import weighed_candidates
 from farmer_ref.metrics import Reader, frechet_distance
 from farmer_ref.mixture import GaussianMixture
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
             "finite": search_for_what_is_not_finite(config, model),
         }
     out = ROOT / "results" / "guidance.json"
-    out.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(out, record)
     draw_figure(record).savefig(out.with_suffix(".png"))
     labels = torch.arange(10).repeat(5)
     grids = {}

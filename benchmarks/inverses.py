@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from torch import Tensor
 from benchmarks.photographs import BLOCKS, CHANNELS, LAYERS, PATCH_SIZE, WIDTH, trained_flow, trained_student
 from benchmarks.tarflow import public_code
 from farmer_ref import cli
+from farmer_ref.files import write_json
 from farmer_ref.flow import STANDSTILL, AutoregressiveFlow, FlowBlock
 from farmer_ref.parallel import resolve_device
 from farmer_ref.record import ROOT, provenance, timed
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
         "rows": speed_matrix(config, flow.to(device), student.to(device), device),
     }
     name = "inverses.json" if device.type == "cpu" else "inverses_cuda.json"
-    (ROOT / "results" / name).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(ROOT / "results" / name, record)
 
 
 if __name__ == "__main__":

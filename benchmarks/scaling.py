@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from farmer_ref.costs import peak_flops, saved_bytes, state_bytes, training_flop
 from farmer_ref.data import Batch, load_split
 from farmer_ref.engine import MovingAverage, Trainer, autocast, load_run, run_dataset, set_up, training_images
 from farmer_ref.errors import require
+from farmer_ref.files import write_json
 from farmer_ref.metrics import evaluate_likelihood
 from farmer_ref.parameters import count
 from farmer_ref.record import ROOT, provenance, timed
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         "precisions": precisions(config, device),
     }
     name = "scaling_cuda.json" if device.type == "cuda" else "scaling.json"
-    (ROOT / "results" / name).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(ROOT / "results" / name, record)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ alternate between the two, so that a machine whose speed drifts slows both; the 
 from __future__ import annotations
 
 import importlib.util
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import ModuleType
 import torch
 
 from farmer_ref import AutoregressiveFlow, InputError, cli
+from farmer_ref.files import write_json
 from farmer_ref.parallel import resolve_device
 from farmer_ref.record import provenance, timed
 
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = {name: value for name, value in vars(config).items() if name not in ("tarflow", "out")}
     record = {**provenance(device), "settings": settings, **figures}
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.out).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(Path(config.out), record)
 
 
 if __name__ == "__main__":

@@ -102,10 +102,9 @@ class AblateConfig:
     def __post_init__(self) -> None:
         for name in ("seconds_per_run", "basis_steps", "seeds", "samples"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        require(self.other_seeds is None or self.other_seeds > 0, "other_seeds", self.other_seeds, "1 or more")
-        require(self.images is None or self.images > 0, "images", self.images, "1 or more")
-        require(self.steps_per_run is None or self.steps_per_run > 0, "steps_per_run", self.steps_per_run, "1 or more")
-        require(self.side_by_side is None or self.side_by_side > 0, "side_by_side", self.side_by_side, "1 or more")
+        for name in ("other_seeds", "images", "steps_per_run", "side_by_side"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "1 or more")
 
 
 def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:

@@ -22,7 +22,7 @@ from farmer_ref.data import Batch, batches, load_split, random_seed, training_ba
 from farmer_ref.engine import MovingAverage, Trainer, autocast, check_resumed, set_up, training_images
 from farmer_ref.errors import InputError, require
 from farmer_ref.farmer import Farmer
-from farmer_ref.files import PRETRAINED, pretrained_folder, read_config, replace_file, write_weights
+from farmer_ref.files import PRETRAINED, pretrained_folder, read_config, replace_file, write_config, write_weights
 from farmer_ref.hub import is_repository
 from farmer_ref.plots import class_labels, image_grid
 from farmer_ref.student import STUDENT, Distillation, OneStepStudent, relative_errors, teacher_path
@@ -211,8 +211,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"run is {config.run!r}, whose weights have changed since; allowed: the teacher of the distillation "
                 "that is resumed"
             )
-    text = json.dumps(dataclasses.asdict(config), indent=2)
-    parallel.first_for_all(lambda: replace_file(folder / "config.json", lambda path: path.write_text(text)))
+    parallel.first_for_all(lambda: write_config(folder, dataclasses.asdict(config)))
     finished = trainer.train()
     errors = ", ".join(f"{error:.1%}" for error in validate(trainer.step).values())
     parallel.say(

@@ -1,13 +1,14 @@
 """Make each notebook's .ipynb from its .py and run it: `python notebooks/execute.py 00_tour`, or all of them.
 
-Progress bars are dropped from what is saved. Anything else on standard error stops the work, so that no warning gets
-into the book.
+Progress bars are dropped from what is saved, and the names of temporary folders, which are one machine's. Anything else
+on standard error stops the work, so that no warning gets into the book.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def read_source(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def without_progress_bars(notebook: nbformat.NotebookNode) -> None:
-    """Drop progress bars from the outputs; raises `SystemExit` for other messages on standard error."""
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Drop progress bars and temporary folders from the outputs; raises `SystemExit` for messages on standard error."""
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -38,6 +39,11 @@ def without_progress_bars(notebook: nbformat.NotebookNode) -> None:
         if re.sub(r"\r[^\r\n]*", "", messages).strip():
             raise SystemExit(f"a cell writes to standard error:\n{cell.source}\n\n{messages}")
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            if "text" in output:
+                output.text = re.sub(
+                    rf"{re.escape(tempfile.gettempdir())}/\w+", "a temporary folder", output.text
+                )
 
 
 def main(names: list[str]) -> None:
@@ -47,7 +53,7 @@ def main(names: list[str]) -> None:
         NotebookClient(
             notebook, timeout=600, resources={"metadata": {"path": HERE}}, record_timing=False
         ).execute()
-        without_progress_bars(notebook)
+        tidy(notebook)
         notebook.metadata["language_info"] = {"name": "python"}
         nbformat.write(notebook, path.with_suffix(".ipynb"))
         print(f"{path.stem}: {time.perf_counter() - began:.0f} s", flush=True)

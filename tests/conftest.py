@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from farmer_ref import Farmer, ModelConfig
-from farmer_ref.flow import AutoregressiveFlow
+from farmer_ref.coupling import CouplingFlow
+from farmer_ref.flow import AutoregressiveFlow, Flow
 from farmer_ref.record import ROOT
 
 torch.set_num_threads(1)
@@ -63,6 +64,17 @@ def small_flow(tokens: int = 5, channels: int = 3, blocks: int = 3, **changes: o
     return randomise_zeros(AutoregressiveFlow(tokens, channels, blocks, layers=2, width=16, head_dim=8, **changes))
 
 
+def small_coupling(tokens: int = 5, channels: int = 3, blocks: int = 4, **changes: object) -> CouplingFlow:
+    """A small coupling flow in float64 with no weight at zero."""
+    torch.manual_seed(0)
+    return randomise_zeros(CouplingFlow(tokens, channels, blocks, layers=2, width=16, head_dim=8, **changes))
+
+
+def some_tokens(batch: int = 3, count: int = 5, channels: int = 3) -> Tensor:
+    """Tokens (B,N,D) in float64, the same each time."""
+    return torch.randn(batch, count, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
 def mild_flow(dtype: torch.dtype = torch.float64, count: int = 12, **changes: object) -> AutoregressiveFlow:
     """A flow that moves tokens by about their own size, as a trained one does; a random one can be chaotic."""
     flow = small_flow(count, **changes)
@@ -76,12 +88,12 @@ def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.autograd.functional.jacobian(lambda flat: function(flat.view_as(x)).flatten(), x.flatten())
 
 
-def round_trip_error(flow: AutoregressiveFlow, x: Tensor) -> float:
+def round_trip_error(flow: Flow, x: Tensor) -> float:
     """The largest difference between x and its image through the flow and back."""
     return float((flow.inverse(flow(x)[0]) - x).abs().max())
 
 
-def logdet_error(flow: AutoregressiveFlow, x: Tensor) -> float:
+def logdet_error(flow: Flow, x: Tensor) -> float:
     """The largest difference between the flow's log-determinant and that of autograd's Jacobian."""
     exact = torch.stack([torch.linalg.slogdet(jacobian(lambda y: flow(y)[0], one[None])).logabsdet for one in x])
     return float((flow(x)[1] - exact).detach().abs().max())

@@ -1,42 +1,15 @@
-"""The coupling flow behind the interface of the autoregressive one. Float64, no weight at zero."""
+"""The coupling flow behind the interface of the autoregressive one; test_flow.py has what both must do. Float64, no
+weight at zero."""
 
 import pytest
 import torch
-from conftest import jacobian, logdet_error, randomise_zeros, round_trip_error, small_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import jacobian, logdet_error, round_trip_error, small_coupling, small_model
+from conftest import some_tokens as tokens
 from test_commands import fails_with_one_line
 from test_engine import QUICK
 
-from farmer_ref import InputError, distill, evaluate, train
+from farmer_ref import distill, evaluate, train
 from farmer_ref.coupling import CouplingFlow
-
-VARIANTS = [{}, {"channel_mixing": True}, {"max_log_scale": None}, {"num_classes": 4}]
-
-
-def small_coupling(tokens: int = 5, channels: int = 3, blocks: int = 4, **changes: object) -> CouplingFlow:
-    torch.manual_seed(0)
-    return randomise_zeros(CouplingFlow(tokens, channels, blocks, layers=2, width=16, head_dim=8, **changes))
-
-
-def tokens(batch: int = 3, count: int = 5, channels: int = 3) -> torch.Tensor:
-    return torch.randn(batch, count, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_round_trip_and_logdet(variant):
-    flow = small_coupling(**variant)
-    assert (flow(tokens())[0] - tokens()).abs().max() > 0.1  # not the identity
-    assert round_trip_error(flow, tokens()) <= 1e-9
-    assert logdet_error(flow, tokens()) <= 1e-8
-
-
-@given(count=st.integers(2, 9), channels=st.integers(1, 5), blocks=st.integers(1, 4), batch=st.integers(1, 3))
-@settings(max_examples=15, deadline=None)
-def test_any_shape(count, channels, blocks, batch):
-    flow = small_coupling(count, channels, blocks)
-    assert round_trip_error(flow, tokens(batch, count, channels)) <= 1e-9
-    assert logdet_error(flow, tokens(batch, count, channels)) <= 1e-8
 
 
 def test_a_new_flow_is_the_identity():
@@ -97,11 +70,6 @@ def test_labels_change_a_conditional_flow():
     z = flow(tokens(), labels)[0]
     assert (z - flow(tokens())[0]).abs().max() > 1e-4
     assert torch.allclose(flow.inverse(z, labels), tokens(), atol=1e-9)
-
-
-def test_wrong_shape_is_named():
-    with pytest.raises(InputError, match=r"x has shape \(3, 4, 3\); allowed: \(batch, 5, 3\)"):
-        small_coupling()(tokens()[:, :4])
 
 
 @pytest.mark.parametrize("changes", [{}, {"channel_mixing": "learned", "patch_basis": "dct"}])

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import jacobian, logdet_error, mild_flow, round_trip_error, small_flow
+from conftest import jacobian, logdet_error, mild_flow, round_trip_error, small_coupling, small_flow
+from conftest import some_tokens as tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,24 +16,23 @@ from farmer_ref.errors import InputError
 from farmer_ref.flow import ChannelMixing, Flow
 
 VARIANTS = [{}, {"channel_mixing": True}, {"max_log_scale": None}, {"num_classes": 4}]
+BOTH = pytest.mark.parametrize("make", [small_flow, small_coupling])
 
 
-def tokens(batch: int = 3, count: int = 5, channels: int = 3) -> torch.Tensor:
-    return torch.randn(batch, count, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
+@BOTH
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_round_trip_and_logdet(variant):
-    flow = small_flow(**variant)
+def test_round_trip_and_logdet(make, variant):
+    flow = make(**variant)
     assert (flow(tokens())[0] - tokens()).abs().max() > 0.1  # not the identity
     assert round_trip_error(flow, tokens()) <= 1e-9
     assert logdet_error(flow, tokens()) <= 1e-8
 
 
+@BOTH
 @given(count=st.integers(2, 9), channels=st.integers(1, 5), blocks=st.integers(1, 4), batch=st.integers(1, 3))
 @settings(max_examples=15, deadline=None)
-def test_any_shape(count, channels, blocks, batch):
-    flow = small_flow(count, channels, blocks)
+def test_any_shape(make, count, channels, blocks, batch):
+    flow = make(count, channels, blocks)
     assert round_trip_error(flow, tokens(batch, count, channels)) <= 1e-9
     assert logdet_error(flow, tokens(batch, count, channels)) <= 1e-8
 
@@ -111,10 +111,11 @@ def test_labels_change_a_conditional_flow_and_null_is_their_mean():
     assert torch.allclose(flow.inverse(flow(tokens(), labels)[0], labels), tokens(), atol=1e-9)
 
 
-def test_wrong_shape_is_named():
+@BOTH
+def test_wrong_shape_is_named(make):
     with pytest.raises(InputError, match=r"x has shape \(3, 4, 3\); allowed: \(batch, 5, 3\)"):
-        small_flow()(tokens(count=4))
-    for inverse in (small_flow().inverse, small_flow().inverse_jacobi):
+        make()(tokens(count=4))
+    for inverse in (make().inverse, small_flow().inverse_jacobi):
         with pytest.raises(InputError, match=r"z has shape \(3, 4, 3\); allowed: \(batch, 5, 3\)"):
             inverse(tokens(count=4))
 
