@@ -30,6 +30,7 @@ from farmer_ref.comparisons import (
     HIGHER_IS_BETTER,
     MEASURES,
     TIMED_BATCH,
+    TIMED_ROUNDS,
     Row,
     Table,
     bases,
@@ -40,7 +41,7 @@ from farmer_ref.comparisons import (
 )
 from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.data import batches, load_split
-from farmer_ref.engine import load_run
+from farmer_ref.engine import load_run, run_guidance
 from farmer_ref.errors import InputError, require
 from farmer_ref.files import replace_file, write_json
 from farmer_ref.metrics import Reader
@@ -243,9 +244,10 @@ def measure(
         measured: dict[str, Any] = {"name": row.name, "model": row.model, "sampling": row.sampling, "paper": row.paper}
         measured |= {name: over_seeds([one[name] for one in mine]) for name in MEASURES}
         measured |= {name: [one[name] for one in mine] for name in TRAINING}
-        if table.speeds:
-            measured["seconds_per_image"] = seconds_per_image(runs, runs.folder(preset, row, 0), row)
         rows.append(measured)
+    if table.speeds:
+        seconds = seconds_per_image(runs, preset, table.rows)
+        rows = [row | {"seconds_per_image": seconds[row["name"]]} for row in rows]
     return rows
 
 
@@ -258,21 +260,37 @@ def model_flag(name: str, value: object) -> list[object]:
 
 
 @torch.no_grad()
-def seconds_per_image(runs: Runs, folder: Path, row: Row) -> dict[str, float]:
-    """Median seconds per image of the flow's forward pass, the prior's sampling and the way back, at batch 16."""
+def seconds_per_image(runs: Runs, preset: TrainConfig, rows: Iterable[Row]) -> dict[str, dict[str, float]]:
+    """Of each row by its name: median seconds per image of the parts of sampling, at batch 16.
+
+    Rows and parts take turns, round by round, so that what else a machine does falls on all of them.
+    """
+    work = {row.name: parts_of_sampling(runs, runs.folder(preset, row, 0), row) for row in rows}
+    rounds = [
+        {(name, part): timed(function, runs.device) for name, parts in work.items() for part, function in parts.items()}
+        for _ in range(1 + TIMED_ROUNDS)
+    ][1:]  # the first warms up
+    return {
+        name: {part: statistics.median([one[name, part] for one in rounds]) / TIMED_BATCH for part in parts}
+        for name, parts in work.items()
+    }
+
+
+def parts_of_sampling(runs: Runs, folder: Path, row: Row) -> dict[str, Callable[[], object]]:
+    """The flow's forward pass, the prior's sampling, as the row does it and without guidance, and the way back."""
     model = load_run(str(folder)).to(runs.device)
     student = OneStepStudent.from_pretrained(folder, model.flow) if "--student" in row.sampling else None
+    guidance = run_guidance(str(folder))
+    if "--guidance" in row.sampling:
+        guidance = replace(guidance, scale=float(row.sampling[row.sampling.index("--guidance") + 1]))
     labels = torch.zeros(TIMED_BATCH, dtype=torch.long, device=runs.device)
     z = model.prior.sample(labels)
     images = model.decode(z)
-    work = {
-        "forward": lambda: model.encode(images),
-        "prior": lambda: model.prior.sample(labels),
-        "back": lambda: model.decode(z, student=student),
-    }
     return {
-        name: statistics.median([timed(function, runs.device) for _ in range(6)][1:]) / TIMED_BATCH
-        for name, function in work.items()
+        "forward": lambda: model.encode(images),
+        "prior": lambda: model.prior.sample(labels, guidance),
+        "prior unguided": lambda: model.prior.sample(labels),
+        "back": lambda: model.decode(z, student=student),
     }
 
 

@@ -128,16 +128,22 @@ class FlowBlock(nn.Module):
                 log_scale = self.max_log_scale * torch.tanh(log_scale / self.max_log_scale)
         return shift, log_scale
 
+    def all_shifts_and_log_scales(self, x: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """mu and log sigma (B,N,D) of the tokens of x (B,N,D) themselves, in reading order.
+
+        Outputs are shifted right by one: token 1 passes through (shift 0, scale 1), what would follow the last token
+        is dropped. (To feed N - 1 tokens instead is slower: N is the rounder number.)
+        """
+        parameters = self.shift_and_log_scale(x, self.embedded_positions(labels))
+        return [F.pad(part[:, :-1], (0, 0, 1, 0)) for part in parameters]
+
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B,N,D) to z (B,N,D) and log|det dz/dx| = sum_ij log sigma_ij (B,)   (Eqs. 8 and 10), in parallel."""
         logdet = x.new_zeros(x.shape[0])
         if self.mixing is not None:
             x, logdet = self.mixing(x)
         x = self.flip_if_reversed(x)
-        # Shifted right by one: token 1 passes through (shift 0, scale 1), what would follow the last token is dropped.
-        # (To feed N - 1 tokens instead is slower: N is the rounder number.)
-        parameters = self.shift_and_log_scale(x, self.embedded_positions(labels))
-        shift, log_scale = (F.pad(part[:, :-1], (0, 0, 1, 0)) for part in parameters)
+        shift, log_scale = self.all_shifts_and_log_scales(x, labels)
         z = (x - shift) * log_scale.exp()
         return self.flip_if_reversed(z), logdet + log_scale.sum((1, 2))
 

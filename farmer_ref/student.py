@@ -27,10 +27,11 @@ LOSSES = ("hidden", "output", "alignment")
 
 
 class StudentBlock(nn.Module):
-    """Z^t to about Z^{t-1} in one step: (z - mu(z)) * sigma(z), where mu and sigma see *all* tokens   (Alg. 2)
+    """Z^t to about Z^{t-1} in one step: z / sigma(z) + mu(z), where mu and sigma see *all* tokens   (Alg. 2)
 
-    A copy of the teacher's block with bidirectional attention. Ours, where the paper is silent: the affine form is that
-    of the flow's forward (Eq. 8), outputs are not shifted by a token, the positions and the token order stay.
+    A copy of the teacher's block with bidirectional attention. Ours, where the paper is silent: the form of the exact
+    inverse (Eq. 9), outputs shifted by a token and all, with z where that has x. With the mask, and untrained, it would
+    be the first sweep of `FlowBlock.inverse_jacobi`; the first token passes through, as it does there.
     """
 
     def __init__(self, teacher: FlowBlock):
@@ -41,8 +42,8 @@ class StudentBlock(nn.Module):
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z (B,N,D) to x (B,N,D), about what the teacher's block maps to z."""
         z = self.network.flip_if_reversed(z)
-        shift, log_scale = self.network.shift_and_log_scale(z, self.network.embedded_positions(labels))
-        x = self.network.flip_if_reversed((z - shift) * log_scale.exp())
+        shift, log_scale = self.network.all_shifts_and_log_scales(z, labels)
+        x = self.network.flip_if_reversed(z * torch.exp(-log_scale) + shift)
         return x if self.network.mixing is None else self.network.mixing.inverse(x)
 
 

