@@ -24,26 +24,26 @@ def test_two_sweeps_are_better_than_a_student_and_one(model, student):
     exact = model.flow.inverse(z)
     guess = [grey_levels_off(swept(model.flow, z, passes - 1, student), exact) for passes in (1, 2, 3)]
     plain = [grey_levels_off(swept(model.flow, z, passes), exact) for passes in (1, 2, 3)]
-    assert guess == pytest.approx([0.91, 0.26, 0.05], abs=0.02)
+    assert guess == pytest.approx([0.76, 0.18, 0.03], abs=0.02)
     assert plain == pytest.approx([1.07, 0.14, 0.02], abs=0.02)
     assert grey_levels_off(swept(model.flow, z[:20], 15, student), exact[:20]) < 1e-4  # N - 1: exact from any start
     assert grey_levels_off(swept(model.flow, z, 1), exact) > grey_levels_off(student(z), exact)
 
 
-def test_the_masked_inverse_form_is_one_sweep_before_training(model):
+def test_the_masked_form_is_one_sweep_before_training(model):
     z = torch.randn(4, 16, 4, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(student_of_form(model.flow, "inverse, masked")(z), swept(model.flow, z, 1), atol=1e-5)
-    assert torch.equal(student_of_form(model.flow, "forward")(z), OneStepStudent.from_teacher(model.flow)(z))
+    assert torch.equal(student_of_form(model.flow, "inverse")(z), OneStepStudent.from_teacher(model.flow)(z))
 
 
-def test_the_inverse_form_starts_nearer_and_learns_sooner(model, student):
-    assert error_after(model, "forward", 0, 0) == pytest.approx(202, rel=0.05)
-    assert error_after(model, "inverse, masked", 0, 0) == pytest.approx(1.05, abs=0.02)
-    after = [error_after(model, form, 100, 0) for form in ("forward", "inverse", "inverse, masked")]
-    assert after == pytest.approx([1.5, 0.7, 0.55], abs=0.1)
+def test_the_forward_form_starts_far_off_and_learns_later(model, student):
+    forms = ("inverse", "inverse, masked", "forward")
+    before, after = ([error_after(model, form, steps, 0) for form in forms] for steps in (0, 100))
+    assert before == pytest.approx([1.46, 1.05, 202], rel=0.05)
+    assert after == pytest.approx([0.71, 0.57, 1.54], abs=0.1)
     values = next(batches(load_split("digits", "validation", model.config), 100))[0]
     levels = levels_of(model, values, torch.Generator().manual_seed(0))
-    assert grey_levels_off(student(levels[-1]), levels[0]) == pytest.approx(0.64, abs=0.02)
+    assert grey_levels_off(student(levels[-1]), levels[0]) == pytest.approx(0.51, abs=0.02)
 
 
 def test_the_figures_that_the_notebook_quotes():
