@@ -255,7 +255,7 @@ for name, row in json.loads(Path("../results/distillation.json").read_text())["t
 # > **The paper** reports the ratios in brackets above (ours are of batches of 16); the two for its overall speed-up do
 # > not agree. **We** gain less, with 16 tokens in place of 256, and on a CPU. The paper compares every level (`hidden`).
 # > **We** tried the last alone (`output`), and small heads on the others (`alignment`): on digits, with three seeds
-# > each, `output` is a hair further off than `hidden`; else nothing tells the three apart.
+# > each, `alignment` is a hair nearer than `hidden`, `output` a hair further off; what is read does not tell them apart.
 #
 # ## What to remember
 #
@@ -267,11 +267,11 @@ for name, row in json.loads(Path("../results/distillation.json").read_text())["t
 # ## Exercises
 #
 # **1 (think).** In the paper's Table 5 the way back takes 77% of the time of a sample. How much could the *best*
-# student, one that takes no time, speed up sampling? What of our 62%? What should be made faster next?
+# student, one that takes no time, speed up sampling? What of our 43%? What should be made faster next?
 #
 # <details><summary>Solution</summary>
 #
-# What is left is the prior: $1 / (1 - 0.77) = 4.3$ times at the very most, and for ours $1 / (1 - 0.62) = 2.6$. The
+# What is left is the prior: $1 / (1 - 0.77) = 4.3$ times at the very most, and for ours $1 / (1 - 0.43) = 1.8$. The
 # paper's 22-fold student thus has most of what there was to get, and the prior, which is sequential for a better reason
 # (each latent is *drawn* before the next can be), is now most of the time.
 #
