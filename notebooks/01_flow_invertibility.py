@@ -223,8 +223,8 @@ assert (back - tokens).abs().max() < 1e-5 and max(report.sweeps) < 15
 print("sweeps of the four blocks:", report.sweeps, "  sequential steps: 15 each")
 
 # %% [markdown]
-# On a CPU **the parallel way does not pay**: for a larger flow ($N = 256$) one image takes 0.79 s, sequentially
-# 0.77 s; sixteen take 16.1 s and 2.1 s (`results/inverses.json`). A sweep computes all tokens again, a sequential step
+# On a CPU **the parallel way does not pay**: for a larger flow ($N = 256$) one image takes 0.88 s, sequentially
+# 0.55 s; sixteen take 13.1 s and 2.0 s (`results/inverses.json`). A sweep computes all tokens again, a sequential step
 # only one. What sweeps save is the waiting between small steps of a GPU.
 #
 # > **The paper** undoes the flow sequentially, or with a one-step student (notebook 05). **We** add the parallel

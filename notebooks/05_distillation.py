@@ -136,12 +136,11 @@ for step in range(steps + 1):
 # %% tags=["nbval-check-output"]
 figure, (curve, chart) = plt.subplots(1, 2, figsize=(8.5, 2.9), layout="constrained")
 curve.plot(losses)
-curve.set(title="training", xlabel="step", ylabel="loss of a batch", ylim=(0, None))
+curve.set(title="training", xlabel="step", ylabel="loss of a batch", ylim=0)
 names = [rf"$Z^{t}$" for t in (3, 2, 1, 0)]
 for (step, error), marker in zip(errors.items(), "os^", strict=True):
     chart.plot(names, error, marker=marker, label=f"after {step} steps")
-chart.set(title="validation images", xlabel="level reached", ylabel="relative error")
-chart.set_ylim(0, None)
+chart.set(title="validation images", xlabel="level reached", ylabel="relative error", ylim=0)
 chart.legend(frameon=False)
 print("error of the image nearly halved:", errors[steps][-1] < 0.6 * errors[0][-1])
 
@@ -149,9 +148,9 @@ print("error of the image nearly halved:", errors[steps][-1] < 0.6 * errors[0][-
 labelled_grids(pictures, columns=10)
 
 # %% [markdown]
-# (Errors are relative to the norm of the teacher's level; $Z^0$ is the image.) Even untrained, the student draws digits:
-# its blocks are nearly sweeps of the parallel inverse (notebook 01), but for the mask, which the weights expect. Seconds
-# of training halve its error.
+# (Errors are relative to the norm of the teacher's level; $Z^0$ is the image.) Even untrained, the student draws
+# digits: its blocks are nearly sweeps of the parallel inverse (notebook 01), but for the mask, which the weights
+# expect. Seconds of training halve its error.
 #
 # ## The one that ships
 #
@@ -239,23 +238,24 @@ for batch, (exact, parallel, one_step) in live.items():
     print(f"N = 16, batch {batch}: jacobi {exact / parallel:.1f}, student {exact / one_step:.1f}")
 
 # %% [markdown]
-# On a CPU the parallel inverse ("jacobi") hardly pays for one image, not for 16: it saves latency by doing more
-# arithmetic, and a CPU is short of arithmetic. For the same reason the student gains less with a larger batch. On a GPU
+# On a CPU the parallel inverse ("jacobi") does not pay for larger images: it saves latency by doing more arithmetic,
+# and a CPU is short of arithmetic. For the same reason the student gains less with a larger batch. On a GPU
 # both should do better; we have not measured that.
 
 # %% tags=["nbval-check-output"]
 for number in (4, 5):
     sentence = json.loads(Path(f"../results/table{number}.json").read_text())["sentences"][-1]
-    print(sentence.replace("; ", ";\n"))
+    print(sentence.replace("; ", ";\n").replace("sample, ", "sample,\n"))
 for name, row in json.loads(Path("../results/distillation.json").read_text())["table"].items():
     share = "{mean:.1%} ± {standard_deviation:.1%}".format(**row["share_read_as_class"])
     print(f"{name:9} {row['sample_error']['mean'] * 17 / 2:.2f} grey levels off, {share} read")
 
 # %% [markdown]
-# > **The paper** reports the ratios in brackets above (ours are of batches of 16); the two for its overall speed-up do
-# > not agree. **We** gain less, with 16 tokens in place of 256, and on a CPU. The paper compares every level (`hidden`).
-# > **We** tried the last alone (`output`), and small heads on the others (`alignment`): on digits, with three seeds
-# > each, `alignment` is a hair nearer than `hidden`, `output` a hair further off; what is read does not tell them apart.
+# > **The paper** reports the ratios in brackets above (ours are of batches of 16); the two for its overall speed-up
+# > do not agree. **We** gain less, with 16 tokens in place of 256, and on a CPU. The paper compares every level
+# > (`hidden`). **We** tried the last alone (`output`), and small heads on the others (`alignment`): on digits, with
+# > three seeds each, `alignment` is a hair nearer than `hidden`, `output` a hair further off; what is read does not
+# > tell them apart.
 #
 # ## What to remember
 #
@@ -340,8 +340,8 @@ for name, row in json.loads(Path("../results/distillation.json").read_text())["t
 # On digits the forward form is the wrong choice. In grey levels, after 100 steps of 32 images: 1.5 off, ours 0.7, with
 # the mask kept 0.55; after 1,000 steps 0.79, 0.55 and 0.54. Three seeds agree (`python solutions/solution_05.py` prints
 # them). The reason is the start: untrained, the masked form *is* one sweep of the parallel inverse, 1.05 off, ours is
-# near it, 1.46, and the forward form is off by 200. The mask costs nothing, as the truth is causal in each block, and is
-# of little use after a while. The paper removes it, trains for 60 epochs, and has 256 tokens, where one sweep reaches
-# less far. Does the order stay with longer training, and for larger images?
+# near it, 1.46, and the forward form is off by 200. The mask costs nothing, as the truth is causal in each block, and
+# is of little use after a while. The paper removes it, trains for 60 epochs, and has 256 tokens, where one sweep
+# reaches less far. Does the order stay with longer training, and for larger images?
 #
 # </details>

@@ -42,5 +42,11 @@ def test_a_background_cures_blank_pages_and_knows_too_much(splits):
     assert [found["shifted by one"][name] for name in order] == pytest.approx([0.94, 0.84, 0.98, 0.98], abs=0.02)
 
 
-def test_the_classifier_of_pixels_reads_what_the_notebook_says():
-    assert load("applications")["classification"]["classifier_of_pixels"] == pytest.approx(0.993, abs=5e-4)
+def test_the_results_that_the_notebook_quotes():
+    measured = load("applications")
+    classification, inpainting = measured["classification"], measured["inpainting"]
+    assert classification["classifier_of_pixels"] == pytest.approx(0.993, abs=5e-4)
+    most = max(classification["by_draws"], key=lambda row: row["draws"])
+    assert most["draws"] == 16 and most["accuracy"]["mean"] == pytest.approx(0.98, abs=5e-4)
+    assert inpainting["without_label"]["digits_read_as_several_classes"] == pytest.approx(0.9)
+    assert inpainting["samples"]["mean_rank_of_log_prob"] == pytest.approx(0.75, abs=0.04)  # "three quarters"

@@ -23,4 +23,6 @@ def test_no_budget_buys_nothing_and_the_paper_s_model_is_in_the_table():
 
 def test_the_epochs_that_the_notebook_names():
     assert [round(plan(16, width).epochs) for width in (320, 384)] == [400, 289]
+    assert 0.5 < 320 / plan(16, 256).epochs < 0.55  # "little more than half of the hours"
+    assert round(peak_flops_of("H100") / 1e12) == 989
     assert round(plan(8, 192).epochs) == 188
