@@ -41,9 +41,10 @@ from farmer_ref.comparisons import (
 )
 from farmer_ref.config import PRESETS, TrainConfig
 from farmer_ref.data import batches, load_split
-from farmer_ref.engine import load_run, run_guidance
+from farmer_ref.engine import load_run
 from farmer_ref.errors import InputError, require
 from farmer_ref.files import replace_file, write_json
+from farmer_ref.guidance import Guidance
 from farmer_ref.metrics import Reader
 from farmer_ref.parallel import resolve_device
 from farmer_ref.plots import class_labels, comparison, labelled_grids
@@ -265,7 +266,7 @@ def seconds_per_image(runs: Runs, preset: TrainConfig, rows: Iterable[Row]) -> d
 
     Rows and parts take turns, round by round, so that what else a machine does falls on all of them.
     """
-    work = {row.name: parts_of_sampling(runs, runs.folder(preset, row, 0), row) for row in rows}
+    work = {row.name: parts_of_sampling(runs, preset, row) for row in rows}
     rounds = [
         {(name, part): timed(function, runs.device) for name, parts in work.items() for part, function in parts.items()}
         for _ in range(1 + TIMED_ROUNDS)
@@ -276,13 +277,12 @@ def seconds_per_image(runs: Runs, preset: TrainConfig, rows: Iterable[Row]) -> d
     }
 
 
-def parts_of_sampling(runs: Runs, folder: Path, row: Row) -> dict[str, Callable[[], object]]:
+def parts_of_sampling(runs: Runs, preset: TrainConfig, row: Row) -> dict[str, Callable[[], object]]:
     """The flow's forward pass, the prior's sampling, as the row does it and without guidance, and the way back."""
+    folder, sampled = runs.folder(preset, row, 0), runs.figures(preset, row, 0)
     model = load_run(str(folder)).to(runs.device)
-    student = OneStepStudent.from_pretrained(folder, model.flow) if "--student" in row.sampling else None
-    guidance = run_guidance(str(folder))
-    if "--guidance" in row.sampling:
-        guidance = replace(guidance, scale=float(row.sampling[row.sampling.index("--guidance") + 1]))
+    student = OneStepStudent.from_pretrained(folder, model.flow) if sampled["student"] else None
+    guidance = Guidance(**sampled["guidance"])
     labels = torch.zeros(TIMED_BATCH, dtype=torch.long, device=runs.device)
     z = model.prior.sample(labels)
     images = model.decode(z)

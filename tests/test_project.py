@@ -344,7 +344,7 @@ def test_results_of_the_ways_back():
         (row["method"], row["batch"]): row["speedup_over_sequential"]["median"] for row in measured["matrix"]["rows"]
     }
     assert speedup["student", 16] >= 3 and speedup["student", 1] >= 8
-    assert max(speedup["public TARFlow", batch] for batch in (1, 16)) < 1
+    assert speedup["public TARFlow", 16] <= 1 / 1.5 and speedup["public TARFlow", 1] < 1
     for rows in measured["sweeps"].values():
         assert max(row["error"] for row in rows) <= measured["tolerance"]
 

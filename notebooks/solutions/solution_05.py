@@ -22,9 +22,8 @@ def swept(
         x = block.flip_if_reversed(z if student is None else student.blocks[number](z))
         z = block.flip_if_reversed(z)
         for _ in range(sweeps):
-            shift, log_scale = block.shift_and_log_scale(x, block.embedded_positions(None))
-            moved = z[:, 1:] * torch.exp(-log_scale[:, :-1]) + shift[:, :-1]  # Eq. 9
-            x = torch.cat([z[:, :1], moved], 1)
+            shift, log_scale = block.all_shifts_and_log_scales(x)
+            x = z * torch.exp(-log_scale) + shift  # Eq. 9
         z = block.flip_if_reversed(x)
     return z
 
