@@ -51,7 +51,7 @@ check: .venv/.installed
 
 # What needs a GPU; the data sets are downloaded into data/ first.
 check-gpu: .venv/.installed
-	$(BIN)/python -m pytest tests/test_cuda.py
+	$(BIN)/python -m pytest tests/training/test_cuda.py
 	$(BIN)/python -m benchmarks.scaling --preset farmer-1.1b-p16
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW) --blocks 28 --layers 4 --width 768 --patch-size 16 --out results/tarflow_speed_cuda.json)

@@ -33,25 +33,25 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from tqdm import tqdm, trange
 
-from farmer_ref import Farmer, Guidance, cli
-from farmer_ref.applications import (
-    AnomalyScorer,
-    change_class,
-    change_details,
+from farmer_ref import Farmer, Guidance
+from farmer_ref.applications.anomalies import AnomalyScorer
+from farmer_ref.applications.classification import (
     class_log_probs,
     class_probabilities,
     expected_calibration_error,
     fit_temperature,
-    inpaint,
-    interpolate,
     reliability,
 )
-from farmer_ref.data import batches, load_split, random_seed
-from farmer_ref.files import read_weights, write_json, write_weights
-from farmer_ref.metrics import Reader
-from farmer_ref.plots import COLOURS, STYLE, image_grid, labelled_grids
-from farmer_ref.prior import NULL_LABEL
-from farmer_ref.record import ROOT, mean_and_spread, provenance
+from farmer_ref.applications.editing import change_class, change_details, interpolate
+from farmer_ref.applications.inpainting import inpaint
+from farmer_ref.data.order import random_seed
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import PixelClassifier
+from farmer_ref.model.prior import NULL_LABEL
+from farmer_ref.support import cli
+from farmer_ref.support.files import read_weights, write_json, write_weights
+from farmer_ref.support.plots import COLOURS, STYLE, image_grid, labelled_grids
+from farmer_ref.support.record import ROOT, mean_and_spread, provenance
 
 WALK = 11  # images of an interpolation
 SECTIONS = ("inpainting", "editing", "anomalies", "classification")
@@ -165,7 +165,7 @@ def samples_with_cells(model: Farmer, labels: Tensor, known: Tensor, generator: 
 def inpainting(config: ApplicationsBenchmark) -> dict:
     """The lower half of digits and of samples."""
     model = Farmer.from_pretrained("digits")
-    reader = Reader(load_split("digits", "train", model.config))
+    classifier = PixelClassifier(load_split("digits", "train", model.config))
     known = torch.zeros(1, 8, 8, dtype=torch.bool)
     known[:, :4] = True
     missing = ~known
@@ -196,14 +196,14 @@ def inpainting(config: ApplicationsBenchmark) -> dict:
             **spread_and_distance(drawn["values"], truth, missing),
         }
     wanted = labels.repeat_interleave(count)
-    read = (reader.read(given["values"].flatten(0, 1)) == wanted).double().view(-1, count)
+    read = (classifier.predict(given["values"].flatten(0, 1)) == wanted).double().view(-1, count)
     record["with_label"] |= {
         "completions_read_as_class": float(read.mean()),
-        "pasted_samples_read_as_class": reader.share_read(pasted.flatten(0, 1), wanted),
-        "whole_images_read_as_class": reader.share_read(values, labels),
-        "blanked_images_read_as_class": reader.share_read(values * known, labels),
+        "pasted_samples_read_as_class": classifier.accuracy(pasted.flatten(0, 1), wanted),
+        "whole_images_read_as_class": classifier.accuracy(values, labels),
+        "blanked_images_read_as_class": classifier.accuracy(values * known, labels),
     }
-    classes = reader.read(free["values"].flatten(0, 1)).view(len(some), -1)
+    classes = classifier.predict(free["values"].flatten(0, 1)).view(len(some), -1)
     record["without_label"] |= {
         "completions_read_as_class": float((classes == their_labels[:, None]).double().mean()),
         "digits_read_as_several_classes": float((classes != classes[:, :1]).any(1).double().mean()),
@@ -243,7 +243,7 @@ def draw_inpainting(model: Farmer, known: Tensor, given: tuple, free: tuple) -> 
 def editing(config: ApplicationsBenchmark) -> dict:
     """Class changes and other details of the test split; walks between its images."""
     model = Farmer.from_pretrained("digits")
-    reader = Reader(load_split("digits", "train", model.config))
+    classifier = PixelClassifier(load_split("digits", "train", model.config))
     values, labels = digits("test", model)
     levels = model.config.levels - 1
 
@@ -261,14 +261,14 @@ def editing(config: ApplicationsBenchmark) -> dict:
             edits = change_class(model, images, labels, other, guidance, generator)
             fresh = model.sample(other, guidance, generator=generator)
             run[name] = {
-                "read_as_new_class": reader.share_read(model.dequantiser.quantise(edits), other),
-                "samples_read_as_new_class": reader.share_read(model.dequantiser.quantise(fresh), other),
+                "read_as_new_class": classifier.accuracy(model.dequantiser.quantise(edits), other),
+                "samples_read_as_new_class": classifier.accuracy(model.dequantiser.quantise(fresh), other),
                 "distance": level_distance(edits),
                 "distance_of_samples": level_distance(fresh),
             }
         edits = change_details(model, images, labels, generator)
         run["details"] = {
-            "read_as_class": reader.share_read(model.dequantiser.quantise(edits), labels),
+            "read_as_class": classifier.accuracy(model.dequantiser.quantise(edits), labels),
             "distance": level_distance(edits),
             "distance_of_samples": level_distance(model.sample(labels, generator=generator)),
         }
@@ -286,11 +286,11 @@ def editing(config: ApplicationsBenchmark) -> dict:
         with torch.no_grad():
             log_p = model.log_prob(model.dequantiser(steps, noise).flatten(0, 1)).view(len(first), -1)
         middle = steps[:, steps.shape[1] // 2]
-        read = reader.read(middle)
+        read = classifier.predict(middle)
         either = (read == labels[first]) | (read == labels[second])
         record["walks"][name] = {
             "nats_per_image": log_p.double().mean(0).tolist(),
-            "middle_of_one_class_read_as_class": reader.share_read(middle[same], labels[first][same]),
+            "middle_of_one_class_read_as_class": classifier.accuracy(middle[same], labels[first][same]),
             "middle_of_two_classes_read_as_either": float(either[~same].double().mean()),
         }
     for name in ("class", "class_guided", "details"):
@@ -505,8 +505,8 @@ def classification(config: ApplicationsBenchmark) -> dict:
     model = Farmer.from_pretrained("digits")
     held_out, own = digits("validation", model)
     values, labels = digits("test", model)
-    reader = Reader(load_split("digits", "train", model.config))
-    record: dict = {"images": len(labels), "classifier_of_pixels": reader.share_read(values, labels), "by_draws": []}
+    classifier = PixelClassifier(load_split("digits", "train", model.config))
+    record: dict = {"images": len(labels), "classifier_of_pixels": classifier.accuracy(values, labels), "by_draws": []}
     for draws in sorted({1, 4, config.draws}):
         runs = []
         for seed in config.seeds:

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from farmer_ref import Farmer, cli, train
-from farmer_ref.data import batches, load_split
-from farmer_ref.files import write_json
-from farmer_ref.metrics import Reader, frechet_distance
-from farmer_ref.plots import labelled_grids
-from farmer_ref.record import ROOT, provenance
+from farmer_ref import Farmer, train
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance
+from farmer_ref.support import cli
+from farmer_ref.support.files import write_json
+from farmer_ref.support.plots import labelled_grids
+from farmer_ref.support.record import ROOT, provenance
 
 STRONG = 0.1
 
@@ -41,7 +42,7 @@ class DenoiseBenchmark:
 def figures_of(model: Farmer, samples: int) -> tuple[dict, dict[str, Tensor]]:
     """The figures of one model, and thirty samples before and after."""
     train_split, test_split = (load_split("digits", split, model.config, "data", False) for split in ("train", "test"))
-    reader = Reader(train_split)
+    classifier = PixelClassifier(train_split)
     seen, _ = next(batches(train_split, len(train_split)))
     blank = (seen == 0).all(0)  # (C,H,W): pixels that are blank in every training image
     values, labels = next(batches(test_split, len(test_split)))
@@ -58,8 +59,8 @@ def figures_of(model: Farmer, samples: int) -> tuple[dict, dict[str, Tensor]]:
         figures[stage] = {
             "error_on_noisy_test_images": float((real - clean).square().mean().sqrt()),
             "stray_of_blank_pixels_in_samples": float((drawn[:, blank] + 1).square().mean().sqrt()),
-            "share_read_as_class": reader.share_read(bytes_drawn, wanted),
-            "frechet_distance": frechet_distance(reader.scores(bytes_drawn), reader.scores(values)),
+            "sample_accuracy": classifier.accuracy(bytes_drawn, wanted),
+            "frechet_distance": frechet_distance(classifier.scores(bytes_drawn), classifier.scores(values)),
         }
     return figures, {stage: drawn[:30].clamp(-1, 1) for stage, (_, drawn) in stages.items()}
 

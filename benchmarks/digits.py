@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
-from farmer_ref import PRESETS, cli, train
-from farmer_ref.checkpoint import last_state
+from farmer_ref import PRESETS, train
 from farmer_ref.evaluate import EvaluateConfig, evaluate
-from farmer_ref.files import PRETRAINED, write_json
-from farmer_ref.record import ROOT, mean_and_spread, provenance
+from farmer_ref.support import cli
+from farmer_ref.support.files import PRETRAINED, write_json
+from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.training.checkpoint import last_state
 
-AVERAGED = ("bits_per_dim", "nats_per_dim", "share_read_as_class", "frechet_distance", "training_minutes")
+AVERAGED = ("bits_per_dim", "nats_per_dim", "sample_accuracy", "frechet_distance", "training_minutes")
 
 
 @dataclass(frozen=True)

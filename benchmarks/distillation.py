@@ -19,16 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from farmer_ref import Farmer, OneStepStudent, cli, distill
-from farmer_ref.checkpoint import last_state
-from farmer_ref.data import batches, load_split
-from farmer_ref.files import PRETRAINED, write_json
-from farmer_ref.metrics import Reader, frechet_distance
-from farmer_ref.plots import labelled_grids
-from farmer_ref.record import ROOT, mean_and_spread, provenance
-from farmer_ref.student import STUDENT
+from farmer_ref import Farmer, OneStepStudent, distill
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance
+from farmer_ref.model.student import STUDENT
+from farmer_ref.support import cli
+from farmer_ref.support.files import PRETRAINED, write_json
+from farmer_ref.support.plots import labelled_grids
+from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.training.checkpoint import last_state
 
-AVERAGED = ("sample_error", "share_read_as_class", "frechet_distance")
+AVERAGED = ("sample_error", "sample_accuracy", "frechet_distance")
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(config.threads)
     made = provenance(torch.device("cpu"))
     model = Farmer.from_pretrained("digits")
-    reader = Reader(load_split("digits", "train", model.config, "data", False))
+    classifier = PixelClassifier(load_split("digits", "train", model.config, "data", False))
     validation = load_split("digits", "validation", model.config, "data", False)
-    real = reader.scores(next(batches(validation, len(validation)))[0])
+    real = classifier.scores(next(batches(validation, len(validation)))[0])
     labels = torch.arange(config.samples) % model.config.num_classes
     z = model.prior.sample(labels, generator=torch.Generator().manual_seed(0))
     exact = model.decode(z).clamp(-1, 1)
@@ -81,8 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     def read(images: torch.Tensor) -> dict[str, float]:
         values = model.dequantiser.quantise(images)
         return {
-            "share_read_as_class": reader.share_read(values, labels),
-            "frechet_distance": frechet_distance(reader.scores(values), real),
+            "sample_accuracy": classifier.accuracy(values, labels),
+            "frechet_distance": frechet_distance(classifier.scores(values), real),
         }
 
     runs = []

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from farmer_ref import cli, train
+from farmer_ref import train
 from farmer_ref.evaluate import EvaluateConfig, evaluate
-from farmer_ref.files import write_json
-from farmer_ref.guidance import Guidance
-from farmer_ref.record import ROOT, over_seeds, provenance
+from farmer_ref.model.guidance import Guidance
+from farmer_ref.support import cli
+from farmer_ref.support.files import write_json
+from farmer_ref.support.record import ROOT, over_seeds, provenance
 
 WAYS = {
     "no guidance": Guidance(),
@@ -51,18 +52,15 @@ def main(argv: list[str] | None = None) -> None:
             figures = evaluate(
                 EvaluateConfig(run=out, samples=config.samples, draws=1, guidance=guidance, device="cpu", seed=seed)
             )
-            rows.append(
-                {"way": name, "seed": seed} | {m: figures[m] for m in ("frechet_distance", "share_read_as_class")}
-            )
+            rows.append({"way": name, "seed": seed} | {m: figures[m] for m in ("frechet_distance", "sample_accuracy")})
     table = []
     for name in WAYS:
         mine = [row for row in rows if row["way"] == name]
         measured = {
-            measure: over_seeds([row[measure] for row in mine])
-            for measure in ("frechet_distance", "share_read_as_class")
+            measure: over_seeds([row[measure] for row in mine]) for measure in ("frechet_distance", "sample_accuracy")
         }
         table.append({"way": name, **measured})
-        distance, read = (measured[measure] for measure in ("frechet_distance", "share_read_as_class"))
+        distance, read = (measured[measure] for measure in ("frechet_distance", "sample_accuracy"))
         print(f"{name}: Fréchet distance {distance['mean']:.2f}, {read['mean']:.1%} read as their class")
     record = {**provenance(torch.device("cpu")), "steps": config.steps, "samples": config.samples, "table": table}
     write_json(ROOT / "results" / "early_guidance.json", record)

@@ -18,14 +18,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from farmer_ref import Farmer, Guidance, cli
-from farmer_ref.data import batches, load_split
-from farmer_ref.files import write_json
-from farmer_ref.guidance import weighed_candidates
-from farmer_ref.metrics import Reader, frechet_distance
-from farmer_ref.mixture import GaussianMixture
-from farmer_ref.plots import COLOURS, STYLE, labelled_grids
-from farmer_ref.record import ROOT, mean_and_spread, provenance
+from farmer_ref import Farmer, Guidance
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance
+from farmer_ref.model.guidance import weighed_candidates
+from farmer_ref.model.mixture import GaussianMixture
+from farmer_ref.support import cli
+from farmer_ref.support.files import write_json
+from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
+from farmer_ref.support.record import ROOT, mean_and_spread, provenance
 
 ROWS = 20_000  # of candidates in one dimension
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -93,7 +94,7 @@ def distance_within_classes(values: Tensor, labels: Tensor) -> float:
 
 def sweep(config: GuidanceBenchmark, model: Farmer) -> list[dict]:
     """Both rules over w."""
-    reader = Reader(load_split("digits", "train", model.config, "data", False))
+    classifier = PixelClassifier(load_split("digits", "train", model.config, "data", False))
     test = load_split("digits", "test", model.config, "data", False)
     real, real_labels = next(batches(test, len(test)))
     labels = torch.arange(config.samples) % model.config.num_classes
@@ -109,8 +110,8 @@ def sweep(config: GuidanceBenchmark, model: Farmer) -> list[dict]:
                 values = model.dequantiser.quantise(model.decode(z))
                 run = {
                     "seed": seed,
-                    "share_read_as_class": reader.share_read(values, labels),
-                    "frechet_distance": frechet_distance(reader.scores(values), reader.scores(real)),
+                    "sample_accuracy": classifier.accuracy(values, labels),
+                    "frechet_distance": frechet_distance(classifier.scores(values), classifier.scores(real)),
                     "diversity": distance_within_classes(values, labels) / distance_within_classes(real, real_labels),
                 }
                 run |= {k: float(v.double().mean()) for k, v in report._asdict().items() if v is not None}
@@ -153,7 +154,7 @@ def draw_figure(record: dict) -> Figure:
         axes[1].semilogx(counts, [row["improper"]["std"] for row in one["rows"]], "o-")
         axes[1].set(title="1-D, target without one: no limit", xlabel="candidates of each kind", ylabel="std of draws")
         panels = (
-            ("share_read_as_class", "share read as their class"),
+            ("sample_accuracy", "share read as their class"),
             ("frechet_distance", "Fréchet distance (reader's scores)"),
             ("diversity", "distance within classes / real"),
         )

@@ -5,7 +5,7 @@ D = 48), which take about half an hour to train on 2 cores the first time and ar
 
 1. Sweeps that parallel exact inverses need, block by block, to equal the sequential one to 1e-5: started from z, from
    zero, or from the student's guess; all tokens at once, or a window of them; with Anderson acceleration. What won is
-   `AutoregressiveFlow.inverse_jacobi`; what lost is here.
+   `farmer_ref.model.jacobi.inverse_jacobi`; what lost is here.
 2. A matrix of method x batch: seconds, images per second, and the ratio to our own unrecorded sequential inverse, with
    the public TARFlow's inverse of a flow of the same shapes in the same rounds.
 """
@@ -18,18 +18,23 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from benchmarks.photographs import BLOCKS, CHANNELS, LAYERS, PATCH_SIZE, WIDTH, trained_flow, trained_student
 from benchmarks.tarflow import public_code
-from farmer_ref import cli
-from farmer_ref.files import write_json
-from farmer_ref.flow import STANDSTILL, AutoregressiveFlow, FlowBlock
-from farmer_ref.parallel import resolve_device
-from farmer_ref.record import ROOT, provenance, timed
-from farmer_ref.student import OneStepStudent
+from farmer_ref.model import flow as flow_module
+from farmer_ref.model.flow import AutoregressiveFlow, FlowBlock
+from farmer_ref.model.jacobi import CONVERGED, inverse_jacobi
+from farmer_ref.model.stepper import stepper
+from farmer_ref.model.student import OneStepStudent
+from farmer_ref.support import cli
+from farmer_ref.support.files import write_json
+from farmer_ref.support.parallel import resolve_device
+from farmer_ref.support.record import ROOT, provenance, timed
 
 TOLERANCE = 1e-5
 
@@ -63,22 +68,23 @@ class InverseBenchmark:
 def fixed_point(
     block: FlowBlock, z: Tensor, start: Tensor | None = None, window: int | None = None, memory: int = 0
 ) -> tuple[Tensor, int]:
-    """x and the sweeps of `FlowBlock.inverse_jacobi`, with what lost: another start, Anderson's mixing of `memory`
+    """x and the sweeps of `jacobi.inverse_jacobi`, with what lost: another start, Anderson's mixing of `memory`
     iterates (the combination of the last residuals that is smallest, image by image)."""
     z = block.flip_if_reversed(z)
     positions, last = block.embedded_positions(None), z.shape[1] - 1
     x = (z if start is None else block.flip_if_reversed(start)).clone()
     x[:, 0] = z[:, 0]
     cache = block.transformer.new_cache(last)
+    run = partial(block.transformer, cache=cache)
     begin, sweeps, history = 0, 0, []
     while begin < last:
         end = min(begin + (window or last), last)
         for layer in cache:
             layer.length = begin
-        shift, log_scale = block.shift_and_log_scale(x[:, begin:end], positions[:, begin:end], cache)
+        shift, log_scale = block.shift_and_log_scale(x[:, begin:end], positions[:, begin:end], run)
         new = torch.nan_to_num(z[:, begin + 1 : end + 1] * torch.exp(-log_scale) + shift, 0.0, 0.0, 0.0)
         before = x[:, begin + 1 : end + 1].clone()
-        moved = ((new - before).abs().amax((0, 2)) > STANDSTILL * TOLERANCE).nonzero().flatten().tolist()
+        moved = ((new - before).abs().amax((0, 2)) > CONVERGED * TOLERANCE).nonzero().flatten().tolist()
         final = min((moved[0] if moved else end - begin) + 1, end - begin)
         x[:, begin + 1 : end + 1] = new
         if memory and window is None:
@@ -132,12 +138,18 @@ def count_sweeps(config: InverseBenchmark, flow: AutoregressiveFlow, student: On
             f"N = {tokens}, {name}: {sweeps[::-1]} = {sum(sweeps)} sweeps, error {error:.1e}, {seconds:.2f} s",
             flush=True,
         )
-    _, report = flow.inverse_jacobi(z, tolerance=TOLERANCE)
+    _, report = inverse_jacobi(flow, z, tolerance=TOLERANCE)
     assert report.sweeps == rows[0]["sweeps"], "the package's rule is not the first one here"
     return rows
 
 
 # -- speed -------------------------------------------------------------------------------------------------------------
+
+
+def inverse_with(flow: AutoregressiveFlow, z: Tensor, *, fixed: bool) -> Tensor:
+    """`flow.inverse` with steps of fixed shape, or with the cache that grows, whatever the device's default."""
+    with mock.patch.object(flow_module, "stepper", partial(stepper, fixed=fixed)):
+        return flow.inverse(z)
 
 
 def speed_matrix(
@@ -146,12 +158,12 @@ def speed_matrix(
     """Seconds of each method for each batch, in interleaved rounds."""
     baseline = "sequential"
     methods: dict[str, Callable[[Tensor], Tensor]] = {
-        baseline: lambda z: flow.inverse(z, recorded=False),
-        "jacobi": lambda z: flow.inverse_jacobi(z, tolerance=TOLERANCE)[0],
+        baseline: partial(inverse_with, flow, fixed=False),
+        "jacobi": lambda z: inverse_jacobi(flow, z, tolerance=TOLERANCE)[0],
         "student": student,
     }
     if device.type == "cuda":
-        methods["sequential, recorded"] = lambda z: flow.inverse(z, recorded=True)
+        methods["sequential, recorded"] = partial(inverse_with, flow, fixed=True)
     if config.tarflow:
         side = round(flow.tokens**0.5) * PATCH_SIZE
         public = public_code(config.tarflow).Model(3, side, PATCH_SIZE, WIDTH, BLOCKS, LAYERS)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-from farmer_ref.files import load_weights, replace_file, write_weights
-from farmer_ref.flow import AutoregressiveFlow
-from farmer_ref.record import ROOT
-from farmer_ref.student import Distillation, OneStepStudent, teacher_path
-from farmer_ref.tokens import Patchify
+from farmer_ref.model.flow import AutoregressiveFlow
+from farmer_ref.model.student import Distillation, OneStepStudent, teacher_path
+from farmer_ref.model.tokens import Patchify
+from farmer_ref.support.files import load_weights, replace_file, write_weights
+from farmer_ref.support.record import ROOT
 
 PATCH_SIZE, CHANNELS, NOISE = 4, 48, 0.05
 BLOCKS, LAYERS, WIDTH, MAX_LOG_SCALE = 4, 2, 256, 4.0
@@ -48,7 +48,7 @@ def crops(images: list[Tensor], batch: int, side: int, generator: torch.Generato
 def trained_flow(tokens: int, steps: int, seed: int = 0) -> AutoregressiveFlow:
     """A flow of N tokens trained for `steps`; kept in runs/ for the next time."""
     torch.manual_seed(seed)
-    flow = AutoregressiveFlow(tokens, CHANNELS, BLOCKS, LAYERS, WIDTH, max_log_scale=MAX_LOG_SCALE)
+    flow = AutoregressiveFlow(tokens, CHANNELS, blocks=BLOCKS, layers=LAYERS, width=WIDTH, max_log_scale=MAX_LOG_SCALE)
 
     def loss(x: Tensor) -> Tensor:
         z, logdet = flow(x)
@@ -61,7 +61,7 @@ def trained_flow(tokens: int, steps: int, seed: int = 0) -> AutoregressiveFlow:
 def trained_student(flow: AutoregressiveFlow, steps: int, seed: int = 0) -> OneStepStudent:
     """The one-step student of such a flow, with the paper's loss and noise (Alg. 2)."""
     flow.requires_grad_(False)
-    distillation = Distillation(OneStepStudent.from_teacher(flow), "hidden", CHANNELS, WIDTH)
+    distillation = Distillation(OneStepStudent.from_teacher(flow), "hidden", channels=CHANNELS, width=WIDTH)
 
     def loss(x: Tensor) -> Tensor:
         levels = teacher_path(flow, x)
@@ -89,7 +89,7 @@ def _trained(
     path = folder / f"{name}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        patchify, images = Patchify(side, 3, PATCH_SIZE), photographs()
+        patchify, images = Patchify(side, 3, patch_size=PATCH_SIZE), photographs()
         generator = torch.Generator().manual_seed(seed)
         optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=1e-4)
         losses = []

@@ -16,16 +16,22 @@ from typing import Any
 
 import torch
 
-from farmer_ref import Farmer, cli
-from farmer_ref.config import PRESETS, TrainConfig
-from farmer_ref.costs import peak_flops, saved_bytes, state_bytes, training_flops
-from farmer_ref.data import Batch, load_split
-from farmer_ref.engine import MovingAverage, Trainer, autocast, load_run, run_dataset, set_up, training_images
-from farmer_ref.errors import require
-from farmer_ref.files import write_json
-from farmer_ref.metrics import evaluate_likelihood
+from farmer_ref import Farmer
+from farmer_ref.data.order import Batch, training_images
+from farmer_ref.data.sets import load_split
+from farmer_ref.evaluation.metrics import evaluate_likelihood
+from farmer_ref.model.farmer import negative_log_likelihood
+from farmer_ref.model.transformer import TrainingPass
 from farmer_ref.parameters import count
-from farmer_ref.record import ROOT, provenance, timed
+from farmer_ref.support import cli
+from farmer_ref.support.errors import require
+from farmer_ref.support.files import write_json
+from farmer_ref.support.record import ROOT, provenance, timed
+from farmer_ref.training.config import TrainConfig
+from farmer_ref.training.costs import peak_flops, saved_bytes, state_bytes, training_flops
+from farmer_ref.training.presets import PRESETS
+from farmer_ref.training.runs import Run
+from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 
 WAYS = {
     "plain": {},
@@ -71,14 +77,30 @@ def time_steps(preset: TrainConfig, way: dict[str, Any], batch_size: int, steps:
         average = MovingAverage(model, lambda: Farmer(config.model).to(device), config.ema_decay)
         dimensions = config.model.dimensions
 
-        def loss(batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, float]]:
-            images, labels = training_images(batch, model.dequantiser, 0, progress, config.label_dropout, device)
+        def loss(batch: Batch, progress: float, training: TrainingPass) -> tuple[torch.Tensor, dict[str, float]]:
+            images, labels = training_images(
+                batch,
+                model.dequantiser,
+                seed=0,
+                progress=progress,
+                label_dropout=config.label_dropout,
+                device=device,
+            )
             with autocast(device, config.precision):
-                terms = model(images, labels if config.model.num_classes else None)
-            value = -terms.total.mean() / dimensions
+                terms = model(images, labels if config.model.num_classes else None, training)
+            value = negative_log_likelihood(terms, dimensions)
             return value, {"nats_per_dim": value.item()}
 
-        trainer = Trainer(config, Path("unused"), model, average, lambda: None, loss, lambda _: iter(()), [])
+        trainer = Trainer(
+            config,
+            Path("unused"),
+            model=model,
+            average=average,
+            export=lambda: None,
+            loss=loss,
+            batches=lambda _: iter(()),
+            events=[],
+        )
         generator = torch.Generator().manual_seed(0)
         values = torch.randint(config.model.levels, (batch_size, *image_shape(config)), generator=generator)
         labels = torch.randint(max(1, config.model.num_classes), (batch_size,), generator=generator)
@@ -141,8 +163,9 @@ def sweep(config: ScalingBenchmark) -> dict[str, list[dict[str, float]]]:
 
 def precisions(config: ScalingBenchmark, device: torch.device) -> dict[str, Any]:
     """Test bits/dim of a trained model, its transformer layers in float32 and in bfloat16, same dequantisation."""
-    model = load_run(config.run).to(device)
-    data = load_split(run_dataset(config.run), "test", model.config, config.data_root, download=False)
+    run = Run.open(config.run)
+    model = run.load().to(device)
+    data = load_split(run.dataset(), "test", model.config, config.data_root, download=False)
     found = {}
     for precision in ("float32", "bfloat16"):
         with autocast(device, precision):

@@ -14,10 +14,12 @@ from types import ModuleType
 
 import torch
 
-from farmer_ref import AutoregressiveFlow, InputError, cli
-from farmer_ref.files import write_json
-from farmer_ref.parallel import resolve_device
-from farmer_ref.record import provenance, timed
+from farmer_ref import InputError
+from farmer_ref.model.tarflow import from_tarflow
+from farmer_ref.support import cli
+from farmer_ref.support.files import write_json
+from farmer_ref.support.parallel import resolve_device
+from farmer_ref.support.record import provenance, timed
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     theirs = public.Model(3, image_size, config.patch_size, config.width, config.blocks, config.layers)
     for block in theirs.blocks:
         torch.nn.init.normal_(block.proj_out.weight, std=0.05 / config.width**0.5)
-    ours = AutoregressiveFlow.from_tarflow(theirs.state_dict()).to(device)
+    ours = from_tarflow(theirs.state_dict()).to(device)
     theirs.to(device)
     images = torch.randn(config.batch_size, 3, image_size, image_size, device=device)
     x = theirs.patchify(images)

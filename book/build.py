@@ -68,9 +68,12 @@ def sources(notebook: nbformat.NotebookNode, stem: str) -> str:
     """Links to the modules that a notebook imports from, and to its solutions."""
     modules = set()
     for cell in notebook.cells:
-        for module, names in re.findall(r"^from farmer_ref(?:\.(\w+))? import (.+)$", cell.source, re.MULTILINE):
+        for module, names in re.findall(r"^from farmer_ref(?:\.([\w.]+))? import (.+)$", cell.source, re.MULTILINE):
             modules |= {module} if module else {module_of(name.split()[0]) for name in names.split(",")}
-    files = [*(f"farmer_ref/{name}.py" for name in sorted(modules)), f"notebooks/solutions/solution_{stem[:2]}.py"]
+    files = [
+        *(f"farmer_ref/{name.replace('.', '/')}.py" for name in sorted(modules)),
+        f"notebooks/solutions/solution_{stem[:2]}.py",
+    ]
     return "Sources: " + " · ".join(f"[`{file}`]({REPOSITORY}/blob/main/{file})" for file in files)
 
 
@@ -78,7 +81,7 @@ def module_of(name: str) -> str:
     """The module of a name that the package exports; a module's own."""
     if (ROOT / "farmer_ref" / f"{name}.py").exists():
         return name
-    return getattr(getattr(farmer_ref, name), "__module__", "farmer_ref.config").removeprefix("farmer_ref.")
+    return getattr(getattr(farmer_ref, name), "__module__", "farmer_ref.training.presets").removeprefix("farmer_ref.")
 
 
 def logo() -> str:

@@ -52,8 +52,9 @@ def docstrings(folder: Path = ROOT / "farmer_ref") -> dict[str, str]:
             if isinstance(child, ast.ClassDef | ast.FunctionDef):
                 visit(child, name if isinstance(node, ast.FunctionDef) else f"{name}.{child.name}")
 
-    for path in sorted(folder.glob("*.py")):
-        visit(ast.parse(path.read_text(encoding="utf-8")), f"{folder.name}.{path.stem}")
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        visit(ast.parse(path.read_text(encoding="utf-8")), ".".join(part for part in parts if part != "__init__"))
     return found
 
 
@@ -89,5 +90,7 @@ def page() -> str:
 
 
 def short(name: str) -> str:
-    """A full name without its package and module, FlowBlock.forward; of a command, with it: train.main."""
-    return ".".join(name.split(".")[1 if name.endswith(".main") else 2 :])
+    """A full name without its package and modules, FlowBlock.forward; of a command, with it: train.main."""
+    parts = name.split(".")
+    first = next((place for place, part in enumerate(parts) if part != part.lower()), len(parts) - 1)
+    return ".".join(parts[1 if name.endswith(".main") else first :])

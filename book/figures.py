@@ -19,11 +19,12 @@ from matplotlib.figure import Figure
 from book.equations import REPOSITORY, ROOT
 from book.pages import RESULTS, load
 from farmer_ref import Farmer, Guidance
-from farmer_ref.config import PRESETS, TrainConfig
-from farmer_ref.costs import peak_flops_of, training_flops
-from farmer_ref.data import batches, load_split
+from farmer_ref.data.sets import batches, load_split
 from farmer_ref.parameters import GPU, GPU_BYTES, GPUS, LARGE, PAPER, RESERVED_BYTES, UTILISATION, count, step_costs
-from farmer_ref.plots import COLOURS, STYLE, image_grid, model_at_work
+from farmer_ref.support.plots import COLOURS, STYLE, image_grid, model_at_work
+from farmer_ref.training.config import TrainConfig
+from farmer_ref.training.costs import peak_flops_of, training_flops
+from farmer_ref.training.presets import PRESETS
 
 README = {  # parts of the README that pages include: the text before and after each
     "first_screen": ("selected.\n", "```python"),
@@ -142,7 +143,7 @@ def measured(folder: Path) -> None:
 
 def digits(folder: Path) -> None:
     """digits.md: what the scores of the digits can be compared with."""
-    real = load("digits")["runs"][0]["share_read_of_real_images"]
+    real = load("digits")["runs"][0]["real_image_accuracy"]
     nothing = math.log2(PRESETS["digits"].model.levels)
     (folder / "digits.md").write_text(
         f"To compare: a model that knows nothing needs {nothing:.2f} bits/dim, and the classifier reads {real:.1%} of "

@@ -13,12 +13,13 @@ from unittest import mock
 
 import farmer_ref
 from book import equations
-from farmer_ref.comparisons import MEASURES, cell, section
+from farmer_ref.evaluation.tables import MEASURES
+from farmer_ref.evaluation.verdicts import cell, section
 from farmer_ref.parameters import NOTES, PAPER, count
 
 RESULTS = equations.ROOT / "results"
 ORDER = ("table3", "table4", "table5", "figure6a", "figure6b", "figure7", "figure8")
-JUDGED = ("frechet_distance", "share_read_as_class", "bits_per_dim")  # the first is nearest to the paper's measure
+JUDGED = ("frechet_distance", "sample_accuracy", "bits_per_dim")  # the first is nearest to the paper's measure
 BADGES = {
     "holds": "{bdg-success}`✓ holds`",
     "does not hold": "{bdg-danger}`✗ does not`",
@@ -175,7 +176,7 @@ def guidance() -> str:
     rows = []
     for scale in measured["scales"]:
         cells = [f"{scale:g}"]
-        for measure in ("share_read_as_class", "frechet_distance"):
+        for measure in ("sample_accuracy", "frechet_distance"):
             for rule in ("resampling", "naive"):
                 found = [row for row in measured["sweep"] if (row["rule"], row["scale"]) == (rule, scale)]
                 cells.append(cell(found[0][measure], MEASURES[measure][1]) if found else "")
@@ -183,7 +184,7 @@ def guidance() -> str:
     heads = ["w", "read, resampling", "read, naive", "Fréchet, resampling", "Fréchet, naive"]
     early = load("early_guidance")
     early_rows = [
-        [row["way"], cell(row["share_read_as_class"], ".1%"), cell(row["frechet_distance"], ".2f")]
+        [row["way"], cell(row["sample_accuracy"], ".1%"), cell(row["frechet_distance"], ".2f")]
         for row in early["table"]
     ]
     return "\n\n".join(
@@ -202,7 +203,7 @@ def student() -> str:
     """The one-step student by its loss, and the one that ships."""
     record, shipped = load("distillation"), load("student")["runs"][0]
     rows = [
-        [loss, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("share_read_as_class", ".1%")))]
+        [loss, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("sample_accuracy", ".1%")))]
         for loss, figures in record["table"].items()
     ]
     errors = ", ".join(f"{error:.1%}" for error in shipped["validation_relative_error_from_block_1"])
@@ -211,7 +212,7 @@ def student() -> str:
             source("distillation"),
             table(["loss", "difference from the exact inverse", "read as their class"], rows),
             f"The student that ships was trained for {shipped['steps']:,} steps: difference "
-            f"{shipped['sample_error']:.3f}, {shipped['share_read_as_class']:.1%} read. Relative error after its "
+            f"{shipped['sample_error']:.3f}, {shipped['sample_accuracy']:.1%} read. Relative error after its "
             f"blocks, for $Z^0$ and up: {errors}. {source('student')}",
             "![Digits of the exact inverse, and of the student from the same latents](results/student.png)",
         ]
@@ -226,7 +227,7 @@ def public_names() -> str:
     rows = []
     for name in farmer_ref.__all__:
         thing = getattr(farmer_ref, name)
-        full = f"{thing.__module__}.{name}" if hasattr(thing, "__module__") else f"farmer_ref.config.{name}"
+        full = f"{thing.__module__}.{name}" if hasattr(thing, "__module__") else f"farmer_ref.training.presets.{name}"
         said = (thing.__doc__ or "").split("\n")[0] if callable(thing) else "The settings to start from, by name."
         role = f"{{py:obj}}`{name} <{full}>`" if callable(thing) else f"`{name}`"
         rows.append([role, re.sub(r"([|_$<])", r"\\\1", re.sub(r"\s+\((?:Eq|Alg).*", "", said))])

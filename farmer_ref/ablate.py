@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from farmer_ref import cli
-from farmer_ref.checkpoint import last_state
-from farmer_ref.comparisons import (
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import PixelClassifier
+from farmer_ref.evaluation.tables import (
     HIGHER_IS_BETTER,
     MEASURES,
     TIMED_BATCH,
@@ -34,22 +34,20 @@ from farmer_ref.comparisons import (
     Row,
     Table,
     bases,
-    describe,
-    judged,
-    report,
     tables,
 )
-from farmer_ref.config import PRESETS, TrainConfig
-from farmer_ref.data import batches, load_split
-from farmer_ref.engine import load_run
-from farmer_ref.errors import InputError, require
-from farmer_ref.files import replace_file, write_json
-from farmer_ref.guidance import Guidance
-from farmer_ref.metrics import Reader
-from farmer_ref.parallel import resolve_device
-from farmer_ref.plots import class_labels, comparison, labelled_grids
-from farmer_ref.record import over_seeds, provenance, timed
-from farmer_ref.student import OneStepStudent
+from farmer_ref.evaluation.verdicts import describe, judged, report
+from farmer_ref.model.guidance import Guidance
+from farmer_ref.support import cli
+from farmer_ref.support.errors import InputError, require
+from farmer_ref.support.files import replace_file, write_json
+from farmer_ref.support.parallel import resolve_device
+from farmer_ref.support.plots import class_labels, comparison, labelled_grids
+from farmer_ref.support.record import over_seeds, provenance, timed
+from farmer_ref.training.checkpoint import last_state
+from farmer_ref.training.config import TrainConfig
+from farmer_ref.training.presets import PRESETS
+from farmer_ref.training.runs import Run
 
 QUINTILES, SHOWN = 5, 30
 TRAINING = ("steps", "training_seconds")
@@ -280,8 +278,9 @@ def seconds_per_image(runs: Runs, preset: TrainConfig, rows: Iterable[Row]) -> d
 def parts_of_sampling(runs: Runs, preset: TrainConfig, row: Row) -> dict[str, Callable[[], object]]:
     """The flow's forward pass, the prior's sampling, as the row does it and without guidance, and the way back."""
     folder, sampled = runs.folder(preset, row, 0), runs.figures(preset, row, 0)
-    model = load_run(str(folder)).to(runs.device)
-    student = OneStepStudent.from_pretrained(folder, model.flow) if sampled["student"] else None
+    run = Run.open(folder)
+    model = run.load().to(runs.device)
+    student = run.load_student(model) if sampled["student"] else None
     guidance = Guidance(**sampled["guidance"])
     labels = torch.zeros(TIMED_BATCH, dtype=torch.long, device=runs.device)
     z = model.prior.sample(labels)
@@ -302,7 +301,7 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
     into fifths by itself, so that all fifths have the same classes: a 1 has fewer edges than an 8, blurred or not.
     """
     training, test = (load_split(preset.dataset, s, preset.model, runs.config.data_root) for s in ("train", "test"))
-    reader = Reader(training)
+    classifier = PixelClassifier(training)
 
     def sharpness(values: Tensor) -> Tensor:
         values = values.double()
@@ -311,11 +310,11 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
     real = float(sharpness(next(batches(test, len(test)))[0]).mean())
     labels = torch.arange(runs.config.samples, device=runs.device) % max(1, preset.model.num_classes)
     measured: list[dict[str, list[float]]] = [
-        {"logdet": [], "sharpness": [], "share_read_as_class": []} for _ in range(QUINTILES)
+        {"logdet": [], "sharpness": [], "sample_accuracy": []} for _ in range(QUINTILES)
     ]
     shown: dict[str, Tensor] = {}
     for seed in range(runs.config.seeds):
-        model = load_run(str(runs.folder(preset, row, seed))).to(runs.device)
+        model = Run.open(runs.folder(preset, row, seed)).load().to(runs.device)
         generator = torch.Generator(runs.device).manual_seed(0)
         images = torch.cat([model.decode(model.prior.sample(part, generator=generator)) for part in labels.split(100)])
         logdet = torch.cat([model.encode(part)[1] for part in images.split(100)])
@@ -328,7 +327,7 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
             chosen = (fifth == number).nonzero()[:, 0].cpu()  # labels cycle: the first ones are of all classes
             measured[number]["logdet"].append(float(logdet[chosen].mean()))
             measured[number]["sharpness"].append(float(sharpness(values[chosen]).mean()) / real)
-            measured[number]["share_read_as_class"].append(reader.share_read(values[chosen], labels.cpu()[chosen]))
+            measured[number]["sample_accuracy"].append(classifier.accuracy(values[chosen], labels.cpu()[chosen]))
             if seed == 0:
                 end = {0: ", the smallest", QUINTILES - 1: ", the largest"}.get(number, "")
                 shown[f"fifth {number + 1} of the log-determinants{end}"] = model.dequantiser.without_noise(
@@ -340,7 +339,7 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
 @torch.no_grad()
 def scaled_samples(runs: Runs, preset: TrainConfig, table: Table) -> dict[str, Tensor]:
     """The same informative latents with redundant ones of growing spread, by the names of the rows (Fig. 7)."""
-    model = load_run(str(runs.folder(preset, table.rows[0], 0))).to(runs.device)
+    model = Run.open(runs.folder(preset, table.rows[0], 0)).load().to(runs.device)
     labels = class_labels(preset.model.num_classes, per_class=1).repeat(3).to(runs.device)
     drawn = {}
     for row in table.rows:

@@ -10,27 +10,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from farmer_ref import cli
-from farmer_ref.applications import (
-    AnomalyScorer,
-    change_class,
-    change_details,
-    class_log_probs,
-    class_probabilities,
-    expected_calibration_error,
-    inpaint,
-    interpolate,
-)
-from farmer_ref.config import ModelConfig
-from farmer_ref.data import Pictures, batches, load_split, read_picture, read_pictures
-from farmer_ref.engine import load_run, run_dataset
-from farmer_ref.errors import InputError, require
-from farmer_ref.farmer import Farmer
-from farmer_ref.files import output_file, replace_file, write_json
-from farmer_ref.guidance import Guidance
-from farmer_ref.parallel import resolve_device
-from farmer_ref.plots import image_grid, to_bytes
-from farmer_ref.prior import NULL_LABEL
+from farmer_ref.applications.anomalies import AnomalyScorer
+from farmer_ref.applications.classification import class_log_probs, class_probabilities, expected_calibration_error
+from farmer_ref.applications.editing import change_class, change_details, interpolate
+from farmer_ref.applications.inpainting import inpaint
+from farmer_ref.data.folders import Pictures, read_picture, read_pictures
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.model.config import ModelConfig
+from farmer_ref.model.guidance import Guidance
+from farmer_ref.model.prior import NULL_LABEL
+from farmer_ref.support import cli
+from farmer_ref.support.errors import InputError, require
+from farmer_ref.support.files import output_file, replace_file, write_json
+from farmer_ref.support.parallel import resolve_device
+from farmer_ref.support.plots import image_grid, to_bytes
+from farmer_ref.training.runs import Run
 
 DESCRIPTION = """What an exact likelihood is good for, with a trained FARMER: on a folder of your own images, or on the
 data set that the run was trained on."""
@@ -158,14 +152,14 @@ class Studio:
     """A model, the images it is used on, and their labels."""
 
     def __init__(self, config: Source):
-        self.config, self.device = config, resolve_device(config.device)
-        self.model: Farmer = load_run(config.run, config.weights).to(self.device)
+        self.config, self.device, self.run = config, resolve_device(config.device), Run.open(config.run)
+        self.model = self.run.load(config.weights).to(self.device)
         self.levels, classes = self.model.config.levels, self.model.config.num_classes
         if config.images:
             self.pictures = read_pictures(config.images, self.model.config, config.count)
             values = (self.pictures.bytes.double() * (self.levels - 1) / 255).round().to(torch.uint8)
         else:
-            dataset = config.dataset or run_dataset(config.run)
+            dataset = config.dataset or self.run.dataset()
             values, labels = self.split(dataset, config.split, config.count or config.A_FEW)
             names = [f"{config.split}-{i:03d}" for i in range(len(labels))]
             self.pictures = Pictures(names, self.as_bytes(values), labels)
@@ -293,7 +287,7 @@ def run_edit(config: EditConfig) -> str:
 def run_anomaly(config: AnomalyConfig) -> str:
     """Score the images against the run's training split."""
     out, studio = output_file(config.out) if config.out else None, Studio(config)
-    normal = run_dataset(config.run, otherwise=config.dataset)  # whatever the scored images are of
+    normal = studio.run.dataset(otherwise=config.dataset)  # whatever the scored images are of
     train, labels = studio.split(normal, "train", config.reference)
     held_out, _ = studio.split(normal, "validation", config.reference)
     scorer = AnomalyScorer(studio.model, train, labels, config.draws, config.seed, progress=True)

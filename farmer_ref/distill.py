@@ -15,17 +15,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from farmer_ref import cli, parallel
-from farmer_ref.checkpoint import checkpoints
-from farmer_ref.config import RunConfig
-from farmer_ref.data import Batch, batches, load_split, random_seed, training_batches
-from farmer_ref.engine import MovingAverage, Trainer, autocast, check_resumed, set_up, training_images
-from farmer_ref.errors import InputError, require
-from farmer_ref.farmer import Farmer
-from farmer_ref.files import PRETRAINED, pretrained_folder, read_config, replace_file, write_config, write_weights
-from farmer_ref.hub import is_repository
-from farmer_ref.plots import class_labels, image_grid
-from farmer_ref.student import STUDENT, Distillation, OneStepStudent, relative_errors, teacher_path
+from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.model.student import STUDENT, Distillation, OneStepStudent, relative_errors, teacher_path
+from farmer_ref.model.transformer import TrainingPass, transformer_layers
+from farmer_ref.support import cli, parallel
+from farmer_ref.support.errors import InputError, require
+from farmer_ref.support.files import PRETRAINED, pretrained_folder, replace_file, write_config, write_weights
+from farmer_ref.support.hub import is_repository
+from farmer_ref.support.plots import class_labels, image_grid
+from farmer_ref.training.checkpoint import checkpoints
+from farmer_ref.training.config import RunConfig
+from farmer_ref.training.runs import Run, check_resumed
+from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 
 KEPT_BY_RESUME = ("loss", "max_noise", "dropout", "seed", "batch_size")  # else the run is another one
 
@@ -95,7 +97,7 @@ def prepare(config: DistillConfig) -> Path:
             raise InputError(
                 f"out is {str(run)!r}, which holds a distillation already; allowed: another folder, or --resume"
             )
-        check_resumed(distillation_settings(folder), config, KEPT_BY_RESUME, "distillation")
+        check_resumed(distillation_settings(folder), config, names=KEPT_BY_RESUME, what="distillation")
     elif (run / STUDENT).exists():
         raise InputError(f"out is {str(run)!r}, which holds a student already; allowed: another folder")
     try:
@@ -127,43 +129,50 @@ def main(argv: list[str] | None = None) -> None:
     """Train a student, measuring its error block by block and drawing it beside its teacher at intervals."""
     config = settings(argv)
     device = set_up(config)
-    model = Farmer.from_pretrained(config.run).to(device).requires_grad_(False)
-    trained = read_config(pretrained_folder(config.run)).get("training", {})
-    if "dataset" not in trained:
+    teacher = Run.open(config.run)
+    model = teacher.load().to(device).requires_grad_(False)
+    if teacher.training is None:
         raise InputError(f"run is {config.run!r}, which does not say what it was trained on; allowed: a run folder")
-    with parallel.first_alone():
+    flip = teacher.training.flip
+    with parallel.rank_zero_first():
         data, validation = (
-            load_split(trained["dataset"], split, model.config, config.data_root, config.download)
+            load_split(teacher.dataset(), split, model.config, config.data_root, config.download)
             for split in ("train", "validation")
         )
     if model.config.flow != "autoregressive":
         raise InputError(
             f"run is {config.run!r}, whose flow is {model.config.flow!r} and quick to invert; allowed: 'autoregressive'"
         )
-    run = parallel.first_for_all(lambda: prepare(config))
+    run = parallel.on_rank_zero(lambda: prepare(config))
 
     torch.manual_seed(random_seed(config.seed, "heads"))
 
     def new_distillation() -> Distillation:
-        student = OneStepStudent.from_teacher(model.flow, config.dropout)
-        return Distillation(student, config.loss, model.config.token_channels, model.config.flow_width).to(device)
+        student = OneStepStudent.from_teacher(model.flow, dropout=config.dropout)
+        return Distillation(
+            student, config.loss, channels=model.config.token_channels, width=model.config.flow_width
+        ).to(device)
 
     distillation = new_distillation()
-    spread_distillation = parallel.spread(distillation, "ddp", config.precision, device)
+    distributed_distillation = parallel.distribute(
+        distillation, transformer_layers(distillation), how="ddp", precision=config.precision, device=device
+    )
     average = MovingAverage(distillation, new_distillation, config.ema_decay)
 
     def averaged_student() -> OneStepStudent:
         return average.module().student
 
     def levels_of(batch: Batch) -> tuple[list[Tensor], Tensor]:
-        images, labels = training_images(batch, model.dequantiser, config.seed, 1.0, 0.0, device)
+        images, labels = training_images(
+            batch, model.dequantiser, seed=config.seed, progress=1.0, label_dropout=0.0, device=device
+        )
         return teacher_path(model.flow, model.patchify(images), labels), labels
 
-    def loss(batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(batch: Batch, progress: float, training: TrainingPass) -> tuple[Tensor, dict[str, float]]:
         levels, labels = levels_of(batch)  # the targets in full precision
         z = disturbed(levels[-1], config.max_noise, config.seed, batch.step, batch.first)
         with autocast(device, config.precision):
-            value = spread_distillation(z, levels, labels)
+            value = distributed_distillation(z, levels, labels, training)
         return value, {"loss": value.item()}
 
     @functools.cache
@@ -187,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
         columns = class_labels(model.config.num_classes, per_class=1).to(device)
         labels = columns.repeat(3)
         z = model.prior.sample(labels, generator=torch.Generator(device).manual_seed(config.seed))
-        exact, approximate = (model.decode(z, labels, decoder).clamp(-1, 1) for decoder in (None, student))
+        exact, approximate = (model.decode(z, labels, student=decoder).clamp(-1, 1) for decoder in (None, student))
         pairs = [half.unflatten(0, (3, len(columns))) for half in (exact, approximate)]
         rows = torch.stack(pairs, 1).flatten(0, 2)  # three pairs of rows: teacher above, student below
         grid = image_grid(model.dequantiser.without_noise(rows), columns=len(columns))
@@ -195,15 +204,24 @@ def main(argv: list[str] | None = None) -> None:
         return {}
 
     def export() -> None:
-        parallel.first_for_all(lambda: write_weights(run / STUDENT, averaged_student().state_dict()))
+        parallel.on_rank_zero(lambda: write_weights(run / STUDENT, averaged_student().state_dict()))
 
     def steps_from(start: int) -> Iterator[Batch]:
-        rows, flip = parallel.rows_of_process(config.batch_size), trained.get("flip", False)
+        rows = parallel.rows_of_process(config.batch_size)
         return training_batches(data, config.batch_size, config.seed, start, flip, config.workers, rows)
 
     folder = run / "distillation"
     events = [(config.validate_every, validate), (config.sample_every, draw_samples)]
-    trainer = Trainer(config, folder, spread_distillation, average, export, loss, steps_from, events)
+    trainer = Trainer(
+        config,
+        folder,
+        model=distributed_distillation,
+        average=average,
+        export=export,
+        loss=loss,
+        batches=steps_from,
+        events=events,
+    )
     if config.resume:
         trainer.resume()
         if not distillation.student.taught_by(model.flow):
@@ -211,10 +229,10 @@ def main(argv: list[str] | None = None) -> None:
                 f"run is {config.run!r}, whose weights have changed since; allowed: the teacher of the distillation "
                 "that is resumed"
             )
-    parallel.first_for_all(lambda: write_config(folder, dataclasses.asdict(config)))
+    parallel.on_rank_zero(lambda: write_config(folder, dataclasses.asdict(config)))
     finished = trainer.train()
     errors = ", ".join(f"{error:.1%}" for error in validate(trainer.step).values())
-    parallel.say(
+    parallel.print_once(
         f"{'finished' if finished else 'interrupted'} at step {trainer.step} after {trainer.seconds / 60:.1f} minutes; "
         f"relative error on validation images from Z^0 to Z^{len(model.flow.blocks) - 1}: {errors}; "
         f"student in {run / STUDENT}, teacher beside student in {folder / 'samples'}"

@@ -8,15 +8,21 @@ from typing import Any
 
 import torch
 
-from farmer_ref import cli, parallel
-from farmer_ref.data import batches, load_split
-from farmer_ref.engine import load_run, run_dataset, run_guidance, run_model
-from farmer_ref.errors import InputError, require
-from farmer_ref.files import output_file, write_json
-from farmer_ref.guidance import Guidance
-from farmer_ref.metrics import Reader, evaluate_likelihood, frechet_distance, sample_batches, sample_values
-from farmer_ref.prior import NULL_LABEL
-from farmer_ref.student import OneStepStudent
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import (
+    PixelClassifier,
+    evaluate_likelihood,
+    frechet_distance,
+    sample_batches,
+    sample_values,
+)
+from farmer_ref.model.guidance import Guidance
+from farmer_ref.model.prior import NULL_LABEL
+from farmer_ref.model.student import OneStepStudent
+from farmer_ref.support import cli, parallel
+from farmer_ref.support.errors import InputError, require
+from farmer_ref.support.files import output_file, write_json
+from farmer_ref.training.runs import Run
 
 DESCRIPTION = """Score a trained FARMER on a split of a data set.
 
@@ -69,8 +75,8 @@ class EvaluateConfig:
     """With --fid: images that `farmer_ref.sample` has drawn, an .npz file or a folder of PNG files, in place of samples
     drawn now."""
     extractor: str = "inception-v3-compat"
-    """With --fid: whose features; the Inception network of published FIDs, another of torch-fidelity's, `reader` (a
-    classifier of the data set's pixels), or module:function of your own (see `farmer_ref.fidelity`)."""
+    """With --fid: whose features; the Inception network of published FIDs, another of torch-fidelity's, `classifier` (a
+    classifier of the data set's pixels), or module:function of your own (see `farmer_ref.evaluation.fidelity`)."""
     extractor_weights: str | None = None
     """With --fid: a file of the extractor's weights, a pickle that you trust. Not given: torch-fidelity's download."""
     device: str = "auto"
@@ -106,56 +112,62 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> dict:
     """All figures of one model on one split, as they are printed and written."""
-    device = parallel.join(config.device)
-    model = load_run(config.run, config.weights).to(device)
+    device, run = parallel.join(config.device), Run.open(config.run)
+    model = run.load(config.weights).to(device)
     samples = config.samples
     if samples is None:
         samples = 1000 if model.config.num_classes and model.config.dimensions <= READABLE_DIMENSIONS else 0
     require(not samples or model.config.num_classes > 0, "samples", samples, "0 in a model without labels, or --fid")
     require(not config.student or samples > 0, "student", True, "with samples to draw: --samples N, or --fid")
-    student = OneStepStudent.from_pretrained(config.run, model.flow) if config.student else None
-    dataset = config.dataset or run_dataset(config.run)
-    with parallel.first_alone():
+    student = run.load_student(model) if config.student else None
+    dataset = config.dataset or run.dataset()
+    with parallel.rank_zero_first():
         data = load_split(dataset, config.split, model.config, config.data_root, config.download)
     if len(data) < 2:
         raise InputError(f"split is {config.split!r}, of {len(data)} image of {dataset}; allowed: a split of 2 or more")
-    reader = None
+    classifier = None
     if samples:
-        reader = Reader(load_split(dataset, "train", model.config, config.data_root, config.download))
+        classifier = PixelClassifier(load_split(dataset, "train", model.config, config.data_root, config.download))
     likelihood = evaluate_likelihood(
-        model, data, config.draws, config.batch_size, config.images, config.seed, config.importance_weighted
+        model,
+        data,
+        draws=config.draws,
+        batch_size=config.batch_size,
+        limit=config.images,
+        seed=config.seed,
+        importance_weighted=config.importance_weighted,
     )
     figures: dict[str, Any] = {"run": config.run, "dataset": dataset, "split": config.split, "weights": config.weights}
     figures |= dataclasses.asdict(likelihood)
-    if reader is not None:
+    if classifier is not None:
         real, real_labels = next(batches(data, len(data), config.images))
         labels = torch.arange(samples, device=device) % data.num_classes
-        drawn = sample_values(
-            model, labels, config.seed, config.batch_size, config.guidance, student, config.redundant_temperature
-        )
+        drawn = sample_values(model, labels, **sampling(config, student))
         figures["samples"] = samples
         figures["guidance"] = dataclasses.asdict(config.guidance)
         figures["student"] = config.student
         figures["redundant_temperature"] = config.redundant_temperature
-        figures["share_read_as_class"] = reader.share_read(drawn, labels)
-        figures["share_read_of_real_images"] = reader.share_read(real, real_labels)
-        figures["frechet_distance"] = frechet_distance(reader.scores(drawn), reader.scores(real))
+        figures["sample_accuracy"] = classifier.accuracy(drawn, labels)
+        figures["real_image_accuracy"] = classifier.accuracy(real, real_labels)
+        figures["frechet_distance"] = frechet_distance(classifier.scores(drawn), classifier.scores(real))
     return figures
 
 
 def evaluate_images(config: EvaluateConfig) -> dict:
     """FID and its like of samples against one split, with whose features they are, as printed and written."""
-    from farmer_ref import fidelity  # here: torch-fidelity is for those who ask for it
+    from farmer_ref.evaluation import fidelity  # here: torch-fidelity is for those who ask for it
 
-    device = parallel.join(config.device)
-    dataset, shape = config.dataset or run_dataset(config.run), run_model(config.run)
+    device, run = parallel.join(config.device), Run.open(config.run)
+    dataset, shape = config.dataset or run.dataset(), run.model_config
     earlier = fidelity.DrawnEarlier(config.samples_from, shape.image_size) if config.samples_from else None
-    with parallel.first_alone():
+    with parallel.rank_zero_first():
         data = load_split(dataset, config.split, shape, config.data_root, config.download)
-        if config.extractor == "reader":
-            require(config.extractor_weights is None, "extractor_weights", config.extractor_weights, "none for reader")
+        if config.extractor == "classifier":
+            require(
+                config.extractor_weights is None, "extractor_weights", config.extractor_weights, "none for classifier"
+            )
             train = load_split(dataset, "train", shape, config.data_root, config.download)
-            extractor = fidelity.reader_extractor(Reader(train), train)
+            extractor = fidelity.classifier_extractor(PixelClassifier(train), train)
         else:
             extractor = fidelity.extractor_named(config.extractor, config.extractor_weights, device)
     reference = fidelity.reference_features(data, config.split, extractor, config.batch_size, config.images)
@@ -164,14 +176,12 @@ def evaluate_images(config: EvaluateConfig) -> dict:
         count, images = len(earlier), earlier.batches(config.batch_size)
         figures = {"samples_from": config.samples_from, "samples": count}
     else:
-        model = load_run(config.run, config.weights).to(device)
-        student = OneStepStudent.from_pretrained(config.run, model.flow) if config.student else None
+        model = run.load(config.weights).to(device)
+        student = run.load_student(model) if config.student else None
         count = config.samples or len(reference)
         labels = torch.arange(count, device=device) % data.num_classes
         labels = labels if shape.num_classes else torch.full_like(labels, NULL_LABEL)
-        drawn = sample_batches(
-            model, labels, config.seed, config.batch_size, config.guidance, student, config.redundant_temperature
-        )
+        drawn = sample_batches(model, labels, **sampling(config, student))
         images = (fidelity.as_rgb(values, shape.levels) for values in drawn)
         figures = {"run": config.run, "weights": config.weights, "samples": count, "student": config.student}
         figures["guidance"] = dataclasses.asdict(config.guidance)
@@ -181,6 +191,17 @@ def evaluate_images(config: EvaluateConfig) -> dict:
     figures["extractor"] = extractor.name
     found = fidelity.figures_of(samples, reference) if parallel.rank() == 0 else None
     return figures | parallel.gather(found)[0]
+
+
+def sampling(config: EvaluateConfig, student: OneStepStudent | None) -> dict[str, Any]:
+    """How the samples are drawn, as keyword arguments of `sample_batches`."""
+    return {
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "guidance": config.guidance,
+        "student": student,
+        "redundant_temperature": config.redundant_temperature,
+    }
 
 
 def describe_images(figures: dict) -> str:
@@ -226,10 +247,10 @@ def describe(figures: dict) -> str:
     )
     if "samples" in figures:
         lines.append(
-            f"  {figures['share_read_as_class']:.1%} of {figures['samples']} samples{described_samples(figures)} "
+            f"  {figures['sample_accuracy']:.1%} of {figures['samples']} samples{described_samples(figures)} "
             f"are read as their class "
-            f"(real images: {figures['share_read_of_real_images']:.1%}); "
-            f"Fréchet distance in the reader's scores {figures['frechet_distance']:.3f}"
+            f"(real images: {figures['real_image_accuracy']:.1%}); "
+            f"Fréchet distance in the classifier's scores {figures['frechet_distance']:.3f}"
         )
     return "\n".join(lines)
 
@@ -237,19 +258,19 @@ def describe(figures: dict) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Print the figures, and write them where `--out` says."""
     run, argv = cli.split_run_and_guidance(EvaluateConfig().run, argv)
-    default = EvaluateConfig(run=run, guidance=run_guidance(run))
+    default = EvaluateConfig(run=run, guidance=Run.open(run).guidance)
     config = cli.parse("farmer_ref.evaluate", default, DESCRIPTION, argv)
     given = config.guidance != default.guidance
     require(not (given and config.samples_from), "guidance", config.guidance.scale, "the run's own with --samples-from")
     out = output_file(config.out) if config.out else None
     if config.fid:
         figures = evaluate_images(config)
-        parallel.say(describe_images(figures))
+        parallel.print_once(describe_images(figures))
     else:
         figures = evaluate(config)
-        parallel.say(describe(figures))
+        parallel.print_once(describe(figures))
     if out:
-        parallel.first_for_all(lambda: write_json(out, figures))
+        parallel.on_rank_zero(lambda: write_json(out, figures))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from farmer_ref import cli
-from farmer_ref.config import PRESETS, ModelConfig
-from farmer_ref.costs import peak_flops_of, saved_bytes, state_bytes, training_flops
-from farmer_ref.errors import InputError
-from farmer_ref.farmer import Farmer
+from farmer_ref.model.config import ModelConfig
+from farmer_ref.model.farmer import Farmer
+from farmer_ref.support import cli
+from farmer_ref.support.errors import InputError
+from farmer_ref.training.costs import peak_flops_of, saved_bytes, state_bytes, training_flops
+from farmer_ref.training.presets import PRESETS
 
 PAPER = {  # Table 1, in millions: (AR, AF); it does not say at which patch size
     "farmer-1.1b-p16": (295, 828),

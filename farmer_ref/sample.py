@@ -16,15 +16,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from farmer_ref import cli, parallel
-from farmer_ref.engine import load_run, run_guidance
-from farmer_ref.errors import InputError, require
-from farmer_ref.farmer import Farmer
-from farmer_ref.files import output_file, pretrained_folder, replace_file, write_json
-from farmer_ref.guidance import Guidance
-from farmer_ref.metrics import sample_generator
-from farmer_ref.plots import class_labels, image_grid, to_bytes
-from farmer_ref.student import STUDENT, OneStepStudent
+from farmer_ref.evaluation.metrics import sample_generator
+from farmer_ref.model.guidance import Guidance
+from farmer_ref.model.student import STUDENT
+from farmer_ref.support import cli, parallel
+from farmer_ref.support.errors import InputError, require
+from farmer_ref.support.files import output_file, pretrained_folder, replace_file, write_json
+from farmer_ref.support.plots import class_labels, image_grid, to_bytes
+from farmer_ref.training.runs import Run
 
 DESCRIPTION = """Draw samples from a trained FARMER.
 
@@ -83,7 +82,7 @@ class SampleConfig:
 def settings(argv: list[str] | None = None) -> SampleConfig:
     """The configuration from the command line, over the guidance that the run was trained to be sampled with."""
     run, argv = cli.split_run_and_guidance(SampleConfig().run, argv)
-    default = SampleConfig(run=run, guidance=run_guidance(run))
+    default = SampleConfig(run=run, guidance=Run.open(run).guidance)
     return cli.parse("farmer_ref.sample", default, DESCRIPTION, argv)
 
 
@@ -92,20 +91,21 @@ class Sampler:
 
     def __init__(self, config: SampleConfig):
         self.config, self.device = config, parallel.join(config.device)
-        self.model: Farmer = load_run(config.run, config.weights).to(self.device)
-        self.student = OneStepStudent.from_pretrained(config.run, self.model.flow) if config.student else None
+        run = Run.open(config.run)
+        self.model = run.load(config.weights).to(self.device)
+        self.student = run.load_student(self.model) if config.student else None
 
     def draw(self, labels: Tensor, batch: int, progress: bool) -> Tensor:
         """One image (n,C,H,W) for each label (n,), on the CPU: a function of the seed and the batch's number."""
         images = self.model.sample(
             labels.to(self.device),
             self.config.guidance,
-            self.student,
-            self.config.method,
-            self.config.redundant_temperature,
-            self.config.denoise,
-            sample_generator(self.device, self.config.seed, batch),
-            progress,
+            student=self.student,
+            method=self.config.method,
+            redundant_temperature=self.config.redundant_temperature,
+            denoise=self.config.denoise,
+            generator=sample_generator(self.device, self.config.seed, batch),
+            progress=progress,
         )
         return self.model.dequantiser.without_noise(images).cpu()
 
@@ -121,7 +121,7 @@ class Sampler:
 
     def images(self, labels: Tensor) -> Tensor:
         """All images (n,C,H,W), of whichever process, on each of them."""
-        return torch.cat(parallel.gather_in_turn([images for _, images in self.batches(labels)]))
+        return torch.cat(parallel.gather_interleaved([images for _, images in self.batches(labels)]))
 
     def labels(self) -> Tensor:
         """The classes in turn, for `count` images and what fills the last batch: so it is the same for any count."""
@@ -138,7 +138,7 @@ def write_picture(sampler: Sampler, out: Path) -> str:
         columns = class_labels(sampler.model.config.num_classes, per_class=1)
     labels = columns.repeat(config.rows)
     grid = image_grid(sampler.images(labels), columns=len(columns))
-    parallel.first_for_all(lambda: replace_file(out, lambda path: grid.save(path, format="PNG")))
+    parallel.on_rank_zero(lambda: replace_file(out, lambda path: grid.save(path, format="PNG")))
     return f"{len(labels)} samples of {config.run}, columns {', '.join(map(str, columns.tolist()))}: {out}"
 
 
@@ -152,7 +152,7 @@ def write_array(sampler: Sampler, out: Path) -> str:
         with open(path, "wb") as file:
             np.savez(file, arr_0=array, arr_1=labels[:count].numpy())
 
-    parallel.first_for_all(lambda: replace_file(out, write))
+    parallel.on_rank_zero(lambda: replace_file(out, write))
     return f"{count} samples of {sampler.config.run}: {out}"
 
 
@@ -160,7 +160,7 @@ def write_folder(sampler: Sampler, out: Path) -> str:
     """One PNG per image, named by its number and label; what is there already is not drawn again."""
     config = sampler.config
     labels = sampler.labels()
-    parallel.first_for_all(lambda: note_settings(config, out, images_depend_on(config, sampler.device)))
+    parallel.on_rank_zero(lambda: note_settings(config, out, images_depend_on(config, sampler.device)))
 
     def path_of(number: int) -> Path:
         label = int(labels[number])
@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
     out = output_file(config.out) if write else Path(config.out)
     if out.is_file() and not write:
         raise InputError(f"out is {config.out!r}, which is a file; allowed: a folder, or a name in .png or .npz")
-    parallel.say((write or write_folder)(Sampler(config), out))
+    parallel.print_once((write or write_folder)(Sampler(config), out))
 
 
 if __name__ == "__main__":

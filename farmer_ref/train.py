@@ -10,28 +10,24 @@ from pathlib import Path
 
 import torch
 
-from farmer_ref import cli, parallel
-from farmer_ref.checkpoint import checkpoints
-from farmer_ref.config import PRESETS, TrainConfig
-from farmer_ref.costs import training_flops
-from farmer_ref.data import Batch, load_split, random_seed, training_batches
-from farmer_ref.engine import (
-    MovingAverage,
-    Trainer,
-    autocast,
-    check_resumed,
-    run_record,
-    saved_settings,
-    set_up,
-    training_images,
-)
-from farmer_ref.errors import InputError
-from farmer_ref.farmer import Farmer
-from farmer_ref.files import read_config, replace_file, write_config, write_weights
-from farmer_ref.metrics import evaluate_likelihood
-from farmer_ref.plots import class_labels, image_grid, training_curve
-from farmer_ref.student import STUDENT
-from farmer_ref.tokens import nats_to_bits_per_dim
+from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
+from farmer_ref.data.sets import load_split
+from farmer_ref.evaluation.metrics import evaluate_likelihood
+from farmer_ref.model.config import ModelConfig
+from farmer_ref.model.farmer import Farmer, LikelihoodTerms, negative_log_likelihood
+from farmer_ref.model.student import STUDENT
+from farmer_ref.model.tokens import nats_to_bits_per_dim
+from farmer_ref.model.transformer import TrainingPass, transformer_layers
+from farmer_ref.support import cli, parallel
+from farmer_ref.support.errors import InputError
+from farmer_ref.support.files import read_config, replace_file, write_config, write_weights
+from farmer_ref.support.plots import class_labels, image_grid, training_curve
+from farmer_ref.training.checkpoint import checkpoints
+from farmer_ref.training.config import TrainConfig
+from farmer_ref.training.costs import training_flops
+from farmer_ref.training.presets import PRESETS
+from farmer_ref.training.runs import check_resumed, run_record, saved_settings
+from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 
 DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults below are its values.
 
@@ -66,7 +62,7 @@ def prepare_run(config: TrainConfig) -> Path:
         if not config.resume:
             raise InputError(f"out is {config.out!r}, which holds a run already; allowed: a new folder, or --resume")
         names = [f"model.{field.name}" for field in dataclasses.fields(config.model)] + KEPT_BY_RESUME
-        check_resumed(saved_settings(run), config, names, "run")
+        check_resumed(saved_settings(run), config, names=names, what="run")
     elif holds_trained_weights(run):
         raise InputError(
             f"out is {config.out!r}, which holds trained weights without checkpoints; allowed: a new folder"
@@ -91,11 +87,21 @@ def holds_trained_weights(run: Path) -> bool:
     return "training" not in read_config(run) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
+def likelihood_figures(terms: LikelihoodTerms, config: ModelConfig) -> dict[str, float]:
+    """The values logged beside the loss: nats per dimension, the log-determinant's part of it, and bits/dim."""
+    log_prob = terms.total.detach().mean()
+    figures = {"nats_per_dim": -log_prob.item() / config.dimensions}
+    if config.dequantisation == "uniform":
+        figures["bits_per_dim"] = nats_to_bits_per_dim(log_prob, config.dimensions, config.levels).item()
+    figures["logdet_nats_per_dim"] = -terms.logdet.mean().item() / config.dimensions
+    return figures
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train, validating and drawing samples at intervals."""
     config = settings(argv)
     device = set_up(config)
-    with parallel.first_alone():
+    with parallel.rank_zero_first():
         data = load_split(config.dataset, "train", config.model, config.data_root, config.download)
         validation = load_split(config.dataset, "validation", config.model, config.data_root, config.download)
         run = prepare_run(config)
@@ -108,23 +114,26 @@ def main(argv: list[str] | None = None) -> None:
             step = max(1, len(data) * config.model.tokens // BASIS_PATCHES)
             values = torch.stack([data[i][0] for i in range(0, len(data), step)])
             model.patchify.fit((2 * values.double() + 1) / config.model.levels - 1)
-        parallel.copy_from_first(list(model.patchify.buffers()))
-    spread_model = parallel.spread(model, config.parallel, config.precision, device)
+        parallel.broadcast_from_rank_zero(list(model.patchify.buffers()))
+    distributed_model = parallel.distribute(
+        model, transformer_layers(model), how=config.parallel, precision=config.precision, device=device
+    )
     average = MovingAverage(model, lambda: Farmer(config.model).to(device), config.ema_decay)
 
-    uniform, dimensions = config.model.dequantisation == "uniform", config.model.dimensions
+    dimensions = config.model.dimensions
 
-    def loss(batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, float]]:
-        """Negative log-likelihood per dimension (Eq. 13), in nats."""
-        images, labels = training_images(batch, model.dequantiser, config.seed, progress, config.label_dropout, device)
+    def loss(batch: Batch, progress: float, training: TrainingPass) -> tuple[torch.Tensor, dict[str, float]]:
+        images, labels = training_images(
+            batch,
+            model.dequantiser,
+            seed=config.seed,
+            progress=progress,
+            label_dropout=config.label_dropout,
+            device=device,
+        )
         with autocast(device, config.precision):
-            terms = spread_model(images, labels if config.model.num_classes else None)
-        log_prob = terms.total.mean()
-        logged = {"nats_per_dim": -log_prob.item() / dimensions}
-        if uniform:
-            logged["bits_per_dim"] = nats_to_bits_per_dim(log_prob.detach(), dimensions, config.model.levels).item()
-        logged["logdet_nats_per_dim"] = -terms.logdet.mean().item() / dimensions  # its part of nats_per_dim
-        return -log_prob / dimensions, logged
+            terms = distributed_model(images, labels if config.model.num_classes else None, training)
+        return negative_log_likelihood(terms, dimensions), likelihood_figures(terms, config.model)
 
     @functools.cache
     def validate(step: int) -> dict[str, float]:
@@ -154,16 +163,25 @@ def main(argv: list[str] | None = None) -> None:
 
     def export() -> None:
         weights = average.module().state_dict()
-        parallel.first_for_all(lambda: write_weights(run / "model.safetensors", weights))
+        parallel.on_rank_zero(lambda: write_weights(run / "model.safetensors", weights))
 
     events = [(config.validate_every, validate), (config.sample_every, draw_samples)]
-    flops = training_flops(config.model)
-    trainer = Trainer(config, run, spread_model, average, export, loss, batches, events, flops)
+    trainer = Trainer(
+        config,
+        run,
+        model=distributed_model,
+        average=average,
+        export=export,
+        loss=loss,
+        batches=batches,
+        events=events,
+        flops_per_image=training_flops(config.model),
+    )
     if config.resume:
         trainer.resume()
     if not resuming:  # first the weights, then what says they are there: from now on the folder can be read and resumed
         export()
-    parallel.first_for_all(lambda: write_config(run, run_record(config)))
+    parallel.on_rank_zero(lambda: write_config(run, run_record(config)))
     finished = trainer.train()
     if parallel.rank() == 0 and (run / "metrics.jsonl").exists():
         curve = training_curve(run)
@@ -171,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = validate(trainer.step)
     how = "finished" if finished else "interrupted"
     likelihood = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured.items())
-    parallel.say(
+    parallel.print_once(
         f"{how} at step {trainer.step} after {trainer.seconds / 60:.1f} minutes of training, {trainer.skipped} steps "
         f"skipped; {likelihood}; weights, samples and curve in {run}"
     )

@@ -26,8 +26,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from farmer_ref import Farmer, bits_per_dim, train
-from farmer_ref.data import batches, load_split
-from farmer_ref.plots import STYLE, labelled_grids, model_at_work
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.support.plots import STYLE, labelled_grids, model_at_work
 
 # %matplotlib inline
 plt.rcParams.update(STYLE)
@@ -165,7 +165,7 @@ print("images where it is not:", int((difference <= 0).sum()), "of", len(images)
 
 # %% [markdown]
 # > **The paper** trains models of 1.1 and 1.9 billion parameters on ImageNet at 256×256 and reports the quality of
-# > samples (FID). **We** run the same method, from the same file `farmer_ref/farmer.py`, on images that a laptop can
+# > samples (FID). **We** run the same method, from the same file `farmer_ref/model/farmer.py`, on images that a laptop can
 # > learn, and report bits/dim as well, which the paper's Gaussian noise does not allow (notebook 02). The paper's
 # > models are presets here, too: `--preset farmer-1.1b-p16` (notebook 07).
 #

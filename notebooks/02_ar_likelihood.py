@@ -29,9 +29,10 @@ import torch
 from torch.distributions import Normal
 
 from farmer_ref import Farmer, GaussianMixture, InputError, bits_per_dim, nats_to_bits_per_dim
-from farmer_ref.data import batches, load_split
-from farmer_ref.plots import COLOURS, STYLE
-from farmer_ref.prior import AutoregressivePrior
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.model.prior import AutoregressivePrior
+from farmer_ref.model.transformer import Transformer
+from farmer_ref.support.plots import COLOURS, STYLE
 
 # %matplotlib inline
 plt.rcParams.update(STYLE)
@@ -157,10 +158,12 @@ print("largest difference below 1e-9:", bool((one_by_one - parallel).abs().max()
 fresh = torch.randn(4000, 8, 1, generator=torch.Generator().manual_seed(1)).to(device)
 best = Normal(0, 1).log_prob(fresh).mean().item()
 for leak in (False, True):
-    torch.manual_seed(0)  # below: tokens, channels, layers, width, width of a head
-    toy = AutoregressivePrior(8, 1, 1, 32, 16, num_classes=1, components=4).to(device)
-    if leak:
-        toy.transformer.bidirectional()  # each position sees all of them
+    torch.manual_seed(0)
+    toy = AutoregressivePrior(8, 1, layers=1, width=32, head_dim=16, num_classes=1, components=4)
+    toy.transformer = Transformer(
+        1, 32, head_dim=16, causal=not leak
+    )  # leaking: each position sees all of them
+    toy.to(device)
     climb(lambda toy=toy: toy.log_prob(torch.randn_like(fresh[:99])).mean(), toy.parameters(), 3e-3)
     ahead = toy.log_prob(fresh).mean().item() / 8 - best
     print("leaking" if leak else "causal ", "beats the best by .2 nats a number:", ahead > 0.2)
@@ -178,7 +181,9 @@ for leak in (False, True):
 
 # %%
 torch.manual_seed(0)
-single = AutoregressivePrior(6, 3, 2, 16, 8, num_classes=4, components=1).double()
+single = AutoregressivePrior(
+    6, 3, layers=2, width=16, head_dim=8, num_classes=4, components=1
+).double()
 torch.nn.init.normal_(single.token_head.weight, std=0.2)  # at zero every bug would pass
 one, label = torch.randn(1, 6, 3, dtype=torch.float64), torch.tensor([2])
 
@@ -261,7 +266,10 @@ except InputError as error:
 
 # %% tags=["nbval-check-output"]
 for draws in (1, 4, 16):
-    bounds = [bits_per_dim(model, values, labels, draws, iw).mean() for iw in (False, True)]
+    bounds = [
+        bits_per_dim(model, values, labels, draws=draws, importance_weighted=iw).mean()
+        for iw in (False, True)
+    ]
     print("{:2} draws: average {:.2f}, importance-weighted {:.2f} bits/dim".format(draws, *bounds))
 
 # %% [markdown]

@@ -28,10 +28,10 @@ from sklearn.linear_model import LogisticRegression
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from farmer_ref import PRESETS, Farmer
-from farmer_ref.data import batches, load_split
-from farmer_ref.metrics import Reader
-from farmer_ref.plots import STYLE, comparison, labelled_grids
-from farmer_ref.tokens import Patchify
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import PixelClassifier
+from farmer_ref.model.tokens import Patchify
+from farmer_ref.support.plots import STYLE, comparison, labelled_grids
 
 # %matplotlib inline
 plt.rcParams.update(STYLE)
@@ -74,13 +74,15 @@ labelled_grids({"image": images[:10]} | maps, columns=10, across=1)
 # *Predict first:* which of the two will it look like, and by how much will it differ?
 
 # %% tags=["nbval-check-output"]
-reader = Reader(load_split("digits", "train", model.config))  # a classifier of real digits
+classifier = PixelClassifier(
+    load_split("digits", "train", model.config)
+)  # a classifier of real digits
 merge, decode, levels = model.prior.merge, model.decode, model.dequantiser.quantise
 different = (labels[:, None] != labels).float().cpu()
 donor = different.multinomial(1, generator=torch.Generator().manual_seed(0))[:, 0]
 mixed = decode(merge(z_i, z_r[donor]))
 for name, given in (("Z_I", slice(None)), ("Z_R", donor)):
-    share = reader.share_read(levels(mixed), labels[given])
+    share = classifier.accuracy(levels(mixed), labels[given])
     now, once = ((levels(x).float() - levels(images[given])).abs().mean() for x in (mixed, images))
     print(f"image of {name}: class read {share:.2f}, {now:.2f} grey levels off ({once:.2f} before)")
 
@@ -98,7 +100,9 @@ labelled_grids({name: batch[:10] for name, batch in rows.items()}, columns=10, a
 # %%
 redrawn = {}
 for scale in (0, 0.5, 1, 1.5, 2, 4):
-    new = model.prior.sample_redundant(z_i, labels, scale, torch.Generator(device).manual_seed(0))
+    new = model.prior.sample_redundant(
+        z_i, labels, temperature=scale, generator=torch.Generator(device).manual_seed(0)
+    )
     redrawn[scale] = decode(merge(z_i, new))
 labelled_grids({rf"$\sigma_k$ × {scale}": x[:10] for scale, x in redrawn.items()}, columns=10)
 
@@ -106,12 +110,12 @@ labelled_grids({rf"$\sigma_k$ × {scale}": x[:10] for scale, x in redrawn.items(
 change = (levels(redrawn[1]).float() - levels(images)).abs().mean((0, 1))  # (8,8)
 fourth = change.view(4, 2, 4, 2)[:, 1, :, 1].sum() / change.sum()
 print(f"share of the change (× 1) in the fourth pixels of patches: {fourth:.1f}")
-print(f"read as their class at × 4: {reader.share_read(levels(redrawn[4]), labels):.1f}")
+print(f"read as their class at × 4: {classifier.accuracy(levels(redrawn[4]), labels):.1f}")
 
 # %%
 tables = {p.stem: json.loads(p.read_text()).get("rows") for p in Path("../results").glob("*.json")}
 rows = [row | {"name": row["name"].replace("x", r"$\sigma_k$ ×")} for row in tables["figure7"]]
-comparison(rows, {"share_read_as_class": "share read", "frechet_distance": "Fréchet distance"})
+comparison(rows, {"sample_accuracy": "share read", "frechet_distance": "Fréchet distance"})
 
 # %% [markdown]
 # Above, samples of three models (dots; means in orange) with the paper's factors: the share read as their class,
@@ -220,7 +224,7 @@ print("more than half of it with another image's mixture:", bool(foreign - one >
 rows = [row for row in tables["table3"] if "resampling" in row["name"]]
 rows = [row | {"name": row["name"].replace("both, resampling", "Table 3: I = 3")} for row in rows]
 rows += tables["figure6b"]
-comparison(rows, {"bits_per_dim": "test bits/dim", "share_read_as_class": "share read"})
+comparison(rows, {"bits_per_dim": "test bits/dim", "sample_accuracy": "share read"})
 
 # %% [markdown]
 # The shared mixture wins in bits/dim, and samples cannot tell, where the paper has FID 5.67 against 7.81. That few
@@ -239,7 +243,7 @@ sets = [load_split("photographs", split, config) for split in ("train", "test")]
 train, test = (next(batches(s, 4000, 4000))[0].double() / 127.5 - 1 for s in sets)
 variance, vectors, restored = {}, {}, {"test crops": test}
 for name, basis in {"pixels": "pixel", "DCT": "dct", "PCA": "pca"}.items():
-    patchify = Patchify(config.image_size, 3, config.patch_size, basis).double()
+    patchify = Patchify(config.image_size, 3, patch_size=config.patch_size, basis=basis).double()
     patchify.fit(train)
     x, guess = patchify(train).flatten(0, 1), patchify(test)
     mean, cov = x.mean(0), x.T.cov()
@@ -313,13 +317,13 @@ comparison([r for r in tables["basis"] if "600" in r["name"]], {"bits_per_dim": 
 # @torch.no_grad()
 # def exchange(model: Farmer, images: Tensor, labels: Tensor, channel: int) -> tuple[float, float]:
 #     """Shares read as the own class and as the donor's, with one channel from an image of another class."""
-#     reader = Reader(load_split("digits", "train", model.config))
+#     classifier = PixelClassifier(load_split("digits", "train", model.config))
 #     generator = torch.Generator().manual_seed(0)
 #     donor = (labels[:, None] != labels).float().multinomial(1, generator=generator)[:, 0]
 #     z = model.encode(images)[0]
 #     z[..., channel] = z[donor][..., channel]
 #     values = model.dequantiser.quantise(model.decode(z))
-#     return reader.share_read(values, labels), reader.share_read(values, labels[donor])
+#     return classifier.accuracy(values, labels), classifier.accuracy(values, labels[donor])
 # ```
 #
 # They are not equal. With channel 2 exchanged about half of the images lose their class, and a quarter take the

@@ -26,11 +26,11 @@ import matplotlib.pyplot as plt
 import torch
 
 from farmer_ref import Farmer, Guidance
-from farmer_ref.data import load_split
-from farmer_ref.guidance import draw_naive, draw_pool, draw_token, weighed_candidates
-from farmer_ref.metrics import Reader
-from farmer_ref.mixture import GaussianMixture
-from farmer_ref.plots import COLOURS, STYLE, labelled_grids
+from farmer_ref.data.sets import load_split
+from farmer_ref.evaluation.metrics import PixelClassifier
+from farmer_ref.model.guidance import draw_naive, draw_pool, draw_token, weighed_candidates
+from farmer_ref.model.mixture import GaussianMixture
+from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
 
 # %matplotlib inline
 plt.rcParams.update(STYLE)
@@ -238,8 +238,10 @@ for w, rule in ((0, "resampling"), (1, "resampling"), (4, "resampling"), (4, "na
 labelled_grids({name: batch[:50] for name, batch in images.items()}, columns=10)
 
 # %% tags=["nbval-check-output"]
-reader = Reader(load_split("digits", "train", model.config))  # a classifier of real digits
-read = [reader.share_read(model.dequantiser.quantise(b), labels) for b in images.values()]
+classifier = PixelClassifier(
+    load_split("digits", "train", model.config)
+)  # a classifier of real digits
+read = [classifier.accuracy(model.dequantiser.quantise(b), labels) for b in images.values()]
 print("resampling at w = 4 is read better than no guidance:", read[2] > read[0] + 0.01)
 print("the naive rule at w = 4 is read worse than resampling:", read[3] < read[2] - 0.02)
 print("pixels beyond 100:", [name for name, b in images.items() if (b.abs() > 100).any()])
@@ -253,7 +255,7 @@ print("pixels beyond 100:", [name for name, b in images.items() if (b.abs() > 10
 
 # %% tags=["nbval-check-output"]
 sweep = json.loads(Path("../results/guidance.json").read_text())["sweep"]
-keys = "share_read_as_class", "diversity", "frechet_distance"
+keys = "sample_accuracy", "diversity", "frechet_distance"
 titles = "How often recognised", "How varied", "How far from real digits"
 units = "share read as their class", "diversity (real digits: 1)", "Fréchet distance"
 axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")[1]
@@ -348,7 +350,7 @@ print("fewer in the middle columns:", bool(size[:, 1:3].max() < size[:, [0, 3]].
 #
 # ```python
 # def read_and_diverse(
-#     model: Farmer, guidance: Guidance, reader: Reader, seed: int, count: int
+#     model: Farmer, guidance: Guidance, classifier: PixelClassifier, seed: int, count: int
 # ) -> tuple[float, float]:
 #     """The share read of samples, and their mean distance within a class, in grey levels."""
 #     labels, generator = torch.arange(10).repeat(count // 10), torch.Generator().manual_seed(seed)
@@ -356,7 +358,7 @@ print("fewer in the middle columns:", bool(size[:, 1:3].max() < size[:, [0, 3]].
 #         images = model.decode(model.prior.sample(labels, guidance, generator=generator))
 #     values = model.dequantiser.quantise(images)
 #     within = [torch.pdist(values[labels == c].flatten(1).double()).mean() for c in range(10)]
-#     return reader.share_read(values, labels), float(torch.stack(within).mean())
+#     return classifier.accuracy(values, labels), float(torch.stack(within).mean())
 # ```
 #
 # With three seeds of 1,000 samples, guidance does, at every share that both reach. Compare $w = 0.25$ with $\sigma$

@@ -27,9 +27,12 @@ import torch
 from torch import Tensor
 
 from farmer_ref import Farmer
-from farmer_ref import applications as uses
-from farmer_ref.data import batches, load_split
-from farmer_ref.plots import COLOURS, STYLE, labelled_grids
+from farmer_ref.applications.anomalies import AnomalyScorer
+from farmer_ref.applications.classification import class_log_probs, class_probabilities
+from farmer_ref.applications.editing import change_class, change_details, interpolate
+from farmer_ref.applications.inpainting import inpaint
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
 
 # %matplotlib inline
 plt.rcParams.update(STYLE)
@@ -103,7 +106,7 @@ half = values[:digits]
 grids = {"digits; what is known": torch.cat([half, torch.where(known, half, 5)])}
 others = model.dequantiser.quantise(model.sample(labels[:digits].repeat(2), generator=generator))
 for name, given in (("given the label", labels[:digits]), ("label not given", None)):
-    done = uses.inpaint(model, half, known, given, 2, particles, moves=5, generator=generator)
+    done = inpaint(model, half, known, given, 2, particles, moves=5, generator=generator)
     grids[name] = model.dequantiser.quantise(done.images).transpose(0, 1).flatten(0, 1)
     assert torch.equal(grids[name][..., known], half.repeat(2, 1, 1, 1)[..., known])
 grids["halves of other samples, pasted in"] = torch.where(known, half.repeat(2, 1, 1, 1), others)
@@ -131,9 +134,9 @@ print(f"rank of the truth's log p: {own['mean_rank_of_log_prob']:.2f}, where 0.5
 
 # %%
 some, new = images[:8], (labels[:8] + 3) % 10
-edited = uses.change_class(model, some, labels[:8], new, generator=generator)
-details = uses.change_details(model, some, labels[:8], generator)
-walks = [uses.interpolate(model, images[:2], images[2:4], 8, way).flatten(0, 1) for way in (1, 0)]
+edited = change_class(model, some, labels[:8], new, generator=generator)
+details = change_details(model, some, labels[:8], generator)
+walks = [interpolate(model, images[:2], images[2:4], 8, way).flatten(0, 1) for way in (1, 0)]
 grids = torch.cat([some, edited]), torch.cat([some, details]), *walks
 names = "below: class + 3", "below: other details", "a walk in the latents", "a walk in the pixels"
 labelled_grids(dict(zip(names, grids, strict=True)), columns=8)
@@ -141,7 +144,7 @@ labelled_grids(dict(zip(names, grids, strict=True)), columns=8)
 # %% tags=["nbval-check-output"]
 with torch.no_grad():
     old, latents = (model.prior.split(model.encode(x)[0]) for x in (some, edited))
-    middle = [uses.interpolate(model, images[:50], images[50:100], 3, way)[:, 1] for way in (1, 0)]
+    middle = [interpolate(model, images[:50], images[50:100], 3, way)[:, 1] for way in (1, 0)]
     nats = [model.log_prob(x).mean().item() for x in middle]
 assert torch.allclose(old[1], latents[1], atol=1e-2) and (old[0] - latents[0]).abs().mean() > 0.1
 print("more than 5 nats denser halfway in the latents:", nats[0] > nats[1] + 5)
@@ -164,8 +167,8 @@ with torch.no_grad():
     of_class = [model.log_prob(images, torch.full_like(labels, c)) for c in range(10)]
 joint = torch.stack(of_class, 1).double().cpu().exp() / 10  # p(x|c) p(c)
 by_hand = joint / joint.sum(1, keepdim=True)
-log_p = uses.class_log_probs(model, values, draws=1, seed=0, batch_size=300)
-probabilities, truth = uses.class_probabilities(log_p), labels.cpu()
+log_p = class_log_probs(model, values, draws=1, seed=0, batch_size=300)
+probabilities, truth = class_probabilities(log_p), labels.cpu()
 assert torch.allclose(by_hand, probabilities, atol=1e-3)
 right = probabilities.argmax(1) == truth
 print("Bayes' rule reads more than 96% of 300 test digits:", right.double().mean().item() > 0.96)
@@ -196,7 +199,7 @@ figure.tight_layout()
 # pixels to the right, an empty page.
 
 # %%
-scorer = uses.AnomalyScorer(model, train[:500], classes[:500], draws=1)
+scorer = AnomalyScorer(model, train[:500], classes[:500], draws=1)
 kinds = {"digits": values[:100], "rolled": values[:100].roll(2, -1), "blank": 0 * half}
 figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
 for (name, kind), marker, colour in zip(kinds.items(), "ox^", COLOURS, strict=False):

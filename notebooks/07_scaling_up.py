@@ -29,12 +29,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from farmer_ref import PRESETS, Farmer
-from farmer_ref.costs import forward_flops, peak_flops_of, saved_bytes, state_bytes, training_flops
-from farmer_ref.data import batches, load_split, random_seed, training_batches
-from farmer_ref.engine import autocast, training_images
+from farmer_ref.data.order import random_seed, training_batches, training_images
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.model.transformer import TrainingPass, Transformer
 from farmer_ref.parameters import PAPER, count, images_that_fit
-from farmer_ref.plots import COLOURS, STYLE
-from farmer_ref.transformer import Transformer, set_dropout_rows
+from farmer_ref.support.plots import COLOURS, STYLE
+from farmer_ref.training.costs import (
+    forward_flops,
+    peak_flops_of,
+    saved_bytes,
+    state_bytes,
+    training_flops,
+)
+from farmer_ref.training.trainer import autocast
 
 # %matplotlib inline
 plt.rcParams.update(STYLE)
@@ -200,9 +207,12 @@ def gradient(parts: list) -> torch.Tensor:
     model.zero_grad()
     for part in parts:
         torch.manual_seed(random_seed(0, "step", part.step))  # of dropout
-        set_dropout_rows(model, part.first, 64)
-        images, labels = training_images(part, model.dequantiser, 0, 0.5, 0.1, device)
-        (-model(images.double(), labels).total.mean() / len(parts)).backward()
+        images, labels = training_images(
+            part, model.dequantiser, seed=0, progress=0.5, label_dropout=0.1, device=device
+        )
+        rows = torch.arange(part.first, part.first + len(labels), device=device)
+        terms = model(images.double(), labels, TrainingPass(rows, batch_size=64))
+        (-terms.total.mean() / len(parts)).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 

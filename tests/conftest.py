@@ -7,15 +7,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from farmer_ref import Farmer, ModelConfig
-from farmer_ref.coupling import CouplingFlow
-from farmer_ref.flow import AutoregressiveFlow, Flow
-from farmer_ref.record import ROOT
+from farmer_ref.model import flow as flow_module
+from farmer_ref.model import prior as prior_module
+from farmer_ref.model.coupling import CouplingFlow
+from farmer_ref.model.flow import AutoregressiveFlow, Flow
+from farmer_ref.model.stepper import stepper
+from farmer_ref.support.record import ROOT
 
 torch.set_num_threads(1)
 for name in ("c10d-NullHandler-dcp_logger", "torch.__trace"):  # hundreds of lines each
@@ -61,13 +65,14 @@ def small_model(**changes: object) -> Farmer:
 def small_flow(tokens: int = 5, channels: int = 3, blocks: int = 3, **changes: object) -> AutoregressiveFlow:
     """A small flow in float64 with no weight at zero."""
     torch.manual_seed(0)
-    return randomise_zeros(AutoregressiveFlow(tokens, channels, blocks, layers=2, width=16, head_dim=8, **changes))
+    shape = {"blocks": blocks, "layers": 2, "width": 16, "head_dim": 8}
+    return randomise_zeros(AutoregressiveFlow(tokens, channels, **shape, **changes))
 
 
 def small_coupling(tokens: int = 5, channels: int = 3, blocks: int = 4, **changes: object) -> CouplingFlow:
     """A small coupling flow in float64 with no weight at zero."""
     torch.manual_seed(0)
-    return randomise_zeros(CouplingFlow(tokens, channels, blocks, layers=2, width=16, head_dim=8, **changes))
+    return randomise_zeros(CouplingFlow(tokens, channels, blocks=blocks, layers=2, width=16, head_dim=8, **changes))
 
 
 def some_tokens(batch: int = 3, count: int = 5, channels: int = 3) -> Tensor:
@@ -97,6 +102,17 @@ def logdet_error(flow: Flow, x: Tensor) -> float:
     """The largest difference between the flow's log-determinant and that of autograd's Jacobian."""
     exact = torch.stack([torch.linalg.slogdet(jacobian(lambda y: flow(y)[0], one[None])).logabsdet for one in x])
     return float((flow(x)[1] - exact).detach().abs().max())
+
+
+@pytest.fixture
+def fixed_steps(monkeypatch):
+    """From now on, decoding uses steps of fixed shape, which a GPU records, in place of the cache that grows."""
+
+    def switch() -> None:
+        for module in (flow_module, prior_module):
+            monkeypatch.setattr(module, "stepper", partial(stepper, fixed=True))
+
+    return switch
 
 
 @pytest.fixture

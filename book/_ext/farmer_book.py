@@ -86,8 +86,8 @@ def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         return next(iter(found)) if len(found) == 1 and telling else None
 
     def uri(text: str) -> str | None:
-        file = re.fullmatch(r"(?:farmer_ref/)?(\w+)\.py", text)
-        if file and f"farmer_ref.{file[1]}" in known:
+        file = re.fullmatch(r"(?:farmer_ref/)?((?:\w+/)?\w+)\.py", text)
+        if file and f"farmer_ref.{file[1].replace('/', '.')}" in known:
             return app.builder.get_relative_uri(docname, f"_modules/farmer_ref/{file[1]}")
         full = target(text)
         if full is None:

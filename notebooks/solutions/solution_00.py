@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from farmer_ref import Farmer, bits_per_dim, train
-from farmer_ref.data import batches, load_split
+from farmer_ref.data.sets import batches, load_split
 
 
 def bits_of_the_label(model: Farmer, images: Tensor, labels: Tensor) -> tuple[float, float]:

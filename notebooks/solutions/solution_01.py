@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from farmer_ref import AutoregressiveFlow, GaussianMixture
-from farmer_ref.flow import FlowBlock
+from farmer_ref.model.flow import FlowBlock
 
 CENTRES = 2 * torch.tensor(
     [[math.cos(a), math.sin(a)] for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
@@ -42,7 +42,7 @@ def three_modes(count: int, seed: int) -> Tensor:
 def fit_three_modes(blocks: int, components: int, steps: int = 400) -> tuple[float, float]:
     """Nats above the entropy on fresh points, and the share of samples that lie in no mode."""
     torch.manual_seed(0)
-    flow = AutoregressiveFlow(2, 1, blocks, layers=1, width=32, head_dim=16)
+    flow = AutoregressiveFlow(2, 1, blocks=blocks, layers=1, width=32, head_dim=16)
     mean = nn.Parameter(torch.randn(components, 2) * (components > 1))  # K = 1: the standard normal
     prior = GaussianMixture(torch.zeros(components), mean, nn.Parameter(torch.zeros(components, 2)))
     groups = [{"params": flow.parameters(), "lr": 5e-3}]

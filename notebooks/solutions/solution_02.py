@@ -16,8 +16,8 @@ from farmer_ref import (
     bits_per_dim,
     nats_to_bits_per_dim,
 )
-from farmer_ref.data import batches, load_split
-from farmer_ref.prior import PriorLogProb
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.model.prior import PriorLogProb
 
 
 def exact_bits(pixel: GaussianMixture, share: Tensor) -> float:
@@ -71,7 +71,9 @@ class RecurrentPrior(nn.Module):
 
 def both_priors() -> dict[str, nn.Module]:
     """A transformer and a GRU of about as many parameters, untrained."""
-    transformer = AutoregressivePrior(16, 4, 2, 64, 32, num_classes=10, components=16)
+    transformer = AutoregressivePrior(
+        16, 4, layers=2, width=64, head_dim=32, num_classes=10, components=16
+    )
     return {"transformer": transformer, "GRU": RecurrentPrior(16, 4, 1, 120, 10, 16)}
 
 

@@ -10,9 +10,9 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from farmer_ref import PRESETS, Farmer, bits_per_dim
-from farmer_ref.data import batches, load_split
-from farmer_ref.metrics import Reader
-from farmer_ref.tokens import Patchify
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import PixelClassifier
+from farmer_ref.model.tokens import Patchify
 
 CONFIG = PRESETS["photographs"].model
 
@@ -20,19 +20,19 @@ CONFIG = PRESETS["photographs"].model
 @torch.no_grad()
 def exchange(model: Farmer, images: Tensor, labels: Tensor, channel: int) -> tuple[float, float]:
     """Shares read as the own class and as the donor's, with one channel from an image of another class."""
-    reader = Reader(load_split("digits", "train", model.config))
+    classifier = PixelClassifier(load_split("digits", "train", model.config))
     generator = torch.Generator().manual_seed(0)
     donor = (labels[:, None] != labels).float().multinomial(1, generator=generator)[:, 0]
     z = model.encode(images)[0]
     z[..., channel] = z[donor][..., channel]
     values = model.dequantiser.quantise(model.decode(z))
-    return reader.share_read(values, labels), reader.share_read(values, labels[donor])
+    return classifier.accuracy(values, labels), classifier.accuracy(values, labels[donor])
 
 
 def patches(split: str) -> Tensor:
     """Patches (n,D) of 4,000 crops of photographs, or fewer, in raw pixels from -1 to 1, float64."""
     values = next(batches(load_split("photographs", split, CONFIG), 4000, 4000))[0]
-    patchify = Patchify(CONFIG.image_size, CONFIG.channels, CONFIG.patch_size)
+    patchify = Patchify(CONFIG.image_size, CONFIG.channels, patch_size=CONFIG.patch_size)
     return patchify(values.double() / 127.5 - 1).flatten(0, 1)
 
 

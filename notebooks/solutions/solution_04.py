@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from farmer_ref import Farmer, Guidance
-from farmer_ref.data import batches, load_split
-from farmer_ref.metrics import Reader, frechet_distance
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance
 
 
 def share_beyond_honesty(model: Farmer, z: Tensor, labels: Tensor) -> float:
@@ -28,18 +28,20 @@ def share_improper(model: Farmer, z: Tensor, labels: Tensor, w: float) -> float:
     return float(((1 + w) / widest**2 <= w / other**2).any(-1).double().mean())
 
 
-def distance_with_candidates(model: Farmer, count: int, reader: Reader, real: Tensor) -> float:
+def distance_with_candidates(
+    model: Farmer, count: int, classifier: PixelClassifier, real: Tensor
+) -> float:
     """Fréchet distance to real images of 1,000 samples at w = 4 with `count` candidates of each kind."""
     guidance = Guidance(scale=4.0, candidates_conditional=count, candidates_unconditional=count)
     labels, generator = torch.arange(10).repeat(100), torch.Generator().manual_seed(0)
     with torch.no_grad():
         images = model.decode(model.prior.sample(labels, guidance, generator=generator))
     values = model.dequantiser.quantise(images)
-    return frechet_distance(reader.scores(values), reader.scores(real))
+    return frechet_distance(classifier.scores(values), classifier.scores(real))
 
 
 def read_and_diverse(
-    model: Farmer, guidance: Guidance, reader: Reader, seed: int, count: int
+    model: Farmer, guidance: Guidance, classifier: PixelClassifier, seed: int, count: int
 ) -> tuple[float, float]:
     """The share read of samples, and their mean distance within a class, in grey levels."""
     labels, generator = torch.arange(10).repeat(count // 10), torch.Generator().manual_seed(seed)
@@ -47,13 +49,13 @@ def read_and_diverse(
         images = model.decode(model.prior.sample(labels, guidance, generator=generator))
     values = model.dequantiser.quantise(images)
     within = [torch.pdist(values[labels == c].flatten(1).double()).mean() for c in range(10)]
-    return reader.share_read(values, labels), float(torch.stack(within).mean())
+    return classifier.accuracy(values, labels), float(torch.stack(within).mean())
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     model = Farmer.from_pretrained("digits")
-    reader = Reader(load_split("digits", "train", model.config))
+    classifier = PixelClassifier(load_split("digits", "train", model.config))
     labels = torch.arange(10).repeat(50)
     z = model.prior.sample(labels, generator=torch.Generator().manual_seed(0))
     print(
@@ -63,13 +65,13 @@ if __name__ == "__main__":
         print(f"w = {w}: improper for {share_improper(model, z, labels, w):.1%} of tokens")
     real = next(batches(load_split("digits", "validation", model.config), 100))[0]
     for candidates in (2, 5, 20):
-        distance = distance_with_candidates(model, candidates, reader, real)
+        distance = distance_with_candidates(model, candidates, classifier, real)
         print(f"w = 4, {candidates} candidates of each kind: Fréchet distance {distance:.2f}")
     ways = {f"w = {w}": Guidance(scale=w) for w in (0.0, 0.25, 0.5, 1.0)}
     ways |= {f"sigma times {t}": Guidance(scale_temperature=t) for t in (0.8, 0.6, 0.4)}
     ways |= {f"logits times {t}": Guidance(weight_temperature=t) for t in (1.5, 2.0, 3.0)}
     for name, guidance in ways.items():
-        runs = [read_and_diverse(model, guidance, reader, seed, 1000) for seed in range(3)]
+        runs = [read_and_diverse(model, guidance, classifier, seed, 1000) for seed in range(3)]
         read, diverse = zip(*runs, strict=True)
         print(
             f"{name:17} read {mean(read):.1%} ± {stdev(read):.1%}, "

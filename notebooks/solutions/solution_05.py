@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from farmer_ref import AutoregressiveFlow, Farmer, OneStepStudent
-from farmer_ref.data import batches, load_split
+from farmer_ref.data.sets import batches, load_split
 from farmer_ref.distill import disturbed
-from farmer_ref.student import Distillation, StudentBlock, teacher_path
-from farmer_ref.transformer import transformer_layers
+from farmer_ref.model.student import Distillation, StudentBlock, teacher_path
+from farmer_ref.model.transformer import TrainingPass
 
 
 @torch.no_grad()
@@ -31,11 +33,13 @@ def swept(
 class ForwardForm(StudentBlock):
     """(z_i - mu_i) * sigma_i, outputs not shifted: the form of the flow's forward (Eq. 8)."""
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, labels: Tensor | None = None, training: TrainingPass | None = None
+    ) -> Tensor:
         """z (B,N,D) to x (B,N,D), about what the teacher's block maps to z."""
         z = self.network.flip_if_reversed(z)
         positions = self.network.embedded_positions(labels)
-        shift, log_scale = self.network.shift_and_log_scale(z, positions)
+        shift, log_scale = self.network.shift_and_log_scale(z, positions, self.network.transformer)
         return self.network.flip_if_reversed((z - shift) * log_scale.exp())
 
 
@@ -43,11 +47,10 @@ def student_of_form(flow: AutoregressiveFlow, form: str) -> OneStepStudent:
     """An untrained student: "inverse" (ours), "inverse, masked", or "forward"."""
     student = OneStepStudent.from_teacher(flow)
     if form == "forward":
-        blocks = [ForwardForm(block) for block in flow.blocks]
-        student.blocks = nn.ModuleList(blocks).requires_grad_(True)
-    for layer in transformer_layers(student):
-        layer.causal = form == "inverse, masked"
-    return student
+        student.blocks = nn.ModuleList(ForwardForm(block.network) for block in student.blocks)
+    if form == "inverse, masked":
+        student.blocks = nn.ModuleList(StudentBlock(block) for block in copy.deepcopy(flow.blocks))
+    return student.requires_grad_(True)
 
 
 def levels_of(model: Farmer, values: Tensor, generator: torch.Generator) -> list[Tensor]:
@@ -68,7 +71,9 @@ def error_after(model: Farmer, form: str, steps: int, seed: int) -> float:
     training = load_split("digits", "train", model.config)
     images = next(batches(training, len(training)))[0]
     student = student_of_form(model.flow, form)
-    distillation = Distillation(student, "hidden", model.flow.channels, model.config.flow_width)
+    distillation = Distillation(
+        student, "hidden", channels=model.flow.channels, width=model.config.flow_width
+    )
     optimiser = torch.optim.AdamW(student.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=max(2, steps))
     for step in range(steps):

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from farmer_ref import Farmer, train
-from farmer_ref.applications import AnomalyScorer, class_log_probs, class_probabilities
-from farmer_ref.data import batches, load_split
+from farmer_ref.applications.anomalies import AnomalyScorer
+from farmer_ref.applications.classification import class_log_probs, class_probabilities
+from farmer_ref.data.sets import batches, load_split
 
 
 def accuracy_of_the_surest(probabilities: Tensor, labels: Tensor, share: float) -> float:

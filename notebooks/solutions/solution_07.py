@@ -6,8 +6,8 @@ import dataclasses
 from typing import NamedTuple
 
 from farmer_ref import PRESETS
-from farmer_ref.costs import peak_flops_of, saved_bytes, state_bytes, training_flops
 from farmer_ref.parameters import count
+from farmer_ref.training.costs import peak_flops_of, saved_bytes, state_bytes, training_flops
 
 IMAGENET = 1_281_167  # training images
 

@@ -1,0 +1,1 @@
+"""Uses of an exact likelihood; the paper names none of them."""

@@ -1,0 +1,65 @@
+"""Edits in the latents: another class, other details, a walk from one image to another.
+
+Legend: B images, C colour channels, H = W image size; Z_I and Z_R are the informative and redundant channels of the
+latents, c the class label.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from farmer_ref.model.farmer import Farmer, evaluating
+from farmer_ref.model.guidance import Guidance
+from farmer_ref.model.prior import NULL_LABEL
+from farmer_ref.support.errors import require
+
+
+@torch.no_grad()
+def change_class(
+    model: Farmer,
+    images: Tensor,
+    labels: Tensor,
+    new_labels: Tensor,
+    guidance: Guidance | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Images (B,C,H,W) under new labels (B,): Z_R stays, Z_I is drawn anew from p(Z_I | c). Not clipped."""
+    _require_split(model)
+    for label in new_labels.unique().tolist():
+        allowed = f"0 to {model.config.num_classes - 1}, or -1 for any class"
+        require(NULL_LABEL <= label < model.config.num_classes, "label", label, allowed)
+    with evaluating(model):
+        _, redundant = model.prior.split(model.encode(images, labels)[0])
+        informative, _ = model.prior.split(model.prior.sample(new_labels, guidance, generator=generator))
+        return model.decode(model.prior.merge(informative, redundant), new_labels)
+
+
+@torch.no_grad()
+def change_details(model: Farmer, images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Images (B,C,H,W) with other details: Z_I stays, Z_R is drawn anew from p(Z_R | Z_I, c). Not clipped."""
+    _require_split(model)
+    with evaluating(model):
+        informative, _ = model.prior.split(model.encode(images, labels)[0])
+        redundant = model.prior.sample_redundant(informative, labels, generator=generator)
+        return model.decode(model.prior.merge(informative, redundant), labels)
+
+
+@torch.no_grad()
+def interpolate(model: Farmer, first: Tensor, second: Tensor, steps: int, latent: bool = True) -> Tensor:
+    """From `first` to `second`, (B,C,H,W) each, in `steps` images (B,steps,C,H,W): straight in the latents, or pixels.
+
+    The ends are the images themselves. Straight, not along a sphere: a mixture has no one radius.
+    """
+    require(steps >= 2, "steps", steps, "2 or more")
+    share = torch.linspace(0, 1, steps, device=first.device, dtype=first.dtype)
+    if not latent:
+        return torch.lerp(first[:, None], second[:, None], share[:, None, None, None])
+    with evaluating(model):
+        ends = [model.encode(images)[0] for images in (first, second)]
+        z = torch.lerp(ends[0][:, None], ends[1][:, None], share[:, None, None])  # (B,steps,N,D)
+        return model.decode(z.flatten(0, 1)).unflatten(0, (len(first), steps))
+
+
+def _require_split(model: Farmer) -> None:
+    require(model.config.informative is not None, "informative", None, "a model with redundant channels")

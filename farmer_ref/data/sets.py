@@ -1,0 +1,158 @@
+"""Named data sets and their splits.
+
+Images are bytes, (C,H,W), values 0 .. levels-1; labels are integers. Splits are train, validation, test: what is
+chosen is chosen on validation, and no split of one overlaps another.
+"""
+
+from __future__ import annotations
+
+from farmer_ref.data.folders import FolderSet
+from farmer_ref.support.errors import InputError
+from farmer_ref.model.config import ModelConfig
+from farmer_ref.data.folders import SPLITS
+from farmer_ref.data.folders import SPLIT_SEED
+from farmer_ref.data.folders import folder_split
+
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar10-crops": "CIFAR10"}
+CROP = 16  # side of "cifar10-crops", the middle of each image: natural images for a model that a laptop can train
+TORCHVISION_VALIDATION = 5000  # the last images of a fixed shuffle of the published training set
+
+
+class ImageSet(Dataset):
+    """One split in memory: `values` bytes (n,C,H,W) and `labels` (n,)."""
+
+    def __init__(self, name: str, values: Tensor, labels: Tensor, levels: int, num_classes: int):
+        self.name, self.values, self.labels = name, values, labels
+        self.levels, self.num_classes = levels, num_classes
+        self.channels, self.image_size = values.shape[1], values.shape[2]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.values[index], int(self.labels[index])
+
+
+def load_split(
+    name: str, split: str, config: ModelConfig, data_root: str = "data", download: bool = True
+) -> ImageSet | FolderSet:
+    """One split ("train", "validation", "test") of a data set, checked against the model that will read it.
+
+    `name`: "digits" (scikit-learn's 1,797 images of 8x8 and 17 grey levels, no download), "digits-without-K" (all but
+    class K, to learn what is normal when K is not), "photographs" (square crops of scikit-learn's two, no download),
+    "mnist", "fashion-mnist", "cifar10" (torchvision's, under `data_root`), "cifar10-crops" (the middle 16x16 of these:
+    bits/dim of its own), or "folder:PATH" (a folder of images per class; or folders train, val, test of such, as
+    ImageNet's). Raises `InputError` for what is missing or does not fit.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
+    data: ImageSet | FolderSet
+    if name == "digits":
+        data = _digits(split)
+    elif name in (without := [f"digits-without-{k}" for k in range(10)]):
+        data = _digits(split)
+        kept = data.labels != without.index(name)
+        data = ImageSet(name, data.values[kept], data.labels[kept], data.levels, data.num_classes)
+    elif name == "photographs":
+        data = _photographs(split, config.image_size)
+    elif name in TORCHVISION:
+        data = _torchvision(name, split, data_root, download)
+    elif name.startswith("folder:"):
+        data = folder_split(name, split, config)
+    else:
+        known = ("digits", "digits-without-K", "photographs", *TORCHVISION, "folder:PATH")
+        raise InputError(f"dataset is {name!r}; allowed: {', '.join(known)}")
+    for field in ("image_size", "channels", "levels"):
+        if getattr(data, field) != getattr(config, field):
+            raise InputError(
+                f"model.{field} is {getattr(config, field)}; allowed: {getattr(data, field)}, as in {name}"
+            )
+    if data.num_classes > config.num_classes > 0:
+        raise InputError(
+            f"model.num_classes is {config.num_classes}; allowed: {data.num_classes} or more (the labels of {name}), "
+            "or 0 to train without labels"
+        )
+    return data
+
+
+def _digits(split: str) -> ImageSet:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    index = np.arange(len(digits.target))
+    rest, test = train_test_split(index, test_size=300, stratify=digits.target, random_state=SPLIT_SEED)
+    train, validation = train_test_split(rest, test_size=100, stratify=digits.target[rest], random_state=SPLIT_SEED)
+    chosen = {"train": train, "validation": validation, "test": test}[split]
+    values = torch.from_numpy(digits.images[chosen]).to(torch.uint8)[:, None]
+    return ImageSet("digits", values, torch.from_numpy(digits.target[chosen]).long(), levels=17, num_classes=10)
+
+
+def _photographs(split: str, image_size: int) -> ImageSet:
+    """Square crops of scikit-learn's two photographs (427x640), each its own class: real colours, no download.
+
+    The left 70% of both are for training, with a crop every 4 pixels; the next 15% for validation and the rest for
+    testing, with crops that do not overlap.
+    """
+    from sklearn.datasets import load_sample_images
+
+    begin, end = {"train": (0, 448), "validation": (448, 544), "test": (544, 640)}[split]
+    if image_size > 96:
+        raise InputError(f"model.image_size is {image_size}; allowed: at most 96, as in photographs")
+    stride, values, labels = 4 if split == "train" else image_size, [], []
+    for label, photograph in enumerate(load_sample_images().images):
+        part = torch.from_numpy(photograph[:, begin:end].copy()).permute(2, 0, 1)  # (3,427,width)
+        crops = part.unfold(1, image_size, stride).unfold(2, image_size, stride)  # (3,down,across,H,W)
+        values.append(crops.permute(1, 2, 0, 3, 4).reshape(-1, 3, image_size, image_size))
+        labels.append(torch.full((len(values[-1]),), label))
+    return ImageSet("photographs", torch.cat(values), torch.cat(labels), levels=256, num_classes=2)
+
+
+def _torchvision(name: str, split: str, data_root: str, download: bool) -> ImageSet:
+    import torchvision
+
+    try:
+        published = getattr(torchvision.datasets, TORCHVISION[name])(
+            data_root, train=split != "test", download=download
+        )
+    except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"data_root is {data_root!r}, which holds no whole {name} ({reason}); allowed: its folder, or --download"
+        ) from None
+    values = torch.as_tensor(published.data)
+    values = values[:, None] if values.dim() == 3 else values.permute(0, 3, 1, 2).contiguous()
+    if name == "cifar10-crops":
+        border = (values.shape[-1] - CROP) // 2
+        values = values[:, :, border : border + CROP, border : border + CROP].contiguous()
+    labels = torch.as_tensor(published.targets).long()
+    if split != "test":
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        validation = order[-TORCHVISION_VALIDATION:]
+        chosen = validation if split == "validation" else order[:-TORCHVISION_VALIDATION]
+        values, labels = values[chosen], labels[chosen]
+    return ImageSet(name, values, labels, levels=256, num_classes=10)
+
+
+def batches(
+    data: ImageSet | FolderSet, batch_size: int, limit: int | None = None, turn: int = 0, turns: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A split in batches of values (B,C,H,W) and labels (B,); at most `limit` images, spread evenly over it.
+
+    Evenly, since the files of a folder are sorted by class. Where `turns` processes take batches in turn, those of
+    number `turn`.
+    """
+    size = len(data) if limit is None else min(limit, len(data))
+    chosen = [i * len(data) // size for i in range(size)]
+    for start in range(turn * batch_size, size, turns * batch_size):
+        rows = [data[i] for i in chosen[start : start + batch_size]]
+        yield torch.stack([image for image, _ in rows]), torch.tensor([label for _, label in rows])

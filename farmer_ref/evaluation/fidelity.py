@@ -1,0 +1,320 @@
+"""Fréchet distance, Inception score, precision and recall of samples, by torch-fidelity, in any extractor's features.
+
+An extractor turns images into feature vectors. In those of an Inception network the Fréchet distance between samples
+and real images is FID (Heusel et al. 2017); the Inception score (Salimans et al. 2016) needs its class scores, too.
+Precision is the share of samples that lie among the real images, recall that of real images that lie among the samples,
+each point's neighbourhood reaching to its third neighbour (Kynkäänniemi et al. 2019). All of them with one extractor,
+as in ADM's evaluation; the library by itself would take VGG16 for the last two. Numbers of different extractors, or of
+different numbers of images, cannot be compared: so the command names both beside every number.
+
+The features are computed and kept here, as safetensors: the library's own cache is pickles, which run whatever someone
+has put there. Inception's weights remain a pickle: give a file that you trust, or let the library download its own.
+
+Legend: B images of a batch, n of all; F features, K classes; images are bytes 0..255 (B,3,H,W), grey ones repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+from tqdm import tqdm
+
+from farmer_ref.data.folders import FolderSet
+from farmer_ref.data.sets import ImageSet, batches
+from farmer_ref.evaluation.metrics import PixelClassifier
+from farmer_ref.support import parallel
+from farmer_ref.support.errors import InputError, require
+from farmer_ref.support.files import read_weights, write_weights
+
+INCEPTION = "inception-v3-compat"  # the library's copy of the TensorFlow network that published FIDs are computed with
+FEWEST = 10  # images of either kind: the Inception score is the mean over ten parts of the samples
+PROBE = 8  # reference images whose features tell one extractor from another
+
+
+class Features(NamedTuple):
+    """What an extractor says of images: features (n,F), and class scores (n,K) where it is a classifier."""
+
+    features: Tensor
+    scores: Tensor | None
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A name, and a function of images (B,3,H,W), bytes: features (B,F), or features and class scores (B,K)."""
+
+    name: str
+    function: Callable[[Tensor], Any]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """The features of images (B,3,H,W), bytes, on the CPU."""
+        given = self.function(images)
+        features, scores = given if isinstance(given, tuple) else (given, None)
+        for value in (features, *([] if scores is None else [scores])):
+            shape = tuple(value.shape)
+            if len(shape) != 2 or shape[0] != len(images) or shape[1] < 2:
+                raise InputError(
+                    f"extractor is {self.name!r}, which gives {shape}; allowed: ({len(images)}, 2 or more)"
+                )
+        return Features(features.float().cpu(), None if scores is None else scores.float().cpu())
+
+
+# -- extractors --------------------------------------------------------------------------------------------------------
+
+
+def extractor_named(name: str, weights: str | None, device: torch.device) -> Extractor:
+    """One of the library's extractors, or `module:function` of your own.
+
+    `weights` is a file for the library's; without it the library downloads them (the name of Inception's ends in the
+    first digits of its SHA-256, which we print). Your own function takes images (B,3,H,W), bytes, and gives features
+    (B,F), or a pair of features and class scores (B,K).
+    """
+    if ":" in name:
+        require(weights is None, "extractor_weights", weights, "none with an extractor of your own")
+        return Extractor(name, _own_function(name))
+    known = ", ".join(FEATURE_EXTRACTORS_REGISTRY)
+    require(
+        name in FEATURE_EXTRACTORS_REGISTRY, "extractor", name, f"classifier, {known}, or module:function of your own"
+    )
+    kind = FEATURE_EXTRACTORS_REGISTRY[name]
+    layers = list(dict.fromkeys(kind.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")))
+    if weights is not None and not Path(weights).is_file():
+        raise InputError(f"extractor_weights is {weights!r}, which is no file; allowed: weights of {name}")
+    try:
+        network = kind(name, layers, feature_extractor_weights_path=weights, verbose=False).to(device)
+    except Exception as error:  # unpickling a file or asking the network: anything can come
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if weights is not None:
+            raise InputError(
+                f"extractor_weights is {weights!r}, which cannot be read ({reason}); allowed: weights of {name}"
+            ) from None
+        where = f", a copy of {URL_INCEPTION_V3}" if name == INCEPTION else ""
+        raise InputError(
+            f"extractor is {name!r}, whose weights cannot be downloaded ({reason}); "
+            f"allowed: with --extractor-weights FILE{where}; or --extractor classifier"
+        ) from None
+    if weights is not None:
+        with open(weights, "rb") as file:
+            name = f"{name} of {Path(weights).name}, SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
+
+    def of_the_library(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features, *scores = network(images.to(device))
+        return features, scores[0] if scores else None  # one layer for both: no classifier
+
+    return Extractor(name, of_the_library)
+
+
+def _own_function(name: str) -> Callable[[Tensor], Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"extractor is {name!r}, which cannot be imported ({error}); allowed: module:function"
+        ) from None
+
+
+def classifier_extractor(classifier: PixelClassifier, train: ImageSet | FolderSet) -> Extractor:
+    """The scores of a classifier of real images (`metrics.PixelClassifier`), as features and as class scores.
+
+    A stand-in for Inception in domains that it does not know, such as digits. It is surer of the images that it was
+    trained with than of others: compare samples with the validation or test split. Of two classes it gives (-s, s).
+    """
+
+    def read(images: Tensor) -> tuple[Tensor, Tensor]:
+        values = (images[:, : train.channels].float() * (train.levels - 1) / 255).round().to(torch.uint8)
+        scores = classifier.scores(values)
+        scores = torch.cat([-scores, scores], 1) if scores.shape[1] == 1 else scores
+        return scores, scores
+
+    return Extractor(f"classifier of {train.name}", read)
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def as_rgb(values: Tensor, levels: int) -> Tensor:
+    """Grey levels 0..levels-1 (B,C,H,W) as the bytes 0..255 (B,3,H,W) that `farmer_ref.sample` writes."""
+    return (values.float() * 255 / (levels - 1)).round().to(torch.uint8).expand(-1, 3, -1, -1)
+
+
+class DrawnEarlier:
+    """Images as `farmer_ref.sample` writes them: an .npz file (arr_0: n,H,W,3, bytes) or a folder of PNG files."""
+
+    def __init__(self, path: str, image_size: int):
+        self.path, self.image_size = path, image_size
+        self._images: np.ndarray | list[Path]
+        if Path(path).is_dir():
+            self._images = sorted(Path(path).glob("*.png"))
+        else:
+            self._images = self._array()
+        require(len(self) >= FEWEST, "samples_from", path, f"{FEWEST} PNG files or more, or an .npz file of as many")
+
+    def _array(self) -> np.ndarray:
+        size = self.image_size
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                array = file["arr_0"]
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"samples_from is {self.path!r}, which cannot be read ({error}); "
+                "allowed: an .npz file with arr_0, or a folder of PNG files"
+            ) from None
+        if array.ndim != 4 or array.shape[1:] != (size, size, 3) or array.dtype != np.uint8:
+            raise InputError(
+                f"samples_from is {self.path!r}, of {array.dtype} {array.shape}; allowed: uint8 (n, {size}, {size}, 3)"
+            )
+        return array
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def _image(self, number: int) -> np.ndarray:
+        image = self._images[number]
+        if isinstance(image, np.ndarray):
+            return image
+        try:
+            with Image.open(image) as opened:
+                array = np.array(opened.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"image {image} cannot be read ({error}); allowed: a whole PNG file") from None
+        (height, width), size = array.shape[:2], self.image_size
+        if (height, width) != (size, size):
+            raise InputError(f"image {image} is {width}x{height}; allowed: {size}x{size}, as the model's")
+        return array
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """This process's batches of images (B,3,H,W)."""
+        for start in range(parallel.rank() * batch_size, len(self), parallel.world_size() * batch_size):
+            numbers = range(start, min(start + batch_size, len(self)))
+            yield torch.from_numpy(np.stack([self._image(number) for number in numbers])).permute(0, 3, 1, 2)
+
+
+# -- features ----------------------------------------------------------------------------------------------------------
+
+
+def features_of(images: Iterable[Tensor], count: int, extractor: Extractor, what: str) -> Features:
+    """The features of `count` images, of which this process has some of the batches in turn: of all, on all."""
+    mine = []
+    with tqdm(total=count, desc=what, unit="image", disable=parallel.rank() > 0, leave=False) as bar:
+        for batch in images:
+            mine.append(extractor(batch))
+            bar.update(min(len(batch) * parallel.world_size(), count - bar.n))
+    features, scores = zip(*parallel.gather_interleaved(mine), strict=True)
+    return Features(torch.cat(features), None if scores[0] is None else torch.cat(scores))
+
+
+def reference_features(
+    data: ImageSet | FolderSet, split: str, extractor: Extractor, batch_size: int, limit: int | None = None
+) -> Tensor:
+    """Features (n,F) of a split, at most `limit` images spread evenly over it: computed once, and kept.
+
+    They lie where torch-fidelity's weights do, in torch.hub's folder (below ~/.cache, or where TORCH_HOME says). The
+    file's name says the data set, the split, the number of images and their size. It ends in a digest of the images
+    (of files: their names, sizes and times) and of the features of the first few, so that other images, and another
+    extractor or other weights of it, have a file of their own.
+    """
+    folder = Path(torch.hub.get_dir()) / "farmer_ref"
+    count = len(data) if limit is None else min(limit, len(data))
+    require(count >= FEWEST, "images", count, f"{FEWEST} or more, of a split that has them")
+    probe, _ = next(batches(data, PROBE))
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(repr(extractor.name).encode())
+    digest.update(extractor(as_rgb(probe, data.levels)).features.numpy().tobytes())
+    if isinstance(data, ImageSet):
+        digest.update(data.values.numpy().tobytes())
+    else:
+        for path, _ in data.files:
+            status = path.stat()
+            digest.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
+    name = re.sub(r"[^\w-]+", "-", f"{data.name[-100:]}-{split}-{count}x{data.image_size}x{data.channels}")
+    path = folder / f"{name}-{digest.hexdigest()}.safetensors"
+    path, kept = parallel.gather((path, path.is_file()))[0]
+    if kept:
+        return read_weights(path)["features"]
+    turn = batches(data, batch_size, limit, parallel.rank(), parallel.world_size())
+    images = (as_rgb(values, data.levels) for values, _ in turn)
+    features = features_of(images, count, extractor, "reference images").features
+
+    def keep() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_weights(path, {"features": features})
+
+    try:
+        parallel.on_rank_zero(keep)
+    except OSError as error:
+        home = str(folder.parent.parent)
+        raise InputError(f"TORCH_HOME is {home!r}, which cannot be written ({error}); allowed: a folder") from None
+    return features
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+class _Rows(Dataset):
+    """Vectors (n,F) as the library reads images: one by one."""
+
+    def __init__(self, rows: Tensor):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.rows[index]
+
+
+class _AsGiven(FeatureExtractorBase):
+    """What lets the library compute its metrics of features: an extractor that passes them on."""
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str]:
+        return ("as given",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "as given"
+
+    def __init__(self, name: str, features_list: list[str], **_: Any):
+        super().__init__(name, features_list)
+
+    def forward(self, rows: Tensor) -> tuple[Tensor]:
+        return (rows,)
+
+
+AS_GIVEN = "farmer_ref: features as given"
+register_feature_extractor(AS_GIVEN, _AsGiven)
+
+
+def figures_of(samples: Features, reference: Tensor) -> dict[str, float | None]:
+    """Fréchet distance, Inception score (None without class scores), precision and recall, as torch-fidelity has them.
+
+    Distances of all pairs are compared for precision and recall: their time grows with the square of the numbers.
+    """
+    options = {"feature_extractor": AS_GIVEN, "cuda": False, "cache": False, "save_cpu_ram": True, "verbose": False}
+    rows = {"input1": _Rows(samples.features), "input2": _Rows(reference)}
+    found = calculate_metrics(**rows, fid=True, prc=True, **options)
+    if samples.scores is not None:
+        found |= calculate_metrics(input1=_Rows(samples.scores), isc=True, **options)
+    return {
+        "frechet_distance": found["frechet_inception_distance"],
+        "inception_score": found.get("inception_score_mean"),
+        "inception_score_deviation": found.get("inception_score_std"),
+        "precision": found["precision"],
+        "recall": found["recall"],
+    }

@@ -1,0 +1,218 @@
+"""What a model is judged by: bits/dim, the share of samples read as their class, and a Fréchet distance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from farmer_ref.data.folders import FolderSet
+from farmer_ref.data.order import random_seed
+from farmer_ref.data.sets import ImageSet, batches
+from farmer_ref.model.farmer import Farmer, LikelihoodTerms, evaluating
+from farmer_ref.model.guidance import Guidance
+from farmer_ref.model.student import OneStepStudent
+from farmer_ref.model.tokens import nats_to_bits_per_dim
+from farmer_ref.support import parallel
+from farmer_ref.support.errors import InputError
+
+
+@torch.no_grad()
+def terms_over_draws(model: Farmer, values: Tensor, labels: Tensor | None, *, draws: int, seed: int) -> LikelihoodTerms:
+    """Likelihood terms (draws, B) of images (B,C,H,W), bytes, under `draws` dequantisations each."""
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    labels = None if labels is None or not model.config.num_classes else labels.to(device)
+    rows = []
+    with evaluating(model):
+        for _ in range(draws):
+            noise = model.dequantiser.draw(tuple(values.shape), generator)
+            rows.append(model.likelihood_terms(model.dequantiser(values.to(device), noise), labels))
+    return LikelihoodTerms(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _require_uniform(model: Farmer) -> None:
+    if model.config.dequantisation != "uniform":
+        raise InputError(
+            "dequantisation is 'gaussian', whose density is that of a noised image; "
+            "allowed for bits/dim: a model trained with 'uniform'"
+        )
+
+
+def _log_prob_bound(total: Tensor, importance_weighted: bool) -> Tensor:
+    """The bound (B,) on log P of an image from log p under each draw (draws, B): mean of logs, or log of means."""
+    return torch.logsumexp(total, 0) - math.log(len(total)) if importance_weighted else total.mean(0)
+
+
+def bits_per_dim(
+    model: Farmer,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    draws: int = 8,
+    importance_weighted: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """Discrete bits/dim (B,) of images (B,C,H,W), bytes: an upper bound of -log2 P(image) / d, averaged over `draws`.
+
+    E_u[-log p(x + u)] >= -log P by Jensen's inequality; `importance_weighted` moves the mean over draws inside the
+    logarithm, -log (1/S) sum_s p(x + u_s), which is tighter (Burda et al. 2016). Raises `InputError` for a model
+    trained with Gaussian noise, which has no discrete bits/dim.
+    """
+    _require_uniform(model)
+    if images.is_floating_point():
+        raise InputError(f"images are {images.dtype}; allowed: whole grey levels, as model.dequantiser.quantise gives")
+    if int(images.max()) >= model.config.levels:
+        raise InputError(f"images hold {int(images.max())}; allowed: grey levels 0 to {model.config.levels - 1}")
+    if draws < 1:
+        raise InputError(f"draws is {draws}; allowed: 1 or more")
+    total = terms_over_draws(model, images, labels, draws=draws, seed=seed).total  # (draws, B)
+    log_prob = _log_prob_bound(total, importance_weighted)
+    return nats_to_bits_per_dim(log_prob, model.config.dimensions, model.config.levels)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A split's likelihood, means over its images. bits/dim under uniform dequantisation, else None."""
+
+    images: int
+    draws: int
+    nats_per_dim: float
+    """-log p of the continuous (dequantised or noised) image, per dimension."""
+    informative_nats_per_dim: float
+    redundant_nats_per_dim: float
+    logdet_nats_per_dim: float
+    """The three parts of nats_per_dim, which they add up to: each is minus its term of the log-density."""
+    bits_per_dim: float | None
+    standard_error: float | None
+    """Of bits_per_dim, over images."""
+    importance_weighted_bits_per_dim: float | None
+
+
+def evaluate_likelihood(
+    model: Farmer,
+    data: ImageSet | FolderSet,
+    *,
+    draws: int = 8,
+    batch_size: int = 100,
+    limit: int | None = None,
+    seed: int = 0,
+    importance_weighted: bool = False,
+) -> Likelihood:
+    """The likelihood of a split given its labels; with `limit`, of so many images spread evenly over it.
+
+    Under torchrun the processes take the batches in turn, and all get the result.
+    """
+    config, uniform = model.config, model.config.dequantisation == "uniform"
+    if importance_weighted:
+        _require_uniform(model)
+    turn, turns, mine = parallel.rank(), parallel.world_size(), []
+    for number, (values, labels) in enumerate(batches(data, batch_size, limit, turn, turns)):
+        terms = terms_over_draws(model, values, labels, draws=draws, seed=random_seed(seed, turn + number * turns))
+        parts = torch.stack([term.mean(0) for term in terms]).cpu().double()  # (3, B)
+        mine.append((parts, terms.total.cpu().double()))  # and (draws, B)
+    part, total = (torch.cat(column, 1) for column in zip(*parallel.gather_interleaved(mine), strict=True))
+    informative, redundant, logdet = (-part.mean(1) / config.dimensions).tolist()
+    bits, tighter_bits = (
+        nats_to_bits_per_dim(_log_prob_bound(total, weighted), config.dimensions, config.levels)
+        for weighted in (False, True)
+    )
+    return Likelihood(
+        images=total.shape[1],
+        draws=draws,
+        nats_per_dim=float(-total.mean() / config.dimensions),
+        informative_nats_per_dim=informative,
+        redundant_nats_per_dim=redundant,
+        logdet_nats_per_dim=logdet,
+        bits_per_dim=float(bits.mean()) if uniform else None,
+        standard_error=float(bits.std() / math.sqrt(len(bits))) if uniform and len(bits) > 1 else None,
+        importance_weighted_bits_per_dim=float(tighter_bits.mean()) if importance_weighted else None,
+    )
+
+
+def sample_batches(
+    model: Farmer,
+    labels: Tensor,
+    *,
+    seed: int,
+    batch_size: int = 100,
+    guidance: Guidance | None = None,
+    student: OneStepStudent | None = None,
+    redundant_temperature: float = 1.0,
+) -> Iterator[Tensor]:
+    """One sample per label, as bytes (B,C,H,W) on the CPU, in batches; several processes take them in turn.
+
+    What is drawn in a batch depends on (seed, its number) alone, as in `farmer_ref.sample`.
+    """
+    parts = labels.split(batch_size)
+    for batch in range(parallel.rank(), len(parts), parallel.world_size()):
+        generator = sample_generator(labels.device, seed, batch)
+        images = model.sample(
+            parts[batch],
+            guidance,
+            student=student,
+            redundant_temperature=redundant_temperature,
+            generator=generator,
+        )
+        yield model.dequantiser.quantise(images).cpu()
+
+
+def sample_values(model: Farmer, labels: Tensor, **options: Any) -> Tensor:
+    """All the samples of `sample_batches`, whose options these are, (n,C,H,W), on every process."""
+    return torch.cat(parallel.gather_interleaved(list(sample_batches(model, labels, **options))))
+
+
+def sample_generator(device: torch.device, seed: int, batch: int) -> torch.Generator:
+    """What the samples of one batch are drawn with: a function of the seed and the batch's number."""
+    return torch.Generator(device).manual_seed(random_seed(seed, "sample", batch))
+
+
+class PixelClassifier:
+    """A support-vector classifier of grey levels, trained on real images: it reads samples.
+
+    Far from what the model was trained with, so that the two do not share their mistakes. The share of real test
+    images that it reads as their class is the ceiling for any sampler.
+    """
+
+    def __init__(self, train: ImageSet | FolderSet, limit: int = 10_000):
+        from sklearn.svm import SVC
+
+        values, labels = next(batches(train, limit, limit))
+        if labels.unique().numel() < 2:
+            raise InputError(f"dataset is {train.name!r}, of one class; allowed: two classes or more, or samples 0")
+        self.scale = train.levels - 1
+        self._classifier = SVC(C=10.0).fit(self._pixels(values), labels.numpy())
+
+    def _pixels(self, values: Tensor) -> np.ndarray:
+        return values.flatten(1).cpu().numpy() / self.scale
+
+    def predict(self, values: Tensor) -> Tensor:
+        """The class (B,) of images (B,C,H,W), bytes."""
+        return torch.from_numpy(self._classifier.predict(self._pixels(values)))
+
+    def scores(self, values: Tensor) -> Tensor:
+        """Class scores of images (B,C,H,W), bytes: the features of our Fréchet distance. One column for two classes."""
+        return torch.from_numpy(self._classifier.decision_function(self._pixels(values))).reshape(len(values), -1)
+
+    def accuracy(self, values: Tensor, labels: Tensor) -> float:
+        """The share of images that are read as their label."""
+        return float((self.predict(values) == labels.cpu()).double().mean())
+
+
+def frechet_distance(features: Tensor, other: Tensor) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^{1/2}) of two sets of features (n,F), (n',F), in float64 (Heusel et al. 2017).
+
+    tr (C C')^{1/2} is the sum of the square roots of the eigenvalues of C^{1/2} C' C^{1/2}, which is symmetric.
+    """
+    a, b = features.double(), other.double()
+    covariance, other_covariance = torch.atleast_2d(torch.cov(a.T)), torch.atleast_2d(torch.cov(b.T))
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp(min=0).sqrt().sum()
+    mean = (a.mean(0) - b.mean(0)).square().sum()
+    return float(mean + covariance.trace() + other_covariance.trace() - 2 * cross)

@@ -1,0 +1,203 @@
+"""Whether measured rows bear out the paper's claims, in words, and the page of all results.
+
+`farmer_ref.ablate` trains and measures the rows; `tables` lists them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student_t
+
+from farmer_ref.evaluation.tables import HIGHER_IS_BETTER, MEASURES, TIMED_BATCH, Claim, Table
+
+REPORT = """Written by `python -m farmer_ref.ablate` from the files beside it. Means and standard deviations over seeds;
+steps are the mean of the runs. "Read": the share of samples that a classifier of real images reads as their class (of
+two classes, as photographs have, half is chance; of ten, a tenth). "Fréchet": the Fréchet distance of its class scores
+from those of the test images. Beside a row stands how it was sampled, if not plainly: guidance raises what is read, so
+rows of different tables are compared only where that agrees. The paper's column is of its own models, on ImageNet at
+256x256. By the 95% interval of the difference over seeds (Student's t): a row is better than another, by a margin where
+one is named, if the interval lies above it; not better if below; within a margin if the interval lies inside, not if
+outside. Where both rows sample from the same models, it is the difference seed by seed. Of twenty differences that are
+none, one is told apart all the same."""
+
+
+def judged(table: Table, rows: list[dict[str, Any]], fifths: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """What measured rows say of a table's claims, and all that is said of them in sentences."""
+    by_name = {row["name"]: row for row in rows}
+    verdicts = [judge(table, claim, by_name) for claim in table.claims]
+    sentences = [verdict["sentence"] for verdict in verdicts]
+    if table.speeds:
+        report_speeds = flow_speeds if table.speeds == "flow" else sampling_speeds
+        sentences += report_speeds({row["name"]: row["seconds_per_image"] for row in rows})
+    if fifths:
+        sentences.append(blur_sentence(fifths))
+    return {"claims": verdicts, "sentences": sentences}
+
+
+def blur_sentence(fifths: list[dict[str, Any]]) -> str:
+    """Whether the samples with the largest log-determinants look blurred (Fig. 8): less sharp than all on average."""
+    by_seed = zip(*(fifth["sharpness"]["seeds"] for fifth in fifths), strict=True)
+    means, last = [statistics.mean(seeds) for seeds in by_seed], fifths[-1]["sharpness"]["seeds"]
+    word = verdict(last, means, higher_is_better=False, paired=True)["verdict"]
+    of_last, of_first = (cell(fifth["sharpness"], ".2f") for fifth in (fifths[-1], fifths[0]))
+    return (
+        f'"Samples of abnormally large log-determinants look blurred" {word}: sharpness, over that of real images, is '
+        f"{of_last} in the fifth of each class with the largest and {of_first} in the fifth with the smallest."
+    )
+
+
+def judge(table: Table, claim: Claim, by_name: dict[str, dict]) -> dict[str, Any]:
+    """Whether our figures say of two rows what the paper says, by each measure in a word, and in one sentence."""
+    first, second = by_name[claim.first], by_name[claim.second]
+    said = f"{claim.first} better than {claim.second}" + (f" by {claim.at_least:g} or more" if claim.at_least else "")
+    if claim.alike_within is not None:
+        said = f"{claim.first} within {claim.alike_within:g} of {claim.second}"
+    verdicts, parts = {}, []
+    for measure in table.measures:
+        same = first["model"] == second["model"] and first["steps"] == second["steps"]
+        if same and measure == "bits_per_dim":
+            continue  # two ways to sample from the same models have the same likelihood
+        verdicts[measure] = verdict(
+            first[measure]["seeds"],
+            second[measure]["seeds"],
+            higher_is_better=measure in HIGHER_IS_BETTER,
+            paired=same,
+            at_least=claim.at_least,
+            alike_within=claim.alike_within,
+        )
+        name, form = MEASURES[measure]
+        figures = " against ".join(cell(row[measure], form) for row in (first, second))
+        parts.append(f"by {name} {verdicts[measure]['verdict']} ({figures})")
+    seeds = len(first[table.measures[0]]["seeds"])
+    sentence = f'"{said}": {"; ".join(parts)}. {seeds} seed{"s" * (seeds > 1)}.'
+    return {"claim": said, "verdicts": verdicts, "sentence": sentence}
+
+
+def verdict(
+    ours: list[float],
+    other: list[float],
+    higher_is_better: bool,
+    paired: bool,
+    at_least: float = 0.0,
+    alike_within: float | None = None,
+) -> dict[str, Any]:
+    """Whether one figure is better than another by `at_least`, over seeds; or `alike_within` a margin of it.
+
+    By the 95% interval of the mean difference (Student's t): better if it lies above `at_least`, alike if it lies
+    within the margin. `paired`: both are of the same trained models, so that seed by seed their difference is what
+    varies. Of twenty differences that are none, one is told apart all the same.
+    """
+    sign, count = -1 if higher_is_better else 1, len(ours)
+    gains = [sign * (b - a) for a, b in zip(ours, other, strict=True)]
+    gain = statistics.mean(gains)
+    if count < 2:
+        return {"gain": gain, "half_interval": None, "verdict": "cannot be told from one seed"}
+    variance = statistics.variance(gains) if paired else statistics.variance(ours) + statistics.variance(other)
+    freedom = count - 1 if paired else 2 * (count - 1)
+    half = float(student_t.ppf(0.975, freedom)) * math.sqrt(variance / count)
+    if alike_within is None:
+        holds, fails = gain - half > at_least, gain + half < at_least
+    else:
+        holds, fails = abs(gain) + half <= alike_within, abs(gain) - half > alike_within
+    return {
+        "gain": gain,
+        "half_interval": half,
+        "verdict": "holds" if holds else "does not hold" if fails else "cannot be told",
+    }
+
+
+def flow_speeds(seconds: dict[str, dict[str, float]]) -> list[str]:
+    """What Table 4 says of time, beside ours: seconds an image of each row's forward, prior and back."""
+    coupling, exact, student = (
+        seconds[row] for row in ("coupling flow", "autoregressive flow", "autoregressive flow, one step")
+    )
+    return [
+        f"Back through the autoregressive flow takes {exact['back'] / exact['forward']:.0f} times as long as forward "
+        f"(the paper: 26), through the coupling flow {coupling['back'] / coupling['forward']:.1f} times (1.5).",
+        f"One step is {exact['back'] / student['back']:.1f} times as fast as the exact inverse (the paper: 22).",
+    ]
+
+
+def sampling_speeds(seconds: dict[str, dict[str, float]]) -> list[str]:
+    """What Table 5 says of time, beside ours."""
+    exact, student = (seconds[row] for row in ("exact inverse", "one-step student"))
+
+    def said(prior: str) -> tuple[float, float]:
+        whole, shorter = (parts[prior] + parts["back"] for parts in (exact, student))
+        return exact["back"] / whole, whole / shorter
+
+    (share, faster), (unguided_share, unguided_faster) = said("prior"), said("prior unguided")
+    return [
+        f"The way back is {share:.0%} of the time of a guided sample, {unguided_share:.0%} of an unguided one (the "
+        f"paper: 77%); the student makes them {faster:.1f} and {unguided_faster:.1f} times as fast in all (the paper "
+        "says 4; by its own parts, 3.8)."
+    ]
+
+
+def cell(figure: dict[str, Any], form: str) -> str:
+    """A mean, with its spread where there is one."""
+    spread = figure["standard_deviation"]
+    return f"{figure['mean']:{form}}" + (f" ± {spread:{form}}" if spread is not None else "")
+
+
+def describe(record: dict[str, Any]) -> str:
+    """A result as a table to read, the paper's column beside ours."""
+    lines = [record["title"], record["note"]] if record["note"] else [record["title"]]
+    width = max(len(row["name"]) for row in record["rows"])
+    heads = "".join(f"{heading:>18s}" for heading, _ in MEASURES.values())
+    lines.append(f"{'':{width}s}{heads}{'steps':>8s}   paper")
+    for row in record["rows"]:
+        cells = "".join(f"{cell(row[name], form):>18s}" for name, (_, form) in MEASURES.items())
+        lines.append(f"{row['name']:{width}s}{cells}{statistics.mean(row['steps']):8.0f}   {row['paper']}")
+        if "seconds_per_image" in row:
+            lines.append(f"{'':{width}s}    {times_of(row)}")
+    return "\n".join([*lines, *(f"  {sentence}" for sentence in record["sentences"])])
+
+
+def times_of(row: dict[str, Any]) -> str:
+    """Seconds an image of a timed row."""
+    parts = ", ".join(f"{part} {seconds:.5f} s" for part, seconds in row["seconds_per_image"].items())
+    return f"per image at batch {TIMED_BATCH}: {parts}"
+
+
+def report(folder: Path) -> str:
+    """All results of this command in a folder as one page of Markdown."""
+    lines = ["# The paper's tables and figures, at small scale", "", *REPORT.splitlines()]
+    for path in sorted(folder.glob("*.json")):
+        if "sentences" in json.loads(path.read_text()):
+            lines += ["", *section(path)]
+    return "\n".join(lines) + "\n"
+
+
+def section(path: Path) -> list[str]:
+    """One result, a JSON file of this command, as lines of Markdown with a heading, and its picture beside it."""
+    record = json.loads(path.read_text())
+    limit = f"{record['steps_per_run']:,} steps" if record["steps_per_run"] else f"{record['seconds_per_run']:g} s"
+    seeds = f"{record['seeds']} seed{'s' * (record['seeds'] > 1)}"
+    if fewer := record.get("other_seeds"):  # results of before this option have none
+        seeds += f" ({fewer} of rows that no claim compares)"
+    _, *others = path.stem.split("_")  # other data, a longer run
+    kind = f" ({', '.join(others)})" if others else ""
+    lines = [f"## {record['title']}{kind}", "", *([record["note"], ""] if record["note"] else [])]
+    lines += [
+        f"`{record['command']}` (data: {record['data']}; {limit} a run, {seeds}, "
+        f"{record['samples']:,} samples each; {record['device']}, {record['date']}; [{path.name}]({path.name}))",
+        *(f"and before it `{old['command']}` ({old['device']}, {old['date']})" for old in record.get("kept", ())),
+        "",
+        f"| | {' | '.join(heading for heading, _ in MEASURES.values())} | steps | the paper |",
+        "|-|" + "-|" * (len(MEASURES) + 2),
+    ]
+    for row in record["rows"]:
+        cells = " | ".join(cell(row[name], form) for name, (_, form) in MEASURES.items())
+        name = f"{row['name']} (`{' '.join(row['sampling'])}`)" if row["sampling"] else row["name"]
+        lines.append(f"| {name} | {cells} | {statistics.mean(row['steps']):,.0f} | {row['paper']} |")
+    lines += ["", *(f"- {sentence}" for sentence in record["sentences"])]
+    lines += [f"- {row['name']}, {times_of(row)}." for row in record["rows"] if "seconds_per_image" in row]
+    if path.with_suffix(".png").exists():
+        lines += ["", f"![{record['title']}]({path.stem}.png)"]
+    return lines

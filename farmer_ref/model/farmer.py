@@ -1,0 +1,217 @@
+"""FARMER on one page: patches, the flow, the prior, and what they give together - exact likelihood and samples.
+
+A flow is an invertible map from an image X to a latent Z of the same size. If we know the density of Z, we know that of
+X: the density of Z at the mapped point, times the factor |det dZ/dX| by which the map stretches volume around it, so
+that the total stays 1 (change of variables). FARMER learns the map and, with a transformer that predicts one token of
+Z from those before it (an autoregressive model), the density of Z. Sampling draws Z and inverts the map.
+
+    image --patchify--> X --flow--> Z, log|det| --split--> Z_I, Z_R --prior--> mixtures --> log p(Z)
+    log p(image | c) = log p(Z_I | c) + log p(Z_R | Z_I, c) + log|det dZ/dX|
+
+Legend: B batch, C colour channels, H = W image size, N tokens, D channels of a token, c the class label; Z_I and Z_R
+are the informative and the redundant channels of Z. A log-density is a per-image sum in nats, (B,).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from farmer_ref.model.config import ModelConfig
+from farmer_ref.model.coupling import CouplingFlow
+from farmer_ref.model.flow import AutoregressiveFlow, Flow
+from farmer_ref.model.guidance import Guidance
+from farmer_ref.model.jacobi import inverse_jacobi
+from farmer_ref.model.pretrained import Pretrained
+from farmer_ref.model.prior import NULL_LABEL, AutoregressivePrior
+from farmer_ref.model.tokens import Dequantiser, Patchify
+from farmer_ref.model.transformer import TrainingPass
+from farmer_ref.support.errors import InputError
+
+
+class LikelihoodTerms(NamedTuple):
+    """The three parts of log p(image | c), each (B,), in nats; `total` is their exact sum."""
+
+    informative: Tensor
+    redundant: Tensor
+    logdet: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """log p(image | c) (B,), nats."""
+        return self.informative + self.redundant + self.logdet
+
+
+def negative_log_likelihood(terms: LikelihoodTerms, dimensions: int) -> Tensor:
+    """The training loss, -log p(image | c) / (N D), mean over the batch: a scalar, nats per dimension   (Eq. 13).
+
+    With a split, log p(Z) in it is Eq. 14's. `dimensions` is N D, the numbers in one image.
+    """
+    return -terms.total.mean() / dimensions
+
+
+class Farmer(Pretrained, nn.Module):
+    """An exact density of images, and a sampler of it: p(x | c) = p(Z | c) |det dZ/dX|   (Eqs. 5, 10, 14)
+
+    Images (B,C,H,W) lie in [-1, 1] and are already dequantised; labels are (B,), -1 or None meaning "no label".
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.dequantiser = Dequantiser(
+            config.dequantisation, config.levels, noise_start=config.noise_start, noise_final=config.noise_final
+        )
+        self.patchify = Patchify(
+            config.image_size, config.channels, patch_size=config.patch_size, basis=config.patch_basis
+        )
+        flow = AutoregressiveFlow if config.flow == "autoregressive" else CouplingFlow
+        self.flow: Flow = flow(config.tokens, config.token_channels, **config.flow_settings())
+        self.prior = AutoregressivePrior(
+            config.tokens,
+            config.token_channels,
+            layers=config.prior_layers,
+            width=config.prior_width,
+            head_dim=config.head_dim,
+            num_classes=config.num_classes,
+            components=config.components,
+            informative=config.informative,
+            informative_channels=config.informative_channels,
+            redundant_components=config.redundant_components,
+            redundant_prior=config.redundant_prior,
+            condition_repeats=config.condition_repeats,
+            reverse=config.prior_reversed,
+            dropout=config.dropout,
+        )
+
+    # -- likelihood ------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, training: TrainingPass | None = None
+    ) -> LikelihoodTerms:
+        """The terms of log p(images | labels), each (B,), nats: what training maximises   (Eqs. 10 and 12-14)."""
+        z, logdet = self.flow(self.patchify(images), labels, training)
+        prior = self.prior.log_prob_parts(z, labels, training)
+        return LikelihoodTerms(prior.informative, prior.redundant, logdet)
+
+    def likelihood_terms(self, images: Tensor, labels: Tensor | None = None) -> LikelihoodTerms:
+        """`forward` with the labels checked: .informative, .redundant, .logdet, each (B,), and .total."""
+        self._check_labels(labels)
+        return self(images, labels)
+
+    def log_prob(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """log p(images | labels) (B,), nats per image."""
+        return self.likelihood_terms(images, labels).total
+
+    # -- the flow's two directions ---------------------------------------------------------------------------------
+
+    def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images to latents z (B,N,D) and log|det| (B,)."""
+        self._check_labels(labels)
+        return self.flow(self.patchify(images), labels)
+
+    def decode(
+        self,
+        z: Tensor,
+        labels: Tensor | None = None,
+        *,
+        student: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        method: str = "sequential",
+        progress: bool = False,
+    ) -> Tensor:
+        """Latents z (B,N,D) to images (B,C,H,W), not clipped: the inverse of `encode`.
+
+        Exact, token by token (`method="sequential"`) or in parallel ("jacobi"); or about, by a one-step student.
+        """
+        self._check_labels(labels)
+        _check_method(method, student)
+        self.flow.check_shape("z", z)
+        if student is not None:
+            return self.patchify.inverse(student(z, labels))
+        if method == "jacobi" and isinstance(self.flow, AutoregressiveFlow):  # a coupling flow's inverse is parallel
+            return self.patchify.inverse(inverse_jacobi(self.flow, z, labels)[0])
+        return self.patchify.inverse(self.flow.inverse(z, labels, progress=progress))
+
+    # -- samples ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Tensor,
+        guidance: Guidance | None = None,
+        *,
+        student: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        method: str = "sequential",
+        redundant_temperature: float = 1.0,
+        denoise: bool = False,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """One image for each label (B,): (B,C,H,W), clipped to [-1, 1]. -1 asks for any class.
+
+        `student` or `method` decode the latents; `denoise` takes the noise off that a Gaussian-noise model learned.
+        """
+        self._check_labels(labels)
+        if guidance is not None and guidance.scale and not self.config.num_classes:
+            raise InputError(f"guidance scale is {guidance.scale}; allowed: 0 in a model without labels")
+        _check_method(method, student)
+        if denoise:
+            self._require_noise()
+        with evaluating(self):
+            z = self.prior.sample(
+                labels,
+                guidance,
+                redundant_temperature=redundant_temperature,
+                generator=generator,
+                progress=progress,
+            )
+            images = self.decode(z, labels, student=student, method=method, progress=progress)
+            return (self.denoise(images, labels) if denoise else images).clamp(-1, 1)
+
+    def denoise(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """E[clean image | noisy image] = x + sigma^2 grad_x log p(x | c), where p is the density of noisy images.
+
+        Tweedie's formula, as in TARFlow (Eq. 9 there); sigma is the noise at the end of training, which samples carry.
+        Raises `InputError` for a model without Gaussian noise.
+        """
+        self._require_noise()
+        with torch.enable_grad(), evaluating(self):
+            noisy = images.detach().requires_grad_()
+            (score,) = torch.autograd.grad(self.log_prob(noisy, labels).sum(), noisy)
+        return images + self.config.noise_final**2 * score
+
+    def _require_noise(self) -> None:
+        if self.config.dequantisation != "gaussian":
+            raise InputError(
+                "denoise is asked of a model with uniform dequantisation; allowed: one trained with 'gaussian' noise"
+            )
+
+    def _check_labels(self, labels: Tensor | None) -> None:
+        if labels is None or not len(labels):
+            return
+        low, high = int(labels.min()), int(labels.max())
+        if low < NULL_LABEL or high >= self.config.num_classes:
+            given = low if low < NULL_LABEL else high
+            raise InputError(f"label is {given}; allowed: 0 to {self.config.num_classes - 1}, or -1 for no label")
+
+
+def _check_method(method: str, student: object) -> None:
+    if method not in ("sequential", "jacobi"):
+        raise InputError(f"method is {method!r}; allowed: sequential, jacobi")
+    if student is not None and method != "sequential":
+        raise InputError(f"method is {method!r}, with a student; allowed: one of the two")
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: dropout off, whatever the mode before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

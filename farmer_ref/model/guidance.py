@@ -1,0 +1,190 @@
+"""Guidance by resampling, and the naive rule beside it: pure functions of two mixtures (§3.4, A.2, Alg. 1).
+
+Guidance sharpens a class: it wants samples of p'(z) ~ p_c(z) (p_c(z) / p_u(z))^w, with p_c given the class, p_u without
+and w the guidance scale (Eq. 15). That density is known up to a constant, and cannot be sampled directly. So one draws
+*candidates* from p_c and from p_u, weighs each by p' over the density it came from, and picks one by weight: a
+self-normalised importance sampler. With all temperatures at 1 it converges to p' as candidates are added, provided that
+p' has a finite integral. Where it has none (p_u falls off faster than p_c, roughly), or with other temperatures, as in
+the paper, it is a heuristic and the number of candidates a parameter of the result.
+
+Legend: B batch, S = s_c + s_u candidates, N tokens, D channels of whatever is drawn (I or R of a token's).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from farmer_ref.model.mixture import GaussianMixture
+from farmer_ref.support.errors import require
+
+SCORED_AT_ONCE = 16  # candidates: the shared mixture of a large model has 10^5 numbers, for each candidate again
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How samples are drawn (A.2, Table 6). T_pi and T_s multiply logits: larger is *sharper*, not flatter."""
+
+    scale: float = 0.0
+    """w. 0 draws from p_c alone, without candidates (Alg. 1 at w = 0 would still let candidates of p_u win)."""
+    candidates_conditional: int = 5
+    """s_c, candidates of a token from p_c."""
+    candidates_unconditional: int = 5
+    """s_u, candidates of a token from p_u."""
+    redundant_candidates_conditional: int = 192
+    """Candidates of an image's pool of redundant vectors from p_c (the paper: "larger"; the number is ours)."""
+    redundant_candidates_unconditional: int = 64
+    """Candidates of that pool from p_u (ours)."""
+    weight_temperature: float = 1.0
+    """T_pi: the mixtures' logits are multiplied by it for drawing."""
+    scale_temperature: float = 1.0
+    """T_sigma: the components' standard deviations are multiplied by it for drawing."""
+    scoring_weight_temperature: float = 1.0
+    """T_pi,v: as T_pi, where candidates are weighed."""
+    scoring_scale_temperature: float = 1.0
+    """T_sigma,v: as T_sigma, where candidates are weighed."""
+    resampling_temperature: float = 1.0
+    """T_s: the log-weights are multiplied by it."""
+    rule: Literal["resampling", "naive"] = "resampling"
+    """FARMER's rule, or that of JetFormer and GIVT: the guided product of two matching components, which has no
+    candidates and neither scoring nor resampling temperatures."""
+
+    def __post_init__(self) -> None:
+        counts = ("candidates", "redundant_candidates")
+        for field in dataclasses.fields(self):
+            name, value = f"guidance {field.name}", getattr(self, field.name)
+            if field.name == "rule":
+                require(value in ("resampling", "naive"), name, value, "resampling, naive")
+            elif field.name.startswith(counts):
+                least = 0 if field.name.endswith("unconditional") else 1
+                require(isinstance(value, int) and value >= least, name, value, f"a whole number, {least} or more")
+            elif field.name == "scoring_scale_temperature":
+                require(math.isfinite(value) and value > 0, name, value, "a finite number above 0")
+            else:
+                require(math.isfinite(value) and value >= 0, name, value, "a finite number, 0 or more")
+
+
+class Drawn(NamedTuple):
+    """What a rule drew. `effective_sample_size` (B,): how many of the candidates count. `distinct` (B,): how many of
+    them were taken by the N tokens of an image. None where nothing was resampled."""
+
+    z: Tensor
+    effective_sample_size: Tensor | None = None
+    distinct: Tensor | None = None
+
+
+def draw_token(
+    conditional: GaussianMixture,
+    unconditional: GaussianMixture | None,
+    guidance: Guidance,
+    generator: torch.Generator | None = None,
+) -> Drawn:
+    """One token (B,D) from p' for each of B pairs of mixtures, and its effective sample size (B,)   (Alg. 1).
+
+    `unconditional` is None where `guidance.scale` is 0.
+    """
+    if unconditional is None or not guidance.scale:
+        return Drawn(_tempered(conditional, guidance).sample(generator))
+    if guidance.rule == "naive":
+        return Drawn(draw_naive(conditional, unconditional, guidance, generator))
+    counts = guidance.candidates_conditional, guidance.candidates_unconditional
+    candidates, log_weights = weighed_candidates(conditional, unconditional, guidance, counts, generator)
+    chosen = torch.multinomial(log_weights.softmax(-1), 1, generator=generator)  # (B,1)
+    return Drawn(_take(candidates, chosen)[:, 0], effective_sample_size(log_weights))
+
+
+def draw_pool(
+    conditional: GaussianMixture,
+    unconditional: GaussianMixture | None,
+    tokens: int,
+    guidance: Guidance,
+    generator: torch.Generator | None = None,
+) -> Drawn:
+    """The redundant channels (B,N,D) of N tokens that share a mixture, and how many candidates counted   (A.2).
+
+    One pool of candidates per image; each token takes one of them by weight, with replacement. The more channels, the
+    fewer candidates count, and the more tokens take the same vector; even where p_c = p_u, tokens share some.
+    """
+    if unconditional is None or not guidance.scale:
+        return Drawn(_tempered(conditional, guidance).unsqueeze().expand(tokens).sample(generator))
+    if guidance.rule == "naive":
+        each = conditional.unsqueeze().expand(tokens), unconditional.unsqueeze().expand(tokens)
+        return Drawn(draw_naive(*each, guidance, generator))
+    counts = guidance.redundant_candidates_conditional, guidance.redundant_candidates_unconditional
+    candidates, log_weights = weighed_candidates(conditional, unconditional, guidance, counts, generator)
+    chosen = torch.multinomial(log_weights.softmax(-1), tokens, replacement=True, generator=generator)  # (B,N)
+    taken = torch.zeros_like(log_weights).scatter_(1, chosen, 1.0)
+    return Drawn(_take(candidates, chosen), effective_sample_size(log_weights), taken.sum(1).long())
+
+
+def weighed_candidates(
+    conditional: GaussianMixture,
+    unconditional: GaussianMixture,
+    guidance: Guidance,
+    counts: tuple[int, int],
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Candidates (B,S,D), `counts` of them from p_c and p_u, and their log-weights (B,S)   (Alg. 1).
+
+    log p'/p_c = w (log p_c - log p_u) for a candidate of p_c, and log p'/p_u = (w + 1) (log p_c - log p_u) for one of
+    p_u (so Alg. 1; A.2 prints w for both), each up to the same constant.
+    """
+    drawn = [
+        _tempered(mixture, guidance).unsqueeze().expand(count).sample(generator)
+        for mixture, count in zip((conditional, unconditional), counts, strict=True)
+    ]
+    candidates = torch.cat(drawn, 1)  # (B,S,D)
+    scoring = guidance.scoring_weight_temperature, guidance.scoring_scale_temperature
+    log_conditional, log_unconditional = (
+        torch.cat([mixture.log_prob(part) for part in candidates.split(SCORED_AT_ONCE, 1)], 1)
+        for mixture in (m.tempered(*scoring).unsqueeze() for m in (conditional, unconditional))
+    )
+    exponent = candidates.new_tensor([guidance.scale] * counts[0] + [guidance.scale + 1] * counts[1])
+    return candidates, guidance.resampling_temperature * exponent * (log_conditional - log_unconditional)
+
+
+def draw_naive(
+    conditional: GaussianMixture,
+    unconditional: GaussianMixture,
+    guidance: Guidance,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A draw (...,D) of the naive rule of GIVT and JetFormer, the paper's baseline (Table 3).
+
+    Draw a component k of p_c and take component k of both mixtures, whether or not these two have to do with one
+    another. Per channel, N(mu_c, sigma_c)^(1+w) / N(mu_u, sigma_u)^w is a Gaussian of precision
+    (1+w) / sigma_c^2 - w / sigma_u^2; where that is not positive there is none, and component k of p_c is used.
+    Where it is just above 0 the Gaussian is very wide, and pixels become huge (`benchmarks.guidance`): resampling,
+    whose draws are all draws of p_c or p_u, has no such outliers. T_pi acts on the choice of k, T_sigma on the spread
+    of the product; the numbers of candidates, T_pi,v, T_sigma,v and T_s have no part in this rule.
+    """
+    w = guidance.scale
+    component = conditional.tempered(guidance.weight_temperature).draw_component(generator)
+    (mean, log_scale), (other_mean, other_log_scale) = (m.component(component) for m in (conditional, unconditional))
+    weight, other_weight = (1 + w) * torch.exp(-2 * log_scale), w * torch.exp(-2 * other_log_scale)
+    precision = weight - other_weight
+    proper = precision > 0
+    divisor = torch.where(proper, precision, 1.0)
+    guided_mean = torch.where(proper, (weight * mean - other_weight * other_mean) / divisor, mean)
+    guided_scale = torch.where(proper, divisor.rsqrt(), log_scale.exp())
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    return guided_mean + guidance.scale_temperature * guided_scale * noise
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """(sum w)^2 / sum w^2 of log-weights (...,S): how many equally weighted candidates would do as well, 1 to S."""
+    return 1 / log_weights.softmax(-1).square().sum(-1)
+
+
+def _tempered(mixture: GaussianMixture, guidance: Guidance) -> GaussianMixture:
+    return mixture.tempered(guidance.weight_temperature, guidance.scale_temperature)
+
+
+def _take(candidates: Tensor, chosen: Tensor) -> Tensor:
+    """The rows `chosen` (B,n) of candidates (B,S,D): (B,n,D)."""
+    return candidates.gather(1, chosen[..., None].expand(-1, -1, candidates.shape[-1]))

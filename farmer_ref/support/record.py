@@ -1,0 +1,73 @@
+"""What stands beside every measured number: command, commit, date, device, versions; means and times."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """How a result was made."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    arguments = " ".join("PATH" if os.path.isabs(argument) else argument for argument in sys.argv[1:])
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {
+        "command": f"python -m {module.name if module else sys.argv[0]} {arguments}".strip(),
+        "commit": git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "date": datetime.date.today().isoformat(),
+        "device": name,
+        "cpu_count": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation over seeds; no deviation of one value."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "standard_deviation": spread}
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, with the values themselves."""
+    return {**mean_and_spread(values), "seeds": list(values)}
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a call takes, the work that it leaves to a GPU included."""
+    began = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def git(*arguments: str) -> str:
+    """The output of a git command in this repository; empty where there is no repository, or no git."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    except OSError:
+        return ""
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,126 @@
+"""Checkpoints of a run: checkpoints/step-N/ with tensors as safetensors and the loop's state as JSON, never a pickle.
+
+`torch.distributed.checkpoint` writes the tensors: one file per process, each with its part of what is spread over them,
+read again by any number of processes. A checkpoint is written under another name, flushed, and renamed as a whole:
+killing the processes at any instant leaves the last whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from farmer_ref.support import parallel
+from farmer_ref.support.errors import InputError
+from farmer_ref.support.files import flush, replace_file
+
+KEEP_CHECKPOINTS = 2
+STATE = "state.json"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def last_state(run: Path) -> dict[str, Any]:
+    """Steps, seconds and skipped steps at the newest checkpoint of a run."""
+    return read_state(checkpoints(run)[-1])
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint; a damaged one raises `InputError`."""
+    try:
+        return dict(json.loads((folder / STATE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder / STATE} cannot be read ({error}); {_advice(folder)}") from None
+
+
+def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write checkpoints/step-N as a whole; keep the newest two. All processes call it, each with its part."""
+    folder, name = run / "checkpoints", f"step-{state['step']}"
+    temporary = folder / f".{name}.tmp"
+
+    def make_room() -> None:
+        for leftover in folder.glob(".step-*"):  # of a kill
+            shutil.rmtree(leftover)
+        temporary.mkdir(parents=True)
+
+    def write_tensors(alone: bool) -> None:
+        dcp.save(
+            dict(tensors), storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True), no_dist=alone
+        )
+
+    def complete() -> None:
+        whole = {**state, "files": len(list(temporary.glob("*.safetensors")))}
+        replace_file(temporary / STATE, lambda path: path.write_text(json.dumps(whole) + "\n"))
+        temporary.rename(folder / name)
+        flush(folder)
+        for old in checkpoints(run)[:-KEEP_CHECKPOINTS]:
+            shutil.rmtree(
+                old.rename(folder / f".{old.name}.old")
+            )  # first renamed: what has a checkpoint's name is whole
+
+    try:
+        parallel.on_rank_zero(make_room)
+        _together(write_tensors)
+        parallel.on_rank_zero(complete)
+    except (OSError, InputError, dcp.CheckpointException) as error:
+        if parallel.rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)  # it may have filled the disk
+        raise InputError(
+            f"out is {str(run)!r}, where checkpoint {name} cannot be written ({_reason(error)}); allowed: a folder "
+            "with room. What was there before is whole"
+        ) from None
+
+
+def load_checkpoint(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Read tensors of a checkpoint, in place, and return its state. A damaged one raises `InputError`, naming the file.
+
+    Each process reads what it needs; a checkpoint of other numbers of processes, or of one, will do.
+    """
+    state = read_state(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != state.get("files"):
+        raise InputError(f"{folder} holds {len(files)} of {state.get('files')} safetensors files; {_advice(folder)}")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file} cannot be read ({error}); {_advice(folder)}") from None
+    try:
+        _together(lambda alone: dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone))
+    except dcp.CheckpointException as error:
+        raise InputError(f"{folder} does not fit the run ({_reason(error)}); {_advice(folder)}") from None
+    return state
+
+
+def _together(work: Callable[[bool], None]) -> None:
+    """Run a function of torch.distributed.checkpoint, with the other processes or alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        work(not dist.is_initialized())
+
+
+def _reason(error: BaseException) -> BaseException | str:
+    """What went wrong on the first process on which something did."""
+    if not isinstance(error, dcp.CheckpointException):
+        return error
+    first, _ = next(iter(error.failures.values()))
+    return str(first).splitlines()[0]
+
+
+def _advice(folder: Path) -> str:
+    return f"allowed: whole files; delete {folder} to resume from the checkpoint before it"

@@ -1,0 +1,121 @@
+"""What a model costs: floating-point operations and memory of a training step, from its configuration alone.
+
+Legend: N tokens, D channels of a token, M condition tokens, I and R its informative and redundant channels, K_I and K_R
+components. A multiplication and an addition are two operations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from farmer_ref.model.config import ModelConfig
+from farmer_ref.model.farmer import Farmer
+from farmer_ref.model.transformer import TrainingPass
+
+PEAK_TERAFLOPS = {  # dense bfloat16, from the makers' data sheets; the first that is a word of the device's name counts
+    "GH200": 989.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "A10": 125.0,
+    "L4": 121.0,
+    "4090": 165.0,
+    "T4": 65.0,
+}
+BYTES_PER_PARAMETER = 20  # float32: the weight, its gradient, two moments of AdamW, its moving average
+
+
+def forward_flops(config: ModelConfig) -> int:
+    """Of log p of one image: the matrix products, attention included, nothing else. Backward takes twice as many."""
+    tokens, channels = config.tokens, config.token_channels
+    informative = config.informative or channels
+    redundant = channels - informative
+    square = 2 * tokens * channels**2  # of a (D,D) matrix with all tokens
+
+    def transformer(layers: int, width: int, length: int) -> int:
+        projections = 2 * 12 * length * width**2  # 4 W^2 in attention, 8 W^2 in the MLP, for each token
+        attention = 2 * 2 * length**2 * width  # queries with keys, weights with values; as if nothing were masked
+        return layers * (projections + attention)
+
+    block = transformer(config.flow_layers, config.flow_width, tokens)
+    block += 2 * 3 * tokens * channels * config.flow_width  # D in, 2 D out
+    if config.channel_mixing == "learned":
+        block += square + 2 * 2 * channels**3  # A x, and A = P L U
+    length = config.condition_repeats + tokens
+    prior = transformer(config.prior_layers, config.prior_width, length)
+    prior += 2 * tokens * informative * config.prior_width
+    prior += 2 * tokens * config.prior_width * config.components * (1 + 2 * informative)
+    if redundant and config.redundant_prior == "shared":
+        prior += 2 * config.prior_width * config.redundant_components * (1 + 2 * redundant)
+    basis = 0 if config.patch_basis == "pixel" else square
+    return basis + config.flow_blocks * block + prior
+
+
+def training_flops(config: ModelConfig) -> int:
+    """Of one image in a training step: forward once, backward twice that. What activation checkpointing computes again
+    is not counted, so that the utilisation says what came of it."""
+    return 3 * forward_flops(config)
+
+
+def peak_flops(device: torch.device) -> float:
+    """What a GPU of this machine could do in a second; 0 for one that is not in the table, and for a CPU."""
+    return peak_flops_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
+
+
+def peak_flops_of(name: str) -> float:
+    """Dense bfloat16 operations a second of a GPU of this name; 0 where it is not in the table."""
+    return next((1e12 * peak for key, peak in PEAK_TERAFLOPS.items() if re.search(rf"\b{key}\b", name)), 0.0)
+
+
+def state_bytes(parameters: int, processes: int = 1) -> int:
+    """Bytes of weights, gradients, moments and averages on each GPU, spread over `processes` (FSDP)."""
+    return BYTES_PER_PARAMETER * parameters // processes
+
+
+def saved_bytes(config: ModelConfig, checkpoint_activations: bool = False, precision: str = "bfloat16") -> int:
+    """Bytes that one more image of a step adds to what forward keeps for backward.
+
+    Forward runs on fake tensors (they have shapes and no memory) with one and two blocks and layers, for three and four
+    images (from so many on, the shared mixture of a large model is computed in parts); the rest is a straight line.
+    """
+
+    def kept(blocks: int, layers: int) -> int:
+        basis = "dct" if config.patch_basis == "pca" else config.patch_basis  # the same work, and nothing to fit
+        small = dataclasses.replace(config, flow_blocks=blocks, prior_layers=layers, patch_basis=basis)
+        four, three = (_kept(small, images, checkpoint_activations, precision) for images in (4, 3))
+        return four - three
+
+    base = kept(1, 1)
+    more_blocks, more_layers = config.flow_blocks - 1, config.prior_layers - 1
+    return base + more_blocks * (kept(2, 1) - base) + more_layers * (kept(1, 2) - base)
+
+
+def _kept(config: ModelConfig, images: int, checkpoint_activations: bool, precision: str) -> int:
+    """Bytes kept for backward by a forward pass over so many images, each piece of memory once."""
+    pieces: dict[Any, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        pieces[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+        model = Farmer(config)
+        training = TrainingPass(torch.arange(images), images, recompute=checkpoint_activations)
+        pixels = torch.empty(images, config.channels, config.image_size, config.image_size)
+        labels = torch.zeros(images, dtype=torch.long) if config.num_classes else None
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            kept_alive = model(pixels, labels, training)  # so that no address is used twice
+    assert kept_alive is not None
+    return sum(pieces.values())

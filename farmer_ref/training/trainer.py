@@ -1,0 +1,360 @@
+"""What every training command shares: devices, precision, the schedule, EMA, run folders, checkpoints, the loop.
+
+A run folder is what `Farmer.from_pretrained` reads: config.json and model.safetensors (the EMA weights). Beside them
+`checkpoints/step-N/` holds the raw weights, the EMA, the optimiser and the loop's state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from farmer_ref.data.order import Batch, random_seed
+from farmer_ref.model.mixture import SharedDensity
+from farmer_ref.model.transformer import TrainingPass, TransformerLayer
+from farmer_ref.support import parallel
+from farmer_ref.support.errors import InputError, require
+from farmer_ref.support.parallel import full_tensor, is_sharded, local_tensor
+from farmer_ref.training import costs
+from farmer_ref.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from farmer_ref.training.config import RunConfig
+from farmer_ref.training.runs import keep_metrics_until
+
+STATE_FIELDS = ("step", "seconds", "skipped", "skipped_in_a_row")
+
+
+def learning_rate_at(config: RunConfig, step: int, progress: float) -> float:
+    """Linear warm-up over steps, then a cosine over the progress in [0, 1] of the run (§4.1)."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    return warmup * (config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine)
+
+
+def set_up(config: RunConfig) -> torch.device:
+    """Join the other processes, where there are any; the device of this one, ready for the run's precision."""
+    device = parallel.join(config.device)
+    share = parallel.world_size() * config.accumulate
+    require(
+        config.batch_size % share == 0,
+        "batch_size",
+        config.batch_size,
+        f"a multiple of {share} ({parallel.world_size()} processes, {config.accumulate} parts each)",
+    )
+    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bfloat16 for the transformer layers, or nothing; the densities switch it off around themselves."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+class MovingAverage:
+    """Exponential moving average of weights; its decay rises from 0.1 to `decay` as min(decay, (t+1) / (t+10)).
+
+    The averages are sharded over the processes as the weights are.
+    """
+
+    def __init__(self, source: nn.Module, new: Callable[[], nn.Module], decay: float):
+        """`new()` makes a module of the source's shape on this process's device, not sharded."""
+        self.source, self.new, self.decay = source, new, decay
+        self.weights = {name: parameter.detach().clone() for name, parameter in source.named_parameters()}
+        self._module: nn.Module | None = None
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average towards the weights after step `step`."""
+        weight = 1 - min(self.decay, (step + 1) / (step + 10))
+        averages, weights = ([local_tensor(w) for w in ws] for ws in (self.weights.values(), self.source.parameters()))
+        torch._foreach_lerp_(averages, weights, weight)
+
+    def module(self) -> nn.Module:
+        """The module with the averages, in evaluation mode; all processes ask for it together.
+
+        It shares their memory or, where they are sharded, is a full copy as of now.
+        """
+        if self._module is not None:
+            return self._module
+        averaged = self.new().requires_grad_(False).eval()
+        weights = {name: full_tensor(weight) for name, weight in self.weights.items()}
+        averaged.load_state_dict({**self.source.state_dict(), **weights}, assign=True)
+        if not any(is_sharded(weight) for weight in self.weights.values()):
+            self._module = averaged
+        return averaged
+
+
+def compiled_parts(model: nn.Module) -> list[nn.Module]:
+    """What `compile` compiles: the same code for every layer, so that the compiler works for a minute and not for an
+    hour; and the one computation whose intermediate numbers outweigh a layer's."""
+    return [module for module in model.modules() if isinstance(module, TransformerLayer | SharedDensity)]
+
+
+def make_optimiser(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
+    """AdamW(.9, .95); weight decay on matrices, none on biases and norms."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """AdamW's two moving averages for every parameter, `exp_avg.NAME` and `exp_avg_sq.NAME`; 0 before the first step.
+
+    They share the optimiser's memory. Its count of steps is the same for all parameters, and not among them.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        state = optimiser.state[parameter]
+        if not state:  # as AdamW itself begins
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        found |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
+    return found
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+Loss = Callable[[Batch, float, TrainingPass], tuple[Tensor, dict[str, float]]]
+"""(batch, progress, training pass) to the loss, a mean over the batch, and the values to log beside it, means too."""
+
+
+class RunLog:
+    """metrics.jsonl and the TensorBoard events of a run; nothing on processes other than the first."""
+
+    def __init__(self, run: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._active = parallel.rank() == 0
+        if self._active:
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            self._lines = run / "metrics.jsonl"
+
+    def write(self, step: int, values: dict[str, float], board: dict[str, float]) -> None:
+        """A line of metrics.jsonl, and scalars for TensorBoard. JSON has no word for what is not finite: null."""
+        if not self._active:
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        try:
+            with open(self._lines, "a") as file:
+                file.write(json.dumps({"step": step, **finite}) + "\n")
+            for name, value in board.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise InputError(
+                f"{self._lines} cannot be written ({error}); allowed: a place with room. The newest checkpoint is whole"
+            ) from None
+
+    def close(self) -> None:
+        """Flush what TensorBoard has not written."""
+        if self._active:
+            self._board.close()
+
+
+class Trainer:
+    """The optimisation loop: schedule, clipping, skipped steps, EMA, logs and checkpoints, exact resumption.
+
+    The command that owns it gives the loss, the batches, and what else happens at intervals (validation, samples).
+    Under torchrun every process runs the same loop on its rows of each batch; what they decide together (when to stop,
+    whether a gradient is finite) they decide on the same numbers.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Path,
+        *,
+        model: nn.Module,
+        average: MovingAverage,
+        export: Callable[[], None],
+        loss: Loss,
+        batches: Callable[[int], Iterator[Batch]],
+        events: list[tuple[int, Callable[[int], dict[str, float]]]],
+        flops_per_image: float = 0.0,
+    ):
+        """`run` holds checkpoints and logs; `model` is as `parallel.distribute` returned it; `export()` writes the
+        average where it is used, after each checkpoint; `batches(start)` iterates over the steps from `start`; `events`
+        pair a period in steps (0: never) with what happens then, and what they return is logged. `flops_per_image`
+        are those of a training step, for the log."""
+        self.config, self.distributed_model, self.loss, self.batches, self.events = config, model, loss, batches, events
+        self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+        self.run, self.export, self.average, self.flops_per_image = run, export, average, flops_per_image
+        if config.compile:
+            for part in compiled_parts(self.model):
+                part.compile()
+        self.device = next(self.model.parameters()).device
+        self.optimiser = make_optimiser(self.model, config)
+        self.step, self.seconds, self.skipped, self.skipped_in_a_row = 0, 0.0, 0, 0
+        self._interrupted = False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds, by name: weights, their average, and what the optimiser keeps for each."""
+        weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        averages = {f"ema.{name}": tensor for name, tensor in self.average.weights.items()}
+        return {**weights, **averages, **moments(self.optimiser, self.model)}
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        found = checkpoints(self.run)
+        if not found:
+            return
+        state = load_checkpoint(found[-1], self.tensors())
+        for name in STATE_FIELDS:
+            setattr(self, name, state[name])
+        for entry in self.optimiser.state.values():
+            entry["step"].fill_(self.step - self.skipped)
+        if parallel.rank() == 0:
+            keep_metrics_until(self.run, self.step)
+        self.export()  # a kill may have come between
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, in [0, 1]: of its steps, or of its minutes, whichever is further."""
+        by_time = self.seconds / (60 * self.config.max_minutes) if self.config.max_minutes else 0.0
+        return min(1.0, max(self.step / self.config.steps, by_time))
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless it is there."""
+        if (self.run / "checkpoints" / f"step-{self.step}").exists():
+            return
+        save_checkpoint(self.run, self.tensors(), {name: getattr(self, name) for name in STATE_FIELDS})
+        self.export()
+
+    def train(self) -> bool:
+        """Train to the end of the schedule. False if SIGINT or SIGTERM ended it early; the checkpoint is then saved."""
+        if not checkpoints(self.run):
+            self.save()
+        if self.progress >= 1:
+            return True
+        log = RunLog(self.run, self.step)
+        speed = Speed(self.config.batch_size, self.flops_per_image, self.device)
+        began = time.perf_counter() - self.seconds
+        handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        bar = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            desc=self.run.name,
+            unit="step",
+            dynamic_ncols=True,
+            disable=parallel.rank() > 0,
+        )
+        try:
+            for batch in self.batches(self.step):
+                logged = self._optimise(batch)
+                *means, self.seconds, interrupted = parallel.mean_over_processes(
+                    [*logged.values(), time.perf_counter() - began, float(self._interrupted)]
+                )
+                finished, stop = self.progress >= 1, bool(interrupted) or self.progress >= 1
+                speed.step()
+                bar.update()
+                if self.step % self.config.log_every == 0 or finished:
+                    logged = {**dict(zip(logged, means, strict=True)), **speed.measured()}
+                    bar.set_postfix({name: f"{value:.4g}" for name, value in logged.items()}, refresh=False)
+                    board = {f"train/{name}": value for name, value in logged.items()}
+                    log.write(self.step, {"seconds": round(self.seconds, 3), **logged}, board)
+                for period, event in self.events:
+                    if period and (self.step % period == 0 or finished):
+                        with speed.pause():
+                            measured = event(self.step)
+                        if measured:
+                            board = {name.replace("_", "/", 1): value for name, value in measured.items()}
+                            log.write(self.step, measured, board)
+                if stop or self.step % self.config.checkpoint_every == 0:
+                    with speed.pause():
+                        self.save()
+                if stop:
+                    break
+        finally:
+            bar.close()
+            log.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return self.progress >= 1
+
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True
+
+    def _optimise(self, batch: Batch) -> dict[str, float]:
+        """One step; a non-finite gradient changes nothing, is counted, and many in a row end the run."""
+        progress = self.progress
+        rate = learning_rate_at(self.config, self.step, progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        logged = self._gradients(batch, progress)
+        norm = float(full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)))
+        if math.isfinite(norm):
+            self.optimiser.step()
+            self.average.update(self.step)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+            if self.skipped_in_a_row >= self.config.max_skipped_steps:
+                raise InputError(
+                    f"learning_rate is {self.config.learning_rate}, and the gradient was not finite for "
+                    f"{self.skipped_in_a_row} steps in a row (step {self.step}); allowed: a smaller learning_rate. "
+                    "The newest checkpoint is whole"
+                )
+        self.step += 1
+        return {**logged, "gradient_norm": norm, "learning_rate": rate, "skipped": self.skipped}
+
+    def _gradients(self, batch: Batch, progress: float) -> dict[str, float]:
+        """The gradient of the mean loss over the step's batch, in parts one after the other; what the losses log."""
+        count, sums = self.config.accumulate, {}
+        for number, part in enumerate(batch.parts(count), 1):
+            # Dropout draws from the global generator, for the step's whole batch; seeding it here makes a resumed run,
+            # and one that is divided otherwise, the same.
+            torch.manual_seed(random_seed(self.config.seed, "step", self.step))
+            training = TrainingPass(
+                rows=torch.arange(part.first, part.first + len(part.labels), device=self.device),
+                batch_size=self.config.batch_size,
+                recompute=self.config.checkpoint_activations,
+            )
+            with parallel.gradients_averaged(self.distributed_model, number == count):
+                loss, logged = self.loss(part, progress, training)
+                (loss / count).backward()
+            for name, value in logged.items():
+                sums[name] = sums.get(name, 0.0) + value / count
+        return sums
+
+
+class Speed:
+    """Images per second between two lines of the log, and what share of the GPUs' peak that is."""
+
+    def __init__(self, batch_size: int, flops_per_image: float, device: torch.device):
+        self.batch_size, self.device = batch_size, device
+        peak = parallel.world_size() * costs.peak_flops(device)
+        self.utilisation_per_rate = flops_per_image / peak if peak else 0.0
+        self._images, self._began = 0, time.perf_counter()
+
+    def step(self) -> None:
+        """One more batch."""
+        self._images += self.batch_size
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside is not training."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
+    def measured(self) -> dict[str, float]:
+        """What to log; the count begins anew."""
+        rate = self._images / (time.perf_counter() - self._began)
+        self._images, self._began = 0, time.perf_counter()
+        found = {"images_per_second": rate}
+        if self.utilisation_per_rate:
+            found["model_flops_utilisation"] = rate * self.utilisation_per_rate
+        if self.device.type == "cuda":
+            found["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return found

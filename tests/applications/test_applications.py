@@ -1,0 +1,259 @@
+"""Inpainting against a conditional that is known by integration, edits, anomaly scores, Bayes' rule."""
+
+import math
+
+import pytest
+import torch
+from conftest import randomise_zeros, small_model
+
+from farmer_ref import Farmer, InputError, ModelConfig
+from farmer_ref.applications import inpainting
+from farmer_ref.applications.anomalies import AnomalyScorer, compressed_length
+from farmer_ref.applications.classification import (
+    class_log_probs,
+    class_probabilities,
+    expected_calibration_error,
+    fit_temperature,
+    reliability,
+)
+from farmer_ref.applications.editing import change_class, change_details, interpolate
+from farmer_ref.applications.inpainting import Conditional, Particles, hamiltonian_move, inpaint, largest_power
+from farmer_ref.data.sets import batches, load_split
+
+TINY = {
+    "image_size": 2,
+    "channels": 1,
+    "levels": 3,
+    "patch_size": 1,
+    "num_classes": 2,
+    "flow_blocks": 2,
+    "flow_layers": 1,
+    "flow_width": 8,
+    "prior_layers": 1,
+    "prior_width": 8,
+    "head_dim": 8,
+    "informative": None,
+    "components": 2,
+    "condition_repeats": 1,
+    "max_log_scale": 0.7,
+}
+KNOWN = torch.tensor([[[True, False], [False, True]]])
+GIVEN = torch.tensor([[[[2, 0], [0, 1]]]], dtype=torch.uint8)
+COPIES, SAMPLES, PARTICLES = 24, 20, 3
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A density of four pixels, in float64, no weight at zero."""
+    torch.manual_seed(0)
+    return randomise_zeros(Farmer(ModelConfig(**TINY)), std=0.25)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Farmer.from_pretrained("digits")
+
+
+def midpoints(low, high, count):
+    """Those of `count` equal intervals."""
+    return low + (high - low) * (torch.arange(count, dtype=torch.float64) + 0.5) / count
+
+
+@pytest.fixture(scope="module")
+def exact(tiny):
+    """Points (n,4) and their weights (n,) under the density of four pixels, two of which lie in their known cells.
+
+    By the midpoint rule: 6 x 6 places in the cells, 44 x 44 of the missing pixels.
+    """
+    cells = [midpoints(2 * int(v) / 3 - 1, 2 * (int(v) + 1) / 3 - 1, 6) for v in GIVEN.flatten()[KNOWN.flatten()]]
+    axis = midpoints(-1.6, 3.4, 44)
+    points = torch.cartesian_prod(cells[0], axis, axis, cells[1])
+    images, label = points.view(-1, 1, 2, 2), torch.ones(len(points), dtype=torch.long)
+    with torch.no_grad():
+        log_p = torch.cat(
+            [tiny.log_prob(*part) for part in zip(images.split(20_000), label.split(20_000), strict=True)]
+        )
+    return points, torch.softmax(log_p, 0)
+
+
+def drawn(tiny):
+    """What `inpaint` draws (COPIES,SAMPLES,4), the continuous pixels; the copies are independent."""
+    labels, given = torch.ones(COPIES, dtype=torch.long), GIVEN.expand(COPIES, -1, -1, -1)
+    generator = torch.Generator().manual_seed(0)
+    done = inpaint(tiny, given, KNOWN, labels, SAMPLES, PARTICLES, moves=15, generator=generator)
+    return done.images.flatten(2)
+
+
+def worst_deviation(samples, points, weights):
+    """The largest difference between samples (copies,n,4) and the exact distribution, in standard errors.
+
+    Of the means and second moments of all pixels, and of the shares of each missing pixel that lie below five levels.
+    """
+
+    def statistics(x):
+        second = torch.stack([x[..., i] * x[..., j] for i in range(4) for j in range(i + 1)], -1)
+        below = torch.cat([(x[..., 1:3] < level).double() for level in (0.3, 0.6, 0.9, 1.2, 1.5)], -1)
+        return torch.cat([x, second, below], -1)
+
+    wanted = (weights[:, None] * statistics(points)).sum(0)
+    copies = statistics(samples).mean(1)  # (copies, statistics)
+    error = (copies.mean(0) - wanted).abs() / (copies.std(0) / math.sqrt(len(copies)))
+    return float(error.nan_to_num(math.inf).max())
+
+
+def test_inpainting_draws_from_the_conditional_that_integration_gives(tiny, exact):
+    samples = drawn(tiny)
+    assert worst_deviation(samples, *exact) < 5  # of 24 statistics
+    known = samples[..., KNOWN.flatten()]
+    assert (tiny.dequantiser.quantise(known) == GIVEN.flatten()[KNOWN.flatten()]).all()
+
+
+def test_without_the_acceptance_rule_the_check_fails(tiny, exact, monkeypatch):
+    monkeypatch.setattr(inpainting, "accepted", lambda log_ratio, generator: log_ratio.isfinite())
+    assert worst_deviation(drawn(tiny), *exact) > 8
+
+
+def test_without_the_jacobian_of_the_cells_the_check_fails(tiny, exact, monkeypatch):
+    monkeypatch.setattr(inpainting.F, "logsigmoid", torch.zeros_like)
+    assert worst_deviation(drawn(tiny), *exact) > 8
+
+
+def test_small_leaps_keep_the_energy(tiny):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.zeros(1, dtype=torch.long)
+    library = torch.randn(1, 20, 1, 2, 2, dtype=torch.float64) * 0.5
+    conditional = Conditional(tiny, GIVEN, KNOWN, labels, library, torch.rand(1, 1, 2, 2, dtype=torch.float64))
+    here = Particles.at(conditional.start(500, generator), conditional)
+    rates = []
+    for size in (1.0, 0.1, 0.01):
+        one = torch.ones(1, dtype=torch.float64)
+        _, moved = hamiltonian_move(conditional, here, one, size * one, generator)
+        rates.append(float(moved.double().mean()))
+    assert rates[0] < rates[2] and rates[2] > 0.99
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-noise"])
+def test_known_pixels_come_back_as_they_were(name):
+    model = Farmer.from_pretrained(name)
+    values, labels = next(batches(load_split("digits", "test", model.config), 2, 2))
+    known = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.7
+    done = inpaint(model, values, known, labels, samples=3, particles=4, moves=2)
+    assert done.values.shape == (2, 3, 1, 8, 8) and done.values.dtype == torch.uint8
+    assert (done.values == values[:, None])[..., known].all()
+    assert (model.dequantiser.quantise(done.images) == done.values).all()  # not only put back
+    assert (done.values != values[:, None])[..., ~known].any()
+    assert done.log_prob.isfinite().all()
+
+
+def test_inpainting_refuses(digits):
+    values = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    for known, message in ((torch.ones(1, 8, 8), "missing pixels is 0"), (torch.zeros(1, 8, 8), "known pixels is 0")):
+        with pytest.raises(InputError, match=message):
+            inpaint(digits, values, known.bool())
+    with pytest.raises(InputError, match="samples is 0; allowed: 1 or more"):
+        inpaint(digits, values, torch.rand(1, 8, 8) < 0.5, samples=0)
+
+
+def test_largest_power_keeps_so_many_effective():
+    log_ratio = torch.randn(3, 100, dtype=torch.float64) * torch.tensor([0.01, 1.0, 30.0], dtype=torch.float64)[:, None]
+    power = largest_power(log_ratio, torch.ones(3, dtype=torch.float64), 90.0)
+    assert power[0] == 1 > power[1] > power[2] > 0
+    size = 1 / torch.softmax(power[1:, None] * log_ratio[1:], 1).square().sum(1)
+    assert torch.allclose(size, torch.full_like(size, 90.0))
+
+
+def test_resampling_keeps_the_weighted_mean():
+    y = torch.arange(8.0)[None, :, None].repeat(2000, 1, 1)
+    nothing = torch.zeros(2000, 8)
+    log_weights = torch.linspace(-1, 1, 8).repeat(2000, 1)
+    drawn = Particles(y, nothing, nothing, y, y).resampled(log_weights, torch.Generator().manual_seed(0)).y[..., 0]
+    assert float(drawn.mean()) == pytest.approx(float((log_weights.softmax(1) * y[..., 0]).sum(1).mean()), abs=0.02)
+    assert float(drawn[:, :2].mean()) == pytest.approx(float(drawn.mean()), abs=0.1)  # in random order
+
+
+def test_edits_keep_what_they_say():
+    model = small_model()
+    images = torch.rand(4, 2, 6, 6, dtype=torch.float64) * 2 - 1
+    labels = torch.tensor([0, 1, 2, 0])
+    generator = torch.Generator().manual_seed(0)
+    informative, redundant = model.prior.split(model.encode(images)[0])
+    edited = model.prior.split(
+        model.encode(change_class(model, images, labels, labels.flip(0), generator=generator))[0]
+    )
+    assert torch.allclose(edited[1], redundant) and not torch.allclose(edited[0], informative)
+    edited = model.prior.split(model.encode(change_details(model, images, labels, generator))[0])
+    assert torch.allclose(edited[0], informative) and not torch.allclose(edited[1], redundant)
+    with pytest.raises(InputError, match="informative is None; allowed: a model with redundant channels"):
+        change_class(small_model(informative=None), images, labels, labels)
+
+
+def test_walks_begin_and_end_at_the_images():
+    model = small_model()
+    first, second = torch.rand(2, 3, 2, 6, 6, dtype=torch.float64) * 2 - 1
+    for latent in (True, False):
+        walk = interpolate(model, first, second, 5, latent)
+        assert torch.allclose(walk[:, 0], first) and torch.allclose(walk[:, -1], second)
+    assert torch.allclose(walk[:, 2], (first + second) / 2)
+    middle = interpolate(model, first, second, 5)[:, 2]
+    ends = model.encode(first)[0], model.encode(second)[0]
+    assert torch.allclose(model.encode(middle)[0], (ends[0] + ends[1]) / 2)
+
+
+def test_bayes_rule_is_that_of_the_densities(digits):
+    values, labels = next(batches(load_split("digits", "validation", digits.config), 60, 60))
+    log_probs = class_log_probs(digits, values, draws=2, seed=3, batch_size=60)
+    noise = [digits.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(3))]
+    with torch.no_grad():
+        one = class_log_probs(digits, values, draws=1, seed=3, batch_size=60)
+        same = digits.log_prob(digits.dequantiser(values, noise[0]), torch.full((60,), 4))
+    assert torch.allclose(one[:, 4], same, atol=1e-3)
+    assert (log_probs >= one - math.log(2) - 1e-3).all()  # a mean is at least half of one of the two
+    assert (class_probabilities(log_probs).argmax(1) == labels).double().mean() > 0.9
+    with pytest.raises(InputError, match="classes is 0"):
+        class_log_probs(small_model(num_classes=0), values)
+
+
+def test_a_fitted_temperature_and_the_calibration_error():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20_000, 10, generator=generator)
+    labels = torch.multinomial(torch.softmax(logits / 5, -1), 1, generator=generator)[:, 0]
+    assert fit_temperature(logits, labels) == pytest.approx(5, rel=0.05)
+    said, meant = class_probabilities(logits), class_probabilities(logits, 5)
+    assert expected_calibration_error(said, labels) > 0.2
+    assert expected_calibration_error(meant, labels) < 0.02
+    table = reliability(torch.tensor([[0.95, 0.05], [0.92, 0.08], [0.45, 0.55]]), torch.tensor([0, 1, 0]))
+    assert [(row.images, row.accuracy) for row in table] == [(1, 0.0), (2, 0.5)]
+    assert [row.confidence for row in table] == pytest.approx([0.55, 0.935])
+
+
+def test_the_likelihood_calls_blank_images_normal_and_the_others_do_not(digits):
+    (train, labels), (validation, _) = (
+        next(batches(load_split("digits", split, digits.config), limit, limit))
+        for split, limit in (("train", 200), ("validation", 40))
+    )
+    scorer = AnomalyScorer(digits, train, labels, draws=1)
+    assert torch.allclose(scorer._distance(scorer.mean[None], 4), torch.zeros(1, dtype=torch.float64))
+    usual = scorer.scores(validation)
+    blank = scorer.scores(torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
+    assert set(usual) == set(AnomalyScorer.SCORES)
+    stranger = {name: float((blank[name][:, None] > usual[name]).double().mean()) for name in usual}
+    assert stranger["likelihood"] < 0.4
+    assert stranger["complexity"] > 0.95 and stranger["terms and complexity"] > 0.95
+
+
+def test_a_term_that_never_changes_does_not_count():
+    """Without a split the redundant term is 0 for every image."""
+    model = small_model(informative=None, num_classes=0).float()
+    values = torch.randint(17, (40, 2, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    scorer = AnomalyScorer(model, values, torch.zeros(40, dtype=torch.long), draws=1)
+    features = scorer.features(values)
+    assert (features[:, 1] == 0).all()
+    centred = features[:, [0, 2]] - features[:, [0, 2]].mean(0)
+    squares = (centred * torch.linalg.solve(torch.cov(centred.T), centred.T).T).sum(1)
+    assert torch.allclose(scorer.scores(values)["terms"], squares.sqrt())
+
+
+def test_what_is_simple_is_short():
+    blank = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    noise = torch.randint(17, (1, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert compressed_length(blank) < compressed_length(noise)

@@ -1,0 +1,99 @@
+"""The notebooks as files: paired, sized for a sitting, clean, with their solutions. What they compute, nbval runs."""
+
+import ast
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+import farmer_ref
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.py"))
+FOLD = re.compile(r"<details>.*?</details>", re.DOTALL)
+CHECKED = "nbval-check-output"
+
+
+def read(name):
+    return nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
+
+
+def sources(notebook, kind):
+    return [cell.source for cell in notebook.cells if cell.cell_type == kind]
+
+
+def test_every_notebook_has_both_files_and_solutions():
+    assert sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb")) == NAMES
+    assert [f"solution_{name[:2]}" for name in NAMES] == sorted(
+        path.stem for path in (NOTEBOOKS / "solutions").glob("*.py")
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_two_files_are_one_notebook(name):
+    """Time stamps mean nothing after a clone: each file is made again from the other, and compared."""
+    script, saved = jupytext.read(NOTEBOOKS / f"{name}.py"), read(name)
+    assert [(c.cell_type, c.source, c.metadata.get("tags")) for c in script.cells] == [
+        (c.cell_type, c.source, c.metadata.get("tags")) for c in saved.cells
+    ]
+    saved.metadata["jupytext"] = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "tags"}
+    assert jupytext.writes(saved, "py:percent") == (NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_a_sitting(name):
+    """Words outside folded solutions, lines and cells of code, marks for nbval, an assert, three exercises."""
+    notebook = read(name)
+    prose = FOLD.sub("", "\n".join(sources(notebook, "markdown")))
+    words = re.findall(r"[A-Za-z][\w'’-]*", re.sub(r"\$[^$]*\$|\(https?:\S+\)", "", prose))
+    assert 600 <= len(words) <= 1000, len(words)
+    code = [[line for line in cell.splitlines() if line.strip()] for cell in sources(notebook, "code")]
+    assert max(map(len, code)) <= 25
+    assert sum(map(len, code)) <= 130
+    assert sum(CHECKED in cell.metadata.get("tags", []) for cell in notebook.cells) >= 4
+    assert any(re.search(r"^ *assert ", cell, re.MULTILINE) for cell in sources(notebook, "code"))
+    for number, kind in enumerate(("think", "a few lines", "open"), 1):
+        assert f"**{number} ({kind}).**" in prose
+    assert len(FOLD.findall("\n".join(sources(notebook, "markdown")))) == 3
+    assert "**The paper" in prose and "**We" in prose
+    assert "## What to remember" in prose
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_was_run_to_its_end_without_a_complaint(name):
+    cells = [cell for cell in read(name).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        assert {output.output_type for output in cell.outputs} <= {"stream", "display_data", "execute_result"}
+        assert all(output.get("name") != "stderr" for output in cell.outputs)
+        assert not (CHECKED in cell.metadata.get("tags", []) and not cell.outputs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_defines_nothing_that_the_package_has(name):
+    defined = set()
+    for cell in sources(read(name), "code"):
+        tree = ast.parse(re.sub(r"^%.*$", "", cell, flags=re.MULTILINE))
+        defined |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert not defined & set(farmer_ref.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_opens_on_a_hosted_service(name):
+    first, setup = read(name).cells[:2]
+    assert f"(https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/{name}.ipynb)" in (
+        first.source
+    )
+    assert setup.source == read(NAMES[0]).cells[1].source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folded_solutions_are_the_tested_code(name):
+    solution = (NOTEBOOKS / "solutions" / f"solution_{name[:2]}.py").read_text(encoding="utf-8")
+    folds = FOLD.findall("\n".join(sources(read(name), "markdown")))
+    blocks = [block for fold in folds for block in re.findall(r"```python\n(.*?)```", fold, re.DOTALL)]
+    assert len(blocks) >= 2
+    for block in blocks:
+        assert block.strip() in solution, block

@@ -1,0 +1,28 @@
+"""The solutions of notebook 00."""
+
+import math
+
+import torch
+from solution_00 import bits_after, bits_of_the_label
+
+from farmer_ref import PRESETS, Farmer
+from farmer_ref.data.sets import batches, load_split
+
+
+def test_the_label_saves_what_a_label_holds_and_no_more():
+    model = Farmer.from_pretrained("digits")
+    values, labels = next(batches(load_split("digits", "test", model.config), 300))
+    noise = model.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0))
+    null, average = bits_of_the_label(model, model.dequantiser(values, noise), labels)
+    assert null > math.log2(10) > average > 3
+
+
+def test_the_figures_that_the_notebook_quotes():
+    zeros = -64 * math.log10(2 / 17)
+    assert math.floor(zeros) == 59  # behind the point, before the first other digit
+    assert len(load_split("digits", "train", PRESETS["digits"].model)) == 1397
+    assert PRESETS["digits"].label_dropout == 0.1  # what the null class saw
+
+
+def test_a_few_seconds_of_training_beat_knowing_nothing(tmp_path):
+    assert bits_after(10, 32, str(tmp_path / "run")) < math.log2(17)  # on a slow machine, too

@@ -1,0 +1,82 @@
+"""The solutions of notebook 04."""
+
+import math
+
+import pytest
+import torch
+from conftest import prose_of
+from solution_04 import (
+    distance_with_candidates,
+    read_and_diverse,
+    share_beyond_honesty,
+    share_improper,
+)
+
+from book.pages import load
+from farmer_ref import Farmer, Guidance
+from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import PixelClassifier
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Farmer.from_pretrained("digits")
+
+
+@pytest.fixture(scope="module")
+def classifier(model):
+    return PixelClassifier(load_split("digits", "train", model.config))
+
+
+def test_the_null_class_is_not_the_average_of_the_classes(model):
+    labels = torch.arange(10).repeat(20)
+    z = model.prior.sample(labels, generator=torch.Generator().manual_seed(0))
+    assert share_beyond_honesty(model, z, labels) > 0.8
+    with torch.no_grad():
+        each = torch.stack([model.prior.log_prob(z, torch.full_like(labels, c)) for c in range(10)])
+        ratio = model.prior.log_prob(z, labels) - (each.logsumexp(0) - math.log(10))
+    assert (ratio < math.log(10) + 1e-3).all()  # an honest p_u: never more than ten times
+
+
+def test_improper_targets_are_rare_at_a_small_scale_and_common_at_a_large_one(model):
+    labels = torch.arange(10).repeat(20)
+    z = model.prior.sample(labels, generator=torch.Generator().manual_seed(0))
+    shares = [share_improper(model, z, labels, w) for w in (0.0, 0.5, 1.0, 2.0, 4.0)]
+    assert shares == sorted(shares) and shares[0] == 0
+    assert shares[1] < 0.01 and 0.15 < shares[-1] < 0.3
+
+
+def test_more_candidates_take_the_images_away_from_the_data(model, classifier):
+    real = next(batches(load_split("digits", "validation", model.config), 100))[0]
+    distances = [distance_with_candidates(model, n, classifier, real) for n in (2, 5, 20)]
+    assert distances == sorted(distances) and distances[-1] > 2 * distances[0]
+
+
+@pytest.mark.parametrize(
+    ("w", "temperature"),
+    [(0.25, {"scale_temperature": 0.6}), (1.0, {"weight_temperature": 3.0})],
+)
+def test_guidance_keeps_more_diversity_than_a_temperature_at_the_same_share_read(model, classifier, w, temperature):
+    guided, sharper = (
+        read_and_diverse(model, guidance, classifier, 0, 1000)
+        for guidance in (Guidance(scale=w), Guidance(**temperature))
+    )
+    assert abs(guided[0] - sharper[0]) < 0.02
+    assert guided[1] > sharper[1] + 1
+
+
+def test_figures_of_the_paper_in_the_prose():
+    rows = load("table3")["rows"]
+    paper = {row["name"]: row["paper"].removeprefix("FID ") for row in rows}
+    none, naive, both = (paper[name] for name in ("split, both", "both, naive guidance", "both, resampling"))
+    words = prose_of("04_guided_resampling")
+    assert f"FID: {none} without guidance, {naive} naive, {both} by resampling" in words
+
+
+def test_the_order_after_500_steps_is_that_of_the_paper_for_every_seed():
+    table = load("early_guidance")["table"]
+    ways = {row["way"]: row["frechet_distance"]["seeds"] for row in table}
+    for none, naive, resampling in zip(
+        ways["no guidance"], ways["naive, w = 1"], ways["resampling, w = 1"], strict=True
+    ):
+        assert none > naive > resampling

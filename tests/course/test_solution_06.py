@@ -1,0 +1,53 @@
+"""The solutions of notebook 06, and the figures that it quotes."""
+
+import pytest
+import torch
+from solution_06 import accuracy_of_the_surest, auroc, background, compare, strangers_to
+
+from book.pages import load
+from farmer_ref import Farmer
+from farmer_ref.applications.anomalies import AnomalyScorer
+from farmer_ref.applications.classification import class_log_probs, class_probabilities
+from farmer_ref.data.sets import batches, load_split
+
+
+@pytest.fixture(scope="module")
+def splits():
+    model = Farmer.from_pretrained("digits")
+    names = ("train", "validation", "test")
+    return model, *(next(batches(load_split("digits", name, model.config), 2000)) for name in names)
+
+
+def test_the_surest_are_right_more_often(splits):
+    model, _, _, (values, labels) = splits
+    probabilities = class_probabilities(class_log_probs(model, values, draws=1, batch_size=300))
+    found = [accuracy_of_the_surest(probabilities, labels, share) for share in (1.0, 0.9, 0.8)]
+    assert found == pytest.approx([0.977, 0.993, 1.0], abs=0.004)
+
+
+def test_a_background_is_a_distribution_and_ties_count_half(splits):
+    _, (train, _), *_ = splits
+    for positions in (True, False):
+        log_h = background(train, 17, positions)
+        assert log_h.shape == (1, 8, 8, 17)
+        assert torch.allclose(log_h.exp().sum(-1), torch.ones(1, 8, 8, dtype=torch.float64))
+    assert auroc(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.625
+
+
+def test_a_background_cures_blank_pages_and_knows_too_much(splits):
+    model, (train, classes), (values, _), _ = splits
+    scorer = AnomalyScorer(model, train[:500], classes[:500], draws=1)
+    found = compare(scorer, train, values, strangers_to(values))
+    order = ("likelihood", "against pixels", "against levels", "complexity")
+    assert [found["blank"][name] for name in order] == pytest.approx([0.11, 0.96, 1.0, 1.0], abs=0.02)
+    assert [found["shifted by one"][name] for name in order] == pytest.approx([0.94, 0.84, 0.98, 0.98], abs=0.02)
+
+
+def test_the_results_that_the_notebook_quotes():
+    measured = load("applications")
+    classification, inpainting = measured["classification"], measured["inpainting"]
+    assert classification["classifier_of_pixels"] == pytest.approx(0.993, abs=5e-4)
+    most = max(classification["by_draws"], key=lambda row: row["draws"])
+    assert most["draws"] == 16 and most["accuracy"]["mean"] == pytest.approx(0.98, abs=5e-4)
+    assert inpainting["without_label"]["digits_read_as_several_classes"] == pytest.approx(0.9)
+    assert inpainting["samples"]["mean_rank_of_log_prob"] == pytest.approx(0.75, abs=0.04)  # "three quarters"

@@ -1,0 +1,108 @@
+"""What several test modules share: running commands in this process, comparing runs, pictures to read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from farmer_ref import sample, train
+from farmer_ref.support.cli import run as run_command
+from farmer_ref.support.files import read_weights
+from farmer_ref.training.trainer import Trainer
+
+QUICK = ["--preset", "tiny", "--steps", "20", "--validate-every", "0", "--sample-every", "0", "--device", "cpu"]
+
+
+JOBS = Path(__file__).parent / "training" / "torchrun.py"
+
+
+def fails_with_one_line(capsys, main, arguments, *parts):
+    """Exit code 2 and one line on standard error that has all `parts`."""
+    with pytest.raises(SystemExit) as raised:
+        run_command(lambda: main([str(argument) for argument in arguments]))
+    assert raised.value.code == 2
+    error = re.split(r"/(?:s|step|batch)\]\n|\r", capsys.readouterr().err)[-1]  # after a progress bar
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1, error
+    for part in parts:
+        assert part in error
+
+
+def draw(run, out, *arguments):
+    sample.main(["--run", str(run), "--out", str(out), "--device", "cpu", *map(str, arguments)])
+
+
+def folder_of_images(root, classes=("cat", "dog"), count=30, size=(20, 24)):
+    """Class folders with one image of each kind that the loader must turn into RGB."""
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            image = Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8))
+            image = [image, image.convert("L"), image.convert("P"), image.convert("RGBA")][i % 4]
+            image.save(root / name / f"{i:03d}.png")
+    return f"folder:{root}"
+
+
+def contents(folder):
+    return {path.name: read_weights(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def weights_of(folder, kind):
+    tensors = {name: tensor for file in contents(folder).values() for name, tensor in file.items()}
+    return {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].keys() == b[name].keys()
+        for key in a[name]:
+            assert torch.equal(a[name][key], b[name][key]), (name, key)
+
+
+def stop_after(steps, arguments, main=train.main):
+    """Train, as if interrupted (SIGTERM) during step `steps`."""
+    optimise = Trainer._optimise
+
+    def interrupting(trainer, batch):
+        logged = optimise(trainer, batch)
+        if trainer.step == steps:
+            signal.raise_signal(signal.SIGTERM)
+        return logged
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_optimise", interrupting)
+        main(arguments)
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def torchrun(*arguments, processes=2):
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.Popen(
+        [*line, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def run_jobs(*jobs):
+    process = torchrun(JOBS, json.dumps(jobs))
+    printed, problems = process.communicate(timeout=300)
+    assert process.returncode == 0, problems
+    return printed

@@ -1,0 +1,241 @@
+"""The whole model: exact likelihood of images, the two directions, weights on disk."""
+
+import json
+import math
+
+import pytest
+import scipy.stats
+import torch
+from conftest import jacobian, small_model
+
+from farmer_ref import Farmer, Guidance, ModelConfig, bits_per_dim
+from farmer_ref.support.errors import InputError
+
+
+def images(model: Farmer, batch: int = 2) -> torch.Tensor:
+    c = model.config
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(batch, c.channels, c.image_size, c.image_size, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"patch_basis": "pca"},
+        {"patch_basis": "dct", "image_size": 8, "patch_size": 4, "informative": 20},
+        {"channel_mixing": "learned"},
+        {"informative": None},
+    ],
+)
+def test_encode_decode_and_logdet(variant):
+    model = small_model(**variant)
+    model.patchify.fit(images(model, 50))
+    x = images(model)
+    z, logdet = model.encode(x)
+    assert (model.decode(z) - x).abs().max() <= 1e-9
+    exact = torch.linalg.slogdet(jacobian(lambda image: model.encode(image)[0], x[:1])).logabsdet
+    assert abs(logdet[0] - exact) <= 1e-8
+
+
+def test_terms_add_up():
+    model = small_model()
+    labels = torch.tensor([0, 1])
+    terms = model.likelihood_terms(images(model), labels)
+    z, logdet = model.encode(images(model), labels)
+    assert torch.equal(terms.logdet, logdet)
+    assert torch.equal(terms.total, model.log_prob(images(model), labels))
+    assert torch.allclose(terms.total, model.prior.log_prob(z, labels) + logdet, atol=1e-9)
+    assert terms.total.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("flow", "channels", "informative"), [("autoregressive", 1, None), ("autoregressive", 2, 1), ("coupling", 2, 1)]
+)
+def test_a_tiny_model_integrates_to_one(flow, channels, informative):
+    """The density of a 2x2 image over its pixels, by quasi-random importance sampling: E_q[p / q] = 1.
+
+    Without and with a split, of both flows. A lost constant, or a wrong sign of the log-determinant, is a factor.
+    """
+    model = small_model(
+        image_size=2, channels=channels, patch_size=1, flow=flow, flow_blocks=2, informative=informative, components=2,
+        flow_width=8, prior_width=8, prior_layers=1,
+    )  # fmt: skip
+    for block in model.flow.blocks:
+        network = block.network if flow == "coupling" else block
+        network.project_out.weight.data *= 0.3  # light tails, which importance sampling needs
+    uniform = torch.quasirandom.SobolEngine(4 * channels, scramble=True, seed=0).draw(2**16, dtype=torch.float64)
+    proposal = torch.distributions.StudentT(5.0, scale=1.5)  # heavier tails than the model's
+    x = torch.from_numpy(scipy.stats.t(5, scale=1.5).ppf(uniform))
+    with torch.no_grad():
+        images = x.view(-1, channels, 2, 2)
+        weights = torch.cat([model(part).total for part in images.split(2**14)]) - proposal.log_prob(x).sum(1)
+        assert model(images[:50]).logdet.abs().min() > 1e-3  # the flow does something
+    assert float(weights.exp().mean()) == pytest.approx(1, abs=0.05)
+
+
+def test_samples_follow_the_seed_and_are_finite():
+    model = small_model()
+    labels = torch.tensor([0, 1, 2, -1])
+    first = model.sample(labels, generator=torch.Generator().manual_seed(0))
+    again = model.sample(labels, generator=torch.Generator().manual_seed(0))
+    other = model.sample(labels, generator=torch.Generator().manual_seed(1))
+    assert first.shape == (4, 2, 6, 6)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.abs().max() <= 1
+
+
+def test_the_two_exact_inverses_draw_the_same_images():
+    model = small_model()
+    labels = torch.tensor([0, 1, 2, -1])
+    a, b = (
+        model.sample(labels, Guidance(scale=1.0), method=method, generator=torch.Generator().manual_seed(0))
+        for method in ("sequential", "jacobi")
+    )
+    assert torch.allclose(a, b, atol=1e-4)
+    with pytest.raises(InputError, match="method is 'magic'; allowed: sequential, jacobi"):
+        model.sample(labels, method="magic")
+
+
+def test_guidance_needs_labels():
+    model = small_model(num_classes=0)
+    assert model.sample(torch.tensor([-1])).isfinite().all()
+    with pytest.raises(InputError, match=r"guidance scale is 1.5; allowed: 0 in a model without labels"):
+        model.sample(torch.tensor([-1]), Guidance(scale=1.5))
+
+
+def test_denoising_is_exact_for_gaussian_data():
+    """E[clean | x] = x + sigma^2 (m - x) / (s^2 + sigma^2) for pixels N(m, s^2) and noise of sigma (Tweedie)."""
+    model = small_model(dequantisation="gaussian", noise_final=0.1, informative=None, components=1)
+    for block in model.flow.blocks:
+        torch.nn.init.zeros_(block.project_out.weight)
+        torch.nn.init.zeros_(block.project_out.bias)  # the identity
+    mean, std = 0.3, math.hypot(0.5, 0.1)
+    torch.nn.init.zeros_(model.prior.token_head.weight)
+    model.prior.token_head.bias.data[1:9], model.prior.token_head.bias.data[9:] = mean, math.log(std)
+    noisy = images(model)
+    expected = noisy + 0.1**2 * (mean - noisy) / std**2
+    assert torch.allclose(model.denoise(noisy, torch.tensor([0, -1])), expected, atol=1e-3)  # sigma_k has a floor
+    assert (expected - noisy).abs().max() > 0.02
+    assert not model.denoise(noisy).requires_grad
+    plain, denoised = (
+        model.sample(torch.tensor([0]), denoise=flag, generator=torch.Generator().manual_seed(0)) for flag in (0, 1)
+    )
+    assert 0 < (plain - denoised).abs().max() < 0.2
+
+
+def test_denoising_needs_gaussian_noise():
+    for ask in (lambda m: m.denoise(images(m)), lambda m: m.sample(torch.tensor([0]), denoise=True)):
+        with pytest.raises(InputError, match="denoise is asked of a model with uniform dequantisation"):
+            ask(small_model())
+
+
+@pytest.mark.parametrize("label", [-2, 3])
+def test_label_out_of_range_is_named(label):
+    model = small_model()
+    with pytest.raises(InputError, match=rf"label is {label}; allowed: 0 to 2, or -1"):
+        model.log_prob(images(model), torch.tensor([0, label]))
+
+
+def test_image_of_the_wrong_size_is_named():
+    model = small_model()
+    with pytest.raises(InputError, match=r"images have shape \(2, 2, 8, 6\); allowed: \(batch, 2, 6, 6\)"):
+        model.log_prob(torch.zeros(2, 2, 8, 6))
+
+
+def test_images_that_are_not_dequantised_are_named():
+    model = small_model()
+    for ask in (model.log_prob, model.encode):
+        with pytest.raises(InputError, match="images are torch.uint8; allowed: .* as model.dequantiser gives"):
+            ask(torch.zeros(2, 2, 6, 6, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("flow", ["autoregressive", "coupling"])
+def test_latents_of_the_wrong_shape_are_named(flow):
+    model = small_model(flow=flow)
+    for inverse in (model.decode, model.flow.inverse, lambda z: model.decode(z, student=lambda z, labels: z)):
+        with pytest.raises(InputError, match=r"z has shape \(1, 8, 8\); allowed: \(batch, 9, 8\)"):
+            inverse(torch.zeros(1, 8, 8, dtype=torch.float64))
+
+
+def test_a_student_goes_with_no_other_method():
+    model = small_model()
+    for ask, what in ((model.decode, torch.zeros(1, 9, 8, dtype=torch.float64)), (model.sample, torch.tensor([0]))):
+        with pytest.raises(InputError, match="method is 'jacobi', with a student; allowed: one of the two"):
+            ask(what, student=lambda z, labels: z, method="jacobi")
+
+
+@pytest.mark.parametrize("basis", ["pixel", "pca"])
+def test_save_and_load(tmp_path, basis):
+    torch.manual_seed(0)
+    model = small_model(patch_basis=basis).float()
+    model.patchify.fit(images(model, 50))
+    model.save_pretrained(tmp_path / "model")
+    loaded = Farmer.from_pretrained(tmp_path / "model")
+    assert loaded.config == model.config and not loaded.training
+    assert torch.equal(loaded.log_prob(images(model).float()), model.log_prob(images(model).float()))
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_damaged_weights_are_named(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
+        Farmer.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_model_are_named(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model"]["prior_width"] = 24
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="does not fit its config.json"):
+        Farmer.from_pretrained(tmp_path)
+
+
+def test_unknown_model_is_named():
+    with pytest.raises(InputError, match="model is 'nothing'"):
+        Farmer.from_pretrained("nothing")
+
+
+def test_modules_pick_no_dtype_and_no_device():
+    with torch.device("meta"):
+        model = Farmer(ModelConfig())
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("basis", ["pixel", "pca", "dct"])
+@pytest.mark.parametrize("mixing", ["none", "learned"])
+def test_bfloat16_autocast_keeps_densities_in_float32(basis, mixing):
+    model = small_model(patch_basis=basis, channel_mixing=mixing).float()
+    model.patchify.fit(images(model, 50))
+    x = images(model).float()
+    exact = model.log_prob(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = model.likelihood_terms(x)
+        samples = model.sample(torch.tensor([0, 1]), generator=torch.Generator().manual_seed(0))
+        z, _ = model.encode(x)
+        assert (model.decode(z) - x).abs().max() < 0.2  # the layers round differently one token at a time
+    assert all(term.dtype == torch.float32 for term in terms)
+    assert samples.dtype == torch.float32
+    difference = (terms.total - exact).abs()
+    assert (difference > 0).all()  # the layers did run in bfloat16
+    assert (difference / model.config.dimensions < 0.05).all()
+
+
+def test_sampling_and_scoring_switch_dropout_off_for_a_while():
+    model = small_model(dropout=0.5, levels=17).float().train()
+    values = torch.zeros(2, 2, 6, 6, dtype=torch.uint8)
+    assert torch.equal(bits_per_dim(model, values), bits_per_dim(model, values))
+    a, b = (model.sample(torch.tensor([0]), generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(a, b)
+    assert model.training
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"model_type": "bert"}', '{"model": {"patch_size": "2"}}', "{"])
+def test_a_foreign_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"config.json cannot be read|model configuration is"):
+        Farmer.from_pretrained(tmp_path)

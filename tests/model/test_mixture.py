@@ -1,0 +1,62 @@
+"""Eqs. 11-12 against torch.distributions."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from farmer_ref.model.mixture import LOG_SCALE_FLOOR, GaussianMixture
+
+
+def random_mixture(*batch: int, components: int = 4, channels: int = 3) -> GaussianMixture:
+    torch.manual_seed(0)
+    raw = torch.randn(*batch, components * (1 + 2 * channels), dtype=torch.float64)
+    return GaussianMixture.from_raw(raw, components)
+
+
+def reference(mixture: GaussianMixture) -> MixtureSameFamily:
+    normal = Independent(Normal(mixture.mean, mixture.log_scale.exp()), 1)
+    return MixtureSameFamily(Categorical(logits=mixture.logits), normal)
+
+
+def test_log_prob_equals_torch_distributions():
+    mixture = random_mixture(5, 2)
+    z = torch.randn(5, 2, 3, dtype=torch.float64)
+    assert torch.allclose(mixture.log_prob(z), reference(mixture).log_prob(z), atol=1e-12)
+
+
+def test_one_mixture_shared_by_many_tokens():
+    mixture = random_mixture(5)
+    z = torch.randn(5, 7, 3, dtype=torch.float64)
+    each = torch.stack([reference(mixture).log_prob(z[:, i]) for i in range(7)], 1)
+    assert torch.allclose(mixture.unsqueeze().log_prob(z), each, atol=1e-12)
+    assert torch.allclose(mixture.unsqueeze().expand(7).log_prob(z), each, atol=1e-12)
+
+
+def test_samples_have_the_mixture_s_moments():
+    mixture = random_mixture(1).unsqueeze().expand(200_000)
+    drawn = mixture.sample(torch.Generator().manual_seed(1))[0]
+    wanted = reference(random_mixture(1))
+    assert torch.allclose(drawn.mean(0), wanted.mean[0], atol=0.02)
+    assert torch.allclose(drawn.var(0), wanted.variance[0], rtol=0.03)
+
+
+def test_temperatures_scale_logits_and_sigma():
+    mixture = random_mixture(2)
+    tempered = mixture.tempered(weight_temperature=2.0, scale_temperature=0.5)
+    assert torch.allclose(tempered.logits, 2 * mixture.logits)
+    assert torch.allclose(tempered.log_scale.exp(), 0.5 * mixture.log_scale.exp())
+    means = mixture.tempered(scale_temperature=0.0).sample(torch.Generator().manual_seed(0))  # (2,D)
+    assert ((means[:, None] - mixture.mean).abs().sum(-1).amin(-1) == 0).all()
+
+
+def test_one_mixture_without_a_batch():
+    assert random_mixture().sample(torch.Generator().manual_seed(0)).shape == (3,)
+
+
+def test_scale_has_a_smooth_floor():
+    raw = torch.tensor([[0.0, 0.0, -1e4]], dtype=torch.float64, requires_grad=True)  # one component, one channel
+    assert GaussianMixture.from_raw(raw, 1).log_scale.item() == pytest.approx(LOG_SCALE_FLOOR)
+    near = torch.tensor([[0.0, 0.0, 0.0]], dtype=torch.float64)
+    assert GaussianMixture.from_raw(near, 1).log_scale.item() == pytest.approx(0, abs=math.exp(LOG_SCALE_FLOOR))

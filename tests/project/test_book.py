@@ -1,0 +1,271 @@
+"""The book: builds without a warning, links hold, works without a network, and says of the code what is true.
+
+BOOK_PICTURES=folder saves a picture of every page, at both widths.
+"""
+
+import ast
+import functools
+import importlib
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import chromium
+import pytest
+import yaml
+
+from book import equations, pages
+from book.build import build
+
+ROOT = Path(__file__).parents[2]
+DOCSTRINGS = equations.docstrings()
+MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "farmer_ref").rglob("*.py")]
+
+
+# -- equations ---------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def listed():
+    """Each equation and algorithm: the names that its entries list, or None where it is marked as having no code."""
+    names = {}
+    for entry in equations.entries():
+        for cite in equations.cited(entry["cite"]):
+            names[cite] = None if "no_code" in entry else entry["code"]
+    return names
+
+
+def test_every_equation_is_listed():
+    assert listed().keys() == {f"Eq. {number}" for number in range(1, 16)} | {"Alg. 1", "Alg. 2"}
+    for entry in equations.entries():
+        assert entry["about"].strip()
+        assert entry.get("no_code") or (entry["code"] and entry["tests"]), entry["cite"]
+
+
+def test_citations_are_read_as_people_write_them():
+    assert equations.cited("(Eqs. 8-10) and Alg. 2, not Eqn. 3") == ["Eq. 8", "Eq. 9", "Eq. 10", "Alg. 2"]
+    assert equations.cited("Eqs. 6, 11-13, Eqs. 10 and\n12-14") == [
+        f"Eq. {number}" for number in (6, 11, 12, 13, 10, 12, 13, 14)
+    ]
+
+
+@pytest.mark.parametrize("entry", equations.entries(), ids=lambda entry: entry["cite"])
+def test_listed_code_exists_and_cites_the_equation(entry):
+    for name in entry.get("code", []):
+        module = max((known for known in MODULES if name.startswith(f"{known}.")), key=len)
+        functools.reduce(getattr, name.removeprefix(f"{module}.").split("."), importlib.import_module(module))
+        assert DOCSTRINGS[name], f"{name} has no docstring"
+        around = [text for other, text in DOCSTRINGS.items() if name == other or name.startswith(f"{other}.")]
+        for cite in equations.cited(entry["cite"]):
+            assert cite in equations.cited("\n".join(around)), f"{name} does not cite {cite}"
+
+
+def test_every_citation_in_the_code_is_listed():
+    others = equations.read()["other_papers"]
+    for name, text in DOCSTRINGS.items():
+        for cite in set(equations.cited(text)) - set(others.get(name, [])):
+            names = listed()[cite] or []
+            assert any(n == name or n.startswith(f"{name}.") for n in names), f"{cite} does not list {name}"
+    for name, cites in others.items():
+        assert set(cites) <= set(equations.cited(DOCSTRINGS[name])), name
+
+
+def test_listed_tests_exist():
+    for entry in equations.entries():
+        for test in entry.get("tests", []):
+            file, function = test.split("::")
+            tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+            assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, test
+
+
+# -- pages as files ----------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Links, anchors and pictures of a page, and what it loads."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.anchors, self.loaded, self.pictures = [], set(), [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.anchors |= {given[key] for key in ("id", "name") if given.get(key)}
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        if tag in ("script", "img", "iframe", "source") and given.get("src"):
+            self.loaded.append(given["src"])
+        if tag == "link" and given.get("rel") in ("stylesheet", "preload", "icon", "shortcut icon", "preconnect"):
+            self.loaded.append(given["href"])
+        if tag == "img":
+            self.pictures.append(given)
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("book"))
+
+
+@pytest.fixture(scope="module")
+def parsed(html):
+    return {path: Page(path) for path in sorted(html.rglob("*.html")) if "_static" not in path.parts}
+
+
+def pages_of(toc):
+    if isinstance(toc, list):
+        return [page for item in toc for page in pages_of(item)]
+    own = [toc[key] for key in ("root", "file") if key in toc]
+    return own + [page for key in ("parts", "chapters", "sections") for page in pages_of(toc.get(key, []))]
+
+
+def test_every_page_is_there(html):
+    wanted = pages_of(yaml.safe_load((ROOT / "book" / "_toc.yml").read_text()))
+    assert len(wanted) >= 20
+    assert [page for page in wanted if not (html / f"{page}.html").exists()] == []
+    assert {path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")} == {
+        page.split("/")[1] for page in wanted if page.startswith("notebooks/")
+    }
+
+
+def test_links_lead_somewhere(html, parsed):
+    broken = []
+    for path, page in parsed.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme:
+                assert parts.scheme in ("https", "http", "mailto", "javascript"), (path, link)
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            anchor = unquote(parts.fragment)
+            if not target.exists() or (anchor and target in parsed and anchor not in parsed[target].anchors):
+                broken.append(f"{path.relative_to(html)}: {link}")
+    assert broken == []
+
+
+def test_nothing_is_loaded_from_elsewhere(html, parsed):
+    for path, page in parsed.items():
+        for address in page.loaded:
+            parts = urlsplit(address)
+            assert parts.scheme in ("", "data") and not parts.netloc, (path, address)
+            assert parts.scheme or (path.parent / unquote(parts.path)).exists(), (path, address)
+    for sheet in html.rglob("*.css"):
+        assert not re.search(r"url\([\"']?(https?:)?//|@import [\"']?http", sheet.read_text(encoding="utf-8")), sheet
+
+
+def test_pictures_have_a_text(html, parsed):
+    missing = [
+        f"{path.relative_to(html)}: {picture.get('src')}"
+        for path, page in parsed.items()
+        for picture in page.pictures
+        if not (picture.get("alt") or "").strip() or re.fullmatch(r"\S+\.(png|svg)", picture["alt"])
+    ]
+    assert missing == []
+
+
+def test_notebooks_open_in_colab(html, parsed):
+    for path in html.glob("notebooks/*.html"):
+        wanted = f"https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/{path.stem}.ipynb"
+        assert parsed[path].links.count(wanted) >= 2, path  # in the page's head, and in the notebook's first cell
+
+
+def test_the_paper_s_claims_are_all_shown(parsed, html):
+    text = re.sub(r"<[^>]+>", "", (html / "paper_checked.html").read_text(encoding="utf-8"))
+    for word in ("✓ holds", "✗ does not", "? open"):
+        assert word in text
+    assert parsed[html / "paper_checked.html"].anchors >= {"table3", "table4", "table5", "figure6a", "figure8", "basis"}
+
+
+def test_what_the_page_says_in_words_is_in_the_results():
+    def verdict(stem, said, measure):
+        return next(c["verdicts"][measure] for c in claims if (c["stem"], c["said"]) == (stem, said))
+
+    claims = pages.judged()
+    better = "*autoregressive flow* better than *coupling flow*"
+    assert {verdict("table4", better, measure) for measure in ("frechet_distance", "bits_per_dim")} == {"holds"}
+    shared = "*both, resampling* better than *both, resampling, Z_R ~ N(0, I)*"
+    assert verdict("table3", shared, "bits_per_dim") == "holds"
+    student = "*autoregressive flow* better than *autoregressive flow, one step*"
+    for measure in ("frechet_distance", "sample_accuracy"):
+        assert verdict("table4", student, measure) == "cannot be told"
+    rows = [row["bits_per_dim"]["mean"] for row in pages.load("figure6b")["rows"]]
+    assert rows[:4] == sorted(rows[:4], reverse=True)
+    read = [row["sample_accuracy"]["mean"] for row in pages.load("distillation")["table"].values()]
+    assert max(read) - min(read) < 0.005
+    speedup = {
+        (row["method"], row["batch"]): row["speedup_over_sequential"]
+        for row in pages.load("inverses")["matrix"]["rows"]
+    }
+    assert speedup["student", 1]["min"] > speedup["student", 16]["max"]
+    assert max(speedup["jacobi", batch]["median"] for batch in (1, 16)) < 1
+
+
+# -- pages in a browser ------------------------------------------------------------------------------------------------
+
+EXAMINED = """(() => {
+    const text = document.createTreeWalker(document.querySelector("article") || document.body, NodeFilter.SHOW_TEXT, {
+        acceptNode: node => node.parentElement.closest("pre, code, script, mjx-container, textarea, .xref")
+            ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT});
+    let raw = [], node;
+    while ((node = text.nextNode()))
+        if (/\\$\\$|\\\\[()[\\]]|\\\\(begin|frac|mathrm)/.test(node.data)) raw.push(node.data.trim().slice(0, 80));
+    document.querySelectorAll("details").forEach(fold => fold.open = true);
+    const wide = [...document.querySelectorAll("article *")].filter(e => {
+        for (let up = e; up; up = up.parentElement)
+            if (["auto", "scroll", "hidden"].includes(getComputedStyle(up).overflowX)) return false;
+        return e.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
+    }).map(e => e.outerHTML.slice(0, 120));
+    return {
+        raw,
+        mathematics: document.querySelectorAll(".math").length,
+        set: document.querySelectorAll("mjx-container").length,
+        errors: document.querySelectorAll("mjx-merror").length,
+        missing: [...document.images].filter(i => i.loading !== "lazy" && !i.naturalWidth).map(i => i.src),
+        width: document.documentElement.scrollWidth,
+        wide: wide.slice(0, 3),
+    };
+})()"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if chromium.PROGRAM is None:
+        pytest.skip("no Chromium here: the pages are not looked at in a browser")
+    browser = chromium.Browser()
+    yield browser
+    browser.close()
+
+
+def test_every_page_in_a_browser_without_a_network(html, parsed, browser):
+    pictures = os.environ.get("BOOK_PICTURES")
+    for path in parsed:
+        name = str(path.relative_to(html).with_suffix(""))
+        browser.complaints.clear()
+        browser.resize(1280)  # a page that was loaded narrow hides its sidebar for good
+        browser.open(path.as_uri())
+        for width in (1280, 390):
+            browser.resize(width)
+            seen = browser.run(EXAMINED)
+            if pictures:
+                target = Path(pictures) / f"{name.replace('/', '-')}-{width}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                browser.picture(target)
+            assert browser.complaints == [], name
+            assert (seen["raw"], seen["errors"], seen["missing"]) == ([], 0, []), name
+            assert seen["set"] >= seen["mathematics"], name
+            assert seen["width"] <= width, (name, width, seen["wide"])
+    assert browser.run("innerWidth") == 390
+
+
+def test_search_finds_what_is_there(html, browser):
+    browser.complaints.clear()
+    browser.open((html / "search.html").as_uri() + "?q=logdet")
+    found = """new Promise(done => {
+        const look = () => document.querySelectorAll("#search-results li").length
+            ? done([...document.querySelectorAll("#search-results li a")].map(a => a.href)) : setTimeout(look, 50);
+        look(); setTimeout(() => done([]), 20000);
+    })"""
+    assert any("api/model" in address for address in browser.run(found))
+    assert browser.complaints == []

@@ -1,0 +1,161 @@
+"""What a model costs, computed, against what PyTorch counts."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import small_model
+from helpers import QUICK
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from farmer_ref import PRESETS, Farmer, train
+from farmer_ref.model.mixture import GaussianMixture, SharedDensity
+from farmer_ref.model.transformer import TrainingPass
+from farmer_ref.parameters import count
+from farmer_ref.training.costs import forward_flops, peak_flops_of, saved_bytes, state_bytes, training_flops
+from farmer_ref.training.trainer import Speed, compiled_parts
+
+PAPER = ("farmer-1.1b-p16", "farmer-1.1b-p8", "farmer-1.9b-p16", "farmer-1.9b-p8")
+VARIANTS = (
+    {},
+    {"channel_mixing": "learned", "patch_basis": "dct"},
+    {"informative": None},
+    {"redundant_prior": "normal", "condition_repeats": 3},
+)
+
+
+def fitted(config):
+    model = Farmer(config)
+    if config.patch_basis == "pca":
+        model.patchify.fit(torch.rand(20, config.channels, config.image_size, config.image_size))
+    return model
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_operations_are_those_that_pytorch_counts(changes):
+    """Forward exactly; backward twice as many, but for what needs no gradient: the image, an orthonormal basis."""
+    config = dataclasses.replace(PRESETS["digits"].model, **changes)
+    model, images = fitted(config), torch.rand(3, 1, 8, 8)
+    with FlopCounterMode(display=False) as forward, sdpa_kernel(SDPBackend.MATH):  # the CPU's own is not counted
+        total = model(images, torch.zeros(3, dtype=torch.long)).total
+    mixing = changes.get("channel_mixing") == "learned"
+    once = 4 * 2 * 2 * config.token_channels**3 if mixing else 0  # A = P L U, for a whole batch
+    assert forward.get_total_flops() == 3 * (forward_flops(config) - once) + once
+    with FlopCounterMode(display=False) as backward:
+        total.sum().backward()
+    both = forward.get_total_flops() + backward.get_total_flops()
+    assert both == pytest.approx(3 * training_flops(config), rel=0.03)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_presets_in_miniature(name):
+    """On the meta device whole; one forward and backward pass, through every kind of layer, of a copy of less depth."""
+    config = PRESETS[name].model
+    with torch.device("meta"):
+        whole = Farmer(config)
+    assert sum(parameter.numel() for parameter in whole.parameters()) == count(config)["total"]
+    model = Farmer(dataclasses.replace(config, flow_blocks=2, flow_layers=1, prior_layers=1))
+    training = TrainingPass(torch.arange(1), 1, recompute=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = model(torch.rand(1, 3, 256, 256) * 2 - 1, torch.tensor([999]), training)
+    assert terms.total.dtype == torch.float32 and torch.isfinite(terms.total).all()
+    terms.total.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_memory_is_what_forward_keeps(checkpointed, precision):
+    config = dataclasses.replace(PRESETS["digits"].model, flow_blocks=3, prior_layers=3, max_log_scale=2.0)
+
+    def kept(images):
+        pieces = {}
+
+        def pack(tensor):
+            pieces[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        model = Farmer(config)
+        training = TrainingPass(torch.arange(images), images, recompute=checkpointed)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"), hooks:
+            alive = model(torch.rand(images, 1, 8, 8), torch.zeros(images, dtype=torch.long), training)
+        assert alive
+        return sum(pieces.values())
+
+    measured = (kept(40) - kept(20)) / 20
+    assert saved_bytes(config, checkpointed, precision) == pytest.approx(measured, rel=0.02)
+
+
+def test_memory_falls_with_checkpoints_and_processes():
+    config = PRESETS["farmer-1.1b-p16"].model
+    assert saved_bytes(config, True) < saved_bytes(config) / 3
+    assert state_bytes(800, 8) == state_bytes(800) / 8 == 2000
+
+
+def test_peaks_by_name():
+    assert peak_flops_of("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops_of("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops_of("NVIDIA A100-SXM4-80GB") == 312e12
+    for name in ("An abacus", "NVIDIA RTX A1000", "NVIDIA T400 4GB", "NVIDIA L40"):  # the last: no A100, T4 or L4
+        assert peak_flops_of(name) == 0
+
+
+def test_speed_is_that_of_the_device_in_use(monkeypatch):
+    used = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4" if device == used else "A100")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 2**30 if device == used else 0)
+    speed = Speed(8, 65e12, used)
+    assert speed.utilisation_per_rate == 1
+    assert speed.measured()["peak_memory_gib"] == 1
+    assert set(Speed(8, 65e12, torch.device("cpu")).measured()) == {"images_per_second"}
+
+
+def shared_case(tokens=7):
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(3, 4 * (1 + 2 * 5), generator=generator, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(3, tokens, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    return raw, z
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 10**9])
+def test_the_shared_density_in_parts_is_the_density(monkeypatch, at_once):
+    monkeypatch.setattr("farmer_ref.model.mixture.AT_ONCE", at_once)
+    raw, z = shared_case()
+    mixture = GaussianMixture.from_raw(raw, 4)
+    wanted = mixture.unsqueeze().log_prob(z)
+    gradients = torch.autograd.grad(wanted.square().sum(), (raw, z), retain_graph=True)
+    found = SharedDensity()(mixture, z)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(found.square().sum(), (raw, z)), gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+    with torch.no_grad():
+        assert torch.allclose(SharedDensity()(mixture, z), wanted, atol=1e-12)
+
+
+def test_what_is_compiled_is_captured_whole(monkeypatch):
+    """Traced forward and backward without a break, in parts or not; a compiler proper takes a minute (`slow`)."""
+    monkeypatch.setattr("farmer_ref.model.mixture.AT_ONCE", 1)
+    model = small_model()
+    images = torch.rand(4, 2, 6, 6, dtype=torch.float64) * 2 - 1
+    wanted = model.log_prob(images)
+    (gradient,) = torch.autograd.grad(wanted.sum(), model.flow.blocks[0].positions)
+    for part in compiled_parts(model):
+        part.compile(backend="aot_eager", fullgraph=True)
+    found = model.log_prob(images)
+    (traced,) = torch.autograd.grad(found.sum(), model.flow.blocks[0].positions)
+    assert torch.allclose(found, wanted, atol=1e-9) and torch.allclose(traced, gradient, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_eager_one(tmp_path):
+    for name, arguments in (("eager", []), ("compiled", ["--compile"])):
+        train.main([*QUICK, "--log-every", "1", *arguments, "--out", str(tmp_path / name)])
+    eager, compiled = (
+        [json.loads(line)["nats_per_dim"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("eager", "compiled")
+    )
+    assert compiled == pytest.approx(eager, rel=1e-4)
