@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_spoils_neither_log_nor_curve(tmp_path):
         return sum(p.square().sum() for p in model.parameters()) * float("nan")
 
     trainer = trainer_with_loss(tmp_path, loss, steps=3, log_every=1)
-    trainer.loss = lambda batch, progress: (loss(trainer.model, 0), {"bits_per_dim": float("nan")})
+    trainer.loss = lambda batch, progress, training: (loss(trainer.model, 0), {"bits_per_dim": float("nan")})
     assert trainer.train()
     assert (trainer.skipped, trainer.step) == (3, 3)
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
