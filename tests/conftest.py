@@ -115,6 +115,18 @@ def fixed_steps(monkeypatch):
     return switch
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run folder after 20 steps of preset tiny. Tests copy it before they change it, or put it back."""
+    from helpers import QUICK
+
+    from farmer_ref import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    train.main([*QUICK, "--out", str(folder)])
+    return folder
+
+
 @pytest.fixture
 def command(tmp_path):
     """Run `python -m farmer_ref.NAME` in an empty folder, as a user does."""
