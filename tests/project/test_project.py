@@ -1,10 +1,7 @@
 """The project around the package: environments, the rooms and their imports, shipped weights, numbers in prose."""
 
-import ast
 import json
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -24,65 +21,6 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "farmer_ref"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHIPPED = ["digits", "digits-noise"]
-
-# What each room of the package may import of the others. Commands may import anything but commands.
-ROOMS = {
-    "errors": set(),
-    "config": {"errors", "guidance"},
-    "tokens": {"errors"},
-    "transformer": set(),
-    "mixture": set(),
-    "guidance": {"errors", "mixture"},
-    "flow": {"errors", "transformer"},
-    "coupling": {"flow"},
-    "prior": {"guidance", "mixture", "transformer"},
-    "hub": {"errors"},
-    "files": {"errors", "hub"},
-    "farmer": {"config", "coupling", "errors", "files", "tokens", "flow", "guidance", "hub", "prior"},
-    "student": {"errors", "farmer", "files", "flow", "hub", "transformer"},
-    "data": {"config", "errors"},
-    "parallel": {"errors", "transformer"},
-    "checkpoint": {"errors", "files", "parallel"},
-    "costs": {"config", "farmer", "transformer"},
-    "applications": {"errors", "farmer", "guidance", "metrics", "prior"},
-    "metrics": {"data", "errors", "farmer", "guidance", "parallel", "student", "tokens"},
-    "fidelity": {"data", "errors", "files", "metrics", "parallel"},
-    "plots": set(),
-    "engine": {
-        *("checkpoint", "config", "costs", "data", "errors", "farmer", "files"),
-        *("guidance", "mixture", "parallel", "prior", "tokens", "transformer"),
-    },
-    "record": set(),
-    "comparisons": {"config"},
-    "cli": {"errors", "hub", "parallel"},
-}
-COMMANDS = {"train", "distill", "sample", "evaluate", "ablate", "apply", "parameters"}
-
-
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "farmer_ref":
-            yield from [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
-
-
-def test_rooms_import_only_what_they_may():
-    names = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert names == set(ROOMS) | COMMANDS
-    for name in names:
-        used = set(imports(PACKAGE / f"{name}.py"))
-        assert used <= (ROOMS[name] if name in ROOMS else set(ROOMS)), name
-
-
-def test_importing_the_package_is_light():
-    """No plots, no engine, no command-line library, no client of the Hub, no FID."""
-    heavy = ("matplotlib", "tyro", "huggingface_hub", "torch_fidelity", "farmer_ref.training.trainer")
-    code = f"import sys, farmer_ref; print([m for m in sys.modules if m in {heavy}])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-
-
-def test_nothing_is_pickled():
-    for path in PACKAGE.glob("*.py"):
-        assert not re.search(r"torch\.(load|save)\(|import pickle|joblib", path.read_text()), path
 
 
 def requirements():
