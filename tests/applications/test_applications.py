@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import randomise_zeros, small_model
 
+from benchmarks.applications import fit_temperature
 from farmer_ref import Farmer, InputError, ModelConfig
 from farmer_ref.applications import inpainting
 from farmer_ref.applications.anomalies import AnomalyScorer, compressed_length
@@ -13,7 +14,6 @@ from farmer_ref.applications.classification import (
     class_log_probs,
     class_probabilities,
     expected_calibration_error,
-    fit_temperature,
     reliability,
 )
 from farmer_ref.applications.editing import change_class, change_details, interpolate
@@ -80,7 +80,7 @@ def drawn(tiny):
     """What `inpaint` draws (COPIES,SAMPLES,4), the continuous pixels; the copies are independent."""
     labels, given = torch.ones(COPIES, dtype=torch.long), GIVEN.expand(COPIES, -1, -1, -1)
     generator = torch.Generator().manual_seed(0)
-    done = inpaint(tiny, given, KNOWN, labels, SAMPLES, PARTICLES, moves=15, generator=generator)
+    done = inpaint(tiny, given, KNOWN, labels, samples=SAMPLES, particles=PARTICLES, moves=15, generator=generator)
     return done.images.flatten(2)
 
 
@@ -122,12 +122,14 @@ def test_small_leaps_keep_the_energy(tiny):
     generator = torch.Generator().manual_seed(0)
     labels = torch.zeros(1, dtype=torch.long)
     library = torch.randn(1, 20, 1, 2, 2, dtype=torch.float64) * 0.5
-    conditional = Conditional(tiny, GIVEN, KNOWN, labels, library, torch.rand(1, 1, 2, 2, dtype=torch.float64))
+    conditional = Conditional(
+        tiny, GIVEN, KNOWN, labels, library=library, noise=torch.rand(1, 1, 2, 2, dtype=torch.float64)
+    )
     here = Particles.at(conditional.start(500, generator), conditional)
     rates = []
     for size in (1.0, 0.1, 0.01):
         one = torch.ones(1, dtype=torch.float64)
-        _, moved = hamiltonian_move(conditional, here, one, size * one, generator)
+        _, moved = hamiltonian_move(conditional, here, t=one, size=size * one, generator=generator)
         rates.append(float(moved.double().mean()))
     assert rates[0] < rates[2] and rates[2] > 0.99
 
@@ -156,7 +158,7 @@ def test_inpainting_refuses(digits):
 
 def test_largest_power_keeps_so_many_effective():
     log_ratio = torch.randn(3, 100, dtype=torch.float64) * torch.tensor([0.01, 1.0, 30.0], dtype=torch.float64)[:, None]
-    power = largest_power(log_ratio, torch.ones(3, dtype=torch.float64), 90.0)
+    power = largest_power(log_ratio, most=torch.ones(3, dtype=torch.float64), effective=90.0)
     assert power[0] == 1 > power[1] > power[2] > 0
     size = 1 / torch.softmax(power[1:, None] * log_ratio[1:], 1).square().sum(1)
     assert torch.allclose(size, torch.full_like(size, 90.0))
@@ -181,7 +183,7 @@ def test_edits_keep_what_they_say():
         model.encode(change_class(model, images, labels, labels.flip(0), generator=generator))[0]
     )
     assert torch.allclose(edited[1], redundant) and not torch.allclose(edited[0], informative)
-    edited = model.prior.split(model.encode(change_details(model, images, labels, generator))[0])
+    edited = model.prior.split(model.encode(change_details(model, images, labels, generator=generator))[0])
     assert torch.allclose(edited[0], informative) and not torch.allclose(edited[1], redundant)
     with pytest.raises(InputError, match="informative is None; allowed: a model with redundant channels"):
         change_class(small_model(informative=None), images, labels, labels)
@@ -191,10 +193,10 @@ def test_walks_begin_and_end_at_the_images():
     model = small_model()
     first, second = torch.rand(2, 3, 2, 6, 6, dtype=torch.float64) * 2 - 1
     for latent in (True, False):
-        walk = interpolate(model, first, second, 5, latent)
+        walk = interpolate(model, first, second, steps=5, latent=latent)
         assert torch.allclose(walk[:, 0], first) and torch.allclose(walk[:, -1], second)
     assert torch.allclose(walk[:, 2], (first + second) / 2)
-    middle = interpolate(model, first, second, 5)[:, 2]
+    middle = interpolate(model, first, second, steps=5)[:, 2]
     ends = model.encode(first)[0], model.encode(second)[0]
     assert torch.allclose(model.encode(middle)[0], (ends[0] + ends[1]) / 2)
 

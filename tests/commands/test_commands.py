@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
         (["--preset", "tiny", "--model.informative", "4"], ["informative is 4", "1 to 3"]),
         (["--preset", "tiny", "--model.max-log-scale", "50"], ["max_log_scale is 50.0", "at most 40"]),
         (["--preset", "tiny", "--model.num-classes", "4"], ["model.num_classes is 4", "10 or more"]),
-        (["--preset", "tiny", "--dataset", "folder:none"], ["'folder:none'", "none is no folder"]),
+        (["--preset", "tiny", "--dataset", "folder:none"], ["'folder:none'", "none is not a folder"]),
         (["--preset", "tiny", "--dataset", "mnist", "--no-download"], ["data_root is 'data'", "no whole mnist"]),
         (["--preset", "tiny", "--device", "abacus"], ["device is 'abacus'", "auto, cpu, cuda"]),
         (["--preset", "tiny", "--steps", "0"], ["steps is 0", "1 or more"]),
@@ -48,7 +48,7 @@ def test_train_refuses_an_unreadable_image(capsys, tmp_path):
         path.write_bytes(b"not an image")
     size = ["--model.image-size", "16", "--model.channels", "3", "--model.levels", "256", "--model.patch-size", "4"]
     arguments = [*QUICK, *size, "--dataset", name, "--out", tmp_path / "run"]
-    fails_with_one_line(capsys, train.main, arguments, "cannot be read", "allowed: a whole image file")
+    fails_with_one_line(capsys, train.main, arguments, "cannot be read", "allowed: an intact image file")
 
 
 def test_train_refuses_a_folder_without_classes(capsys, tmp_path):
@@ -380,9 +380,9 @@ def test_apply_anomaly_ranks_a_folder(capsys, pictures, tmp_path):
 def test_apply_anomaly_takes_what_is_normal_from_the_run_s_own_data(trained, tmp_path, monkeypatch):
     asked = []
 
-    def load(dataset, split, *rest):
+    def load(dataset, split, *rest, **options):
         asked.append((dataset, split))
-        return load_split("digits", split, *rest)
+        return load_split("digits", split, *rest, **options)
 
     monkeypatch.setattr(apply, "load_split", load)
     line = ["anomaly", "--dataset", "others", "--count", "2", "--reference", "10", "--draws", "1", "--run"]
@@ -396,27 +396,27 @@ def test_apply_anomaly_takes_what_is_normal_from_the_run_s_own_data(trained, tmp
 def test_apply_classify_tells_what_it_read(capsys, trained, pictures, tmp_path):
     line = ["classify", "--run", trained, "--draws", 1, "--temperature", 2]
     apply.main([str(part) for part in (*line, "--images", pictures, "--out", tmp_path / "read.json")])
-    assert "c.png" in (printed := capsys.readouterr().out) and "of 1 images right" in printed
+    assert "c.png" in (printed := capsys.readouterr().out) and "on 1 images (1 dequantisations each)" in printed
     rows = json.loads((tmp_path / "read.json").read_text())["images"]
     assert [row["label"] for row in rows] == [-1, 7, -1]
     assert sum(rows[0]["probabilities"]) == pytest.approx(1)
     apply.main([str(part) for part in (*line, "--count", 20)])
-    assert "of 20 images right (1 dequantisations each)" in capsys.readouterr().out
+    assert "on 20 images (1 dequantisations each)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["inpaint", "--mask", "lower"], ["mask is 'lower', which is no file", "lower-half"]),
+        (["inpaint", "--mask", "lower"], ["mask is 'lower', which is not a file", "lower-half"]),
         (["inpaint", "--mask", "PICTURES/wide.png"], ["wide.png has 9x8 pixels", "8x8"]),
         (["inpaint", "--mask", "PICTURES/white.png"], ["missing pixels is '100%'", "some, not all"]),
         (["inpaint", "--mask", "PICTURES/black.png"], ["missing pixels is '0%'", "some, not all"]),
         (["inpaint", "--particles", "0"], ["particles is 0", "1 or more"]),
         (["inpaint", "--moves", "0"], ["moves is 0"]),
-        (["inpaint", "--images", "none"], ["images is 'none', which is no folder"]),
+        (["inpaint", "--images", "none"], ["images is 'none', which is not a folder"]),
         (["inpaint", "--images", "PICTURES/empty"], ["holds no image files", ".png"]),
         (["classify", "--images", "PICTURES"], ["wide.png has 9x8 pixels", "allowed: 8x8"]),
-        (["anomaly", "--images", "PICTURES/broken"], ["x.png cannot be read", "a whole image file"]),
+        (["anomaly", "--images", "PICTURES/broken"], ["x.png cannot be read", "an intact image file"]),
         (["classify", "--images", "PICTURES/named"], ["label is 12", "0 to 9"]),
         (["classify", "--temperature", "0"], ["temperature is 0.0", "above 0"]),
         (["edit", "--labels", "11"], ["label is 11", "0 to 9"]),

@@ -88,7 +88,11 @@ def test_commands_take_a_repository_and_say_which_commit(cache, capsys, tmp_path
 
 
 def test_a_repository_that_is_not_there_is_one_line(cache, capsys):
-    parts = ["model is 'owner/other', which is no folder here", "the Hugging Face Hub is not reached", "a run folder"]
+    parts = [
+        "model is 'owner/other', which is not a local folder",
+        "the Hugging Face Hub cannot be reached",
+        "a run folder",
+    ]
     fails_with_one_line(capsys, sample.main, ["--run", "owner/other"], *parts)
     (cache / "models--owner--digits" / "snapshots" / COMMIT / "model.safetensors").unlink()
     fails_with_one_line(capsys, sample.main, ["--run", "owner/digits"], "holds no config.json with model.safetensors")
@@ -172,7 +176,7 @@ OneStepStudent.from_pretrained(sys.argv[1])
     wanted = ["no revision 'v9' of it", "none of that name, or a private one", "wants to be asked first", "says: "]
     assert len(errors) == 4
     for error, name, part in zip(errors, names[1:], wanted, strict=True):
-        assert error.startswith(f"model is {name!r}, which is no folder here") and part in error
+        assert error.startswith(f"model is {name!r}, which is not a local folder") and part in error
     assert set(Hub.asked) == {"config.json", "model.safetensors", "student.safetensors"}
 
 

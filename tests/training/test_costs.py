@@ -86,12 +86,14 @@ def test_memory_is_what_forward_keeps(checkpointed, precision):
         return sum(pieces.values())
 
     measured = (kept(40) - kept(20)) / 20
-    assert saved_bytes(config, checkpointed, precision) == pytest.approx(measured, rel=0.02)
+    assert saved_bytes(config, checkpoint_activations=checkpointed, precision=precision) == pytest.approx(
+        measured, rel=0.02
+    )
 
 
 def test_memory_falls_with_checkpoints_and_processes():
     config = PRESETS["farmer-1.1b-p16"].model
-    assert saved_bytes(config, True) < saved_bytes(config) / 3
+    assert saved_bytes(config, checkpoint_activations=True) < saved_bytes(config) / 3
     assert state_bytes(800, 8) == state_bytes(800) / 8 == 2000
 
 
@@ -108,10 +110,10 @@ def test_speed_is_that_of_the_device_in_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4" if device == used else "A100")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 2**30 if device == used else 0)
-    speed = Speed(8, 65e12, used)
+    speed = Speed(8, flops_per_image=65e12, device=used)
     assert speed.utilisation_per_rate == 1
     assert speed.measured()["peak_memory_gib"] == 1
-    assert set(Speed(8, 65e12, torch.device("cpu")).measured()) == {"images_per_second"}
+    assert set(Speed(8, flops_per_image=65e12, device=torch.device("cpu")).measured()) == {"images_per_second"}
 
 
 def shared_case(tokens=7):

@@ -108,7 +108,7 @@ def trainer_with_loss(tmp_path, loss, **changes):
         config,
         Path(config.out),
         model=model,
-        average=MovingAverage(model, lambda: Farmer(config.model), config.ema_decay),
+        average=MovingAverage(model, lambda: Farmer(config.model), decay=config.ema_decay),
         export=lambda: None,
         loss=lambda batch, progress, training: (loss(model, batch.step), {"loss": 0.0}),
         batches=batches,
@@ -154,10 +154,10 @@ def test_a_loss_that_is_not_finite_spoils_neither_log_nor_curve(tmp_path):
 
 def test_schedule():
     config = TrainConfig(model=PRESETS["tiny"].model, learning_rate=1.0, final_learning_rate=0.1, warmup_steps=10)
-    assert learning_rate_at(config, 0, 0.0) == pytest.approx(0.1)
-    assert learning_rate_at(config, 9, 0.0) == pytest.approx(1.0)
-    assert learning_rate_at(config, 500, 0.5) == pytest.approx(0.55)
-    assert learning_rate_at(config, 999, 1.0) == pytest.approx(0.1)
+    assert learning_rate_at(config, step=0, progress=0.0) == pytest.approx(0.1)
+    assert learning_rate_at(config, step=9, progress=0.0) == pytest.approx(1.0)
+    assert learning_rate_at(config, step=500, progress=0.5) == pytest.approx(0.55)
+    assert learning_rate_at(config, step=999, progress=1.0) == pytest.approx(0.1)
 
 
 def test_max_minutes_fits_the_schedule(tmp_path):
