@@ -143,7 +143,7 @@ def push_run(
             raise ValueError("no FARMER model")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"folder is {str(folder)!r}, which is not a run folder ({error}); allowed: one with a FARMER model"
+            f"folder is {str(folder)!r}, which is not a run folder ({error}); allowed: a run folder with a model"
         ) from None
     try:
         api = HfApi(token=token, library_name=LIBRARY)

@@ -31,7 +31,7 @@ def trained(tmp_path_factory):
         (["--preset", "tiny", "--model.max-log-scale", "50"], ["max_log_scale is 50.0", "at most 40"]),
         (["--preset", "tiny", "--model.num-classes", "4"], ["model.num_classes is 4", "10 or more"]),
         (["--preset", "tiny", "--dataset", "folder:none"], ["'folder:none'", "none is not a folder"]),
-        (["--preset", "tiny", "--dataset", "mnist", "--no-download"], ["data_root is 'data'", "no whole mnist"]),
+        (["--preset", "tiny", "--dataset", "mnist", "--no-download"], ["data_root is 'data'", "no complete mnist"]),
         (["--preset", "tiny", "--device", "abacus"], ["device is 'abacus'", "auto, cpu, cuda"]),
         (["--preset", "tiny", "--steps", "0"], ["steps is 0", "1 or more"]),
     ],
@@ -125,7 +125,7 @@ def test_sample_refuses(capsys, trained, arguments, parts):
     ("arguments", "parts"),
     [
         (["--split", "all"], ["split is 'all'", "train, validation, test"]),
-        (["--dataset", "cifar10", "--no-download"], ["no whole cifar10"]),
+        (["--dataset", "cifar10", "--no-download"], ["no complete cifar10"]),
         (["--draws", "0"], ["draws is 0"]),
         (["--samples", "1"], ["samples is 1", "0, or 2 or more"]),
         (["--images", "1"], ["images is 1", "2 or more"]),

@@ -65,7 +65,7 @@ def test_mnist_in_the_publisher_s_format(tmp_path):
 
 
 def test_missing_data_is_named(tmp_path):
-    with pytest.raises(InputError, match="data_root is .* which holds no whole cifar10") as raised:
+    with pytest.raises(InputError, match="data_root is .* which holds no complete cifar10") as raised:
         load_split("cifar10", "test", PRESETS["cifar10"].model, data_root=str(tmp_path), download=False)
     assert "\n" not in str(raised.value)
 
@@ -160,7 +160,7 @@ def test_truncated_mnist_is_named(tmp_path):
         write_idx(raw / f"{part}-labels-idx1-ubyte", np.zeros(10, dtype=np.uint8))
     path = raw / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match="no whole mnist"):
+    with pytest.raises(InputError, match="no complete mnist"):
         load_split("mnist", "test", PRESETS["mnist"].model, data_root=str(tmp_path), download=False)
 
 

@@ -314,7 +314,10 @@ def test_what_fails_is_one_line(capsys, tmp_path, monkeypatch):
             [],
             ["weights cannot be downloaded", "--extractor-weights FILE, a copy of https://", "--extractor classifier"],
         ),
-        (["--extractor-weights", tmp_path / "none.pth"], ["none.pth', which is no file", "weights of inception-v3-co"]),
+        (
+            ["--extractor-weights", tmp_path / "none.pth"],
+            ["none.pth', which is not a file", "weights of inception-v3-co"],
+        ),
         (["--extractor-weights", tmp_path / "text.pth"], ["text.pth', which cannot be read"]),
         (["--extractor", "resnet"], ["extractor is 'resnet'", "classifier, inception-v3-compat", "module:function"]),
         (["--extractor", "nothing:here"], ["extractor is 'nothing:here', which cannot be imported"]),
