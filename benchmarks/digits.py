@@ -1,7 +1,8 @@
-"""The digits, as `make train` trains them, with several seeds: `python -m benchmarks.digits`.
+"""Train the digits as `make train` does, with several seeds: `python -m benchmarks.digits`.
 
-Writes results/<preset>.json: the test split once per seed, the mean and spread, and each seed's validation curve. With
-`--ship`, the first seed's weights become those that ship with the package, beside a record of how they were made.
+Writes results/<preset>.json: the test figures of each seed, their mean and standard deviation, and each seed's
+validation curve. With `--ship`, the first seed's weights replace those that ship with the package, with a record of
+their origin.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ AVERAGED = ("bits_per_dim", "nats_per_dim", "sample_accuracy", "frechet_distance
 
 @dataclass(frozen=True)
 class DigitsConfig:
-    """Seeds and settings; everything else is the preset's."""
+    """Seeds and settings; everything else comes from the preset."""
 
     preset: str = "digits"
     """digits or digits-noise."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """One training run each, one after the other."""
+    """One training run per seed, one after another."""
     threads: int = 2
     """CPU threads of each run."""
     draws: int = 16
     """Dequantisations per test image."""
     samples: int = 1000
-    """Samples that are read by the classifier."""
+    """Samples to classify."""
     ship: bool = False
-    """Make the first seed's weights those that ship with the package."""
+    """Ship the first seed's weights with the package."""
 
 
 def train_and_score(config: DigitsConfig, seed: int, folder: Path) -> dict:
-    """One run of the preset and its figures on the test split."""
+    """Train the preset once, and measure it on the test split."""
     arguments = ["--preset", config.preset, "--max-minutes", "6", "--device", "cpu"]  # as in the Makefile
     train.main([*arguments, "--out", str(folder), "--seed", str(seed)])
     state = last_state(folder)
@@ -63,12 +64,12 @@ def train_and_score(config: DigitsConfig, seed: int, folder: Path) -> dict:
 
 
 def ship(name: str, folder: Path, figures: dict, made: dict) -> None:
-    """Copy the weights of a run into the package, with the record of how they were made and what they score."""
+    """Copy a run's weights into the package, with a record of their origin and test figures."""
     target = PRETRAINED / name
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "model.safetensors", target)
     config = json.loads((folder / "config.json").read_text())
-    config["training"]["out"] = PRESETS[name].out  # not the folder of the machine that trained it
+    config["training"]["out"] = PRESETS[name].out  # not a path on the machine that trained it
     write_json(target / "config.json", config)
     figures = {name: value for name, value in figures.items() if name != "validation_curve"}
     write_json(target / "record.json", {**made, **figures})

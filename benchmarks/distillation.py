@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(config.threads)
     made = provenance(torch.device("cpu"))
     model = Farmer.from_pretrained("digits")
-    classifier = PixelClassifier(load_split("digits", "train", model.config, "data", False))
-    validation = load_split("digits", "validation", model.config, "data", False)
+    classifier = PixelClassifier(load_split("digits", "train", model.config, data_root="data", download=False))
+    validation = load_split("digits", "validation", model.config, data_root="data", download=False)
     real = classifier.scores(next(batches(validation, len(validation)))[0])
     labels = torch.arange(config.samples) % model.config.num_classes
     z = model.prior.sample(labels, generator=torch.Generator().manual_seed(0))

@@ -94,8 +94,8 @@ def distance_within_classes(values: Tensor, labels: Tensor) -> float:
 
 def sweep(config: GuidanceBenchmark, model: Farmer) -> list[dict]:
     """Both rules over w."""
-    classifier = PixelClassifier(load_split("digits", "train", model.config, "data", False))
-    test = load_split("digits", "test", model.config, "data", False)
+    classifier = PixelClassifier(load_split("digits", "train", model.config, data_root="data", download=False))
+    test = load_split("digits", "test", model.config, data_root="data", download=False)
     real, real_labels = next(batches(test, len(test)))
     labels = torch.arange(config.samples) % model.config.num_classes
     rows = []

@@ -1,7 +1,7 @@
 """Speed of the flow against the public TARFlow code: `python -m benchmarks.tarflow --tarflow PATH_OF_A_CLONE`.
 
-Both models hold the same weights (`from_tarflow`), and the outputs are compared before anything is timed. Rounds
-alternate between the two, so that a machine whose speed drifts slows both; the ratio is the median over rounds.
+Both models hold the same weights (`from_tarflow`), and their outputs are compared before anything is timed. Rounds
+alternate between the two, so that drift in the machine's speed affects both; the ratio is the median over rounds.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class BenchmarkConfig:
     width: int = 256
     """Width."""
     rounds: int = 9
-    """Counted rounds, after one of warm-up."""
+    """Timed rounds, after one of warm-up."""
     threads: int = 2
     """CPU threads."""
     device: str = "auto"
     """auto, cpu, cuda."""
     out: str = "results/tarflow_speed.json"
-    """Where the figures go."""
+    """The file to write the figures to."""
 
 
 def public_code(path: str) -> ModuleType:
-    """transformer_flow.py of a clone of the public code, as a module."""
+    """Import transformer_flow.py from a clone of the public code."""
     source = Path(path) / "transformer_flow.py"
     if not path or not source.is_file():
         raise InputError(f"tarflow is {path!r}, without transformer_flow.py; allowed: a clone of apple/ml-tarflow")
@@ -79,10 +79,10 @@ def main(argv: list[str] | None = None) -> None:
     with torch.no_grad():
         z, _, mean_logdet = theirs(images)
         z_ours, logdet = ours(x)
-        back, back_ours = theirs.patchify(theirs.reverse(z)), ours.inverse(z_ours)
+        x_theirs, x_ours = theirs.patchify(theirs.reverse(z)), ours.inverse(z_ours)
         assert torch.allclose(z, z_ours, atol=1e-4), "the two flows disagree"
         assert torch.allclose(mean_logdet, logdet / x[0].numel(), atol=1e-5), "the two log-determinants disagree"
-        assert torch.allclose(back, back_ours, atol=1e-3), "the two inverses disagree"
+        assert torch.allclose(x_theirs, x_ours, atol=1e-3), "the two inverses disagree"
 
     def step_theirs() -> None:
         z, _, logdet = theirs(images)

@@ -1,8 +1,8 @@
 """The paper's tables and figures at a scale that a laptop can check: `python -m farmer_ref.ablate --table 3`.
 
-Each row is a model that differs from its neighbours in one thing, trained for the same time with several seeds, and
-measured in the same three ways: test bits/dim, the share of samples read as their class, and a Fréchet distance in the
-classifier's scores. Runs are kept and resumed, and tables share those that they have in common.
+Each row is a model that differs from its neighbours in one respect, trained for the same time with several seeds, and
+measured in the same three ways: test bits/dim, the accuracy of a classifier on class-conditional samples, and a Fréchet
+distance in the classifier's scores. Runs are kept and resumed, and shared between tables.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from farmer_ref.training.runs import Run
 
 QUINTILES, SHOWN = 5, 30
 TRAINING = ("steps", "training_seconds")
-SETTINGS = ("seconds_per_run", "steps_per_run", "samples", "images")  # in these, all rows of a result file agree
+SETTINGS = ("seconds_per_run", "steps_per_run", "samples", "images")  # common to all rows of a result file
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class AblateConfig:
     figure: tuple[Literal["6a", "6b", "7", "8"], ...] = ()
     """Figures of the paper."""
     basis: bool = False
-    """Our own: the blind spot inside a token, and its cures, on photographs (or --data cifar10, cifar10-crops)."""
+    """Our own: the blind spot inside a token, and its remedies, on photographs (or --data cifar10, cifar10-crops)."""
     all: bool = False
     """Everything."""
     data: Literal["digits", "photographs", "mnist", "cifar10", "cifar10-crops"] = "digits"
@@ -75,29 +75,29 @@ class AblateConfig:
     seconds_per_run: float = 60.0
     """Training time of each run; the schedules are fitted to it."""
     steps_per_run: int | None = None
-    """Steps of each run of the paper's tables, in place of --seconds-per-run: the same on a busy or slower machine."""
+    """Steps of each run of the paper's tables, instead of --seconds-per-run: the same on a busy or slower machine."""
     basis_steps: int = 400
     """Steps of the runs of --basis that are compared at equal steps."""
     seeds: int = 1
     """Runs of each row: seeds 0, 1, ..."""
     other_seeds: int | None = None
-    """Runs of rows that no claim compares, where their spread is not needed; not given: as many."""
+    """Runs of rows that no claim compares, whose deviation is not needed; default: as many."""
     samples: int = 1000
     """Samples per row and seed."""
     images: int | None = None
-    """Real test images to measure with, spread evenly over the split; not given: all of them."""
+    """Real test images to measure with, evenly spaced over the split; default: all of them."""
     side_by_side: int | None = None
-    """Runs at a time, one thread each; not given: one per CPU core, or 1 on a GPU."""
+    """Runs at a time, one thread each; default: one per CPU core, or 1 on a GPU."""
     runs: str = "runs/ablations"
-    """Where the runs are kept: what is finished there is not trained again."""
+    """Where the runs are kept: finished ones are not trained again."""
     device: str = "auto"
     """auto, cpu, cuda."""
     out: str = "runs/ablations/results"
-    """The folder of the result files. Those in results/ are of longer runs; the book prints them."""
+    """The folder of the result files. Those in results/ come from longer runs, and appear in the book."""
     suffix: str = ""
-    """Added to the names of the result files: a longer run of a table stands beside a shorter one."""
+    """Appended to the names of the result files, so that a longer run of a table can stand beside a shorter one."""
     keep: bool = False
-    """Keep the figures of a result file that is there, and add the rows and seeds that it lacks."""
+    """Keep the figures of an existing result file, and add the rows and seeds that it lacks."""
 
     def __post_init__(self) -> None:
         for name in ("seconds_per_run", "basis_steps", "seeds", "samples"):
@@ -108,7 +108,7 @@ class AblateConfig:
 
 
 def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:
-    """The tables that were asked for, by the name of their result file, each with the preset that it varies."""
+    """The requested tables by the name of their result file, each with the preset that it varies."""
     preset = PRESETS[config.data]
     names = [f"table{name}" for name in config.table] + [f"figure{name}" for name in config.figure]
     available = tables(preset)
@@ -124,44 +124,44 @@ def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:
 
 
 def result_path(config: AblateConfig, name: str, preset: TrainConfig) -> Path:
-    """The result file of a table; its name says of which data, other than a table's own, and the suffix."""
+    """The result file of a table; its name includes the data set, if not the table's own, and the suffix."""
     data = "" if preset.preset == ("photographs" if name == "basis" else "digits") else f"_{preset.preset}"
     return Path(config.out) / f"{name}{data}{config.suffix}.json"
 
 
 class Runs:
-    """The training runs behind rows, kept in a folder and trained when they are missing."""
+    """The training runs behind rows: kept in a folder, and trained if missing."""
 
     def __init__(self, config: AblateConfig):
         self.config, self.device = config, resolve_device(config.device)
         on_gpu = self.device.type == "cuda"
         self.side_by_side = config.side_by_side or (1 if on_gpu else os.cpu_count() or 1)
-        # One thread for each of several runs: threads of two runs on the same cores wait for each other in circles.
+        # One thread per run: the threads of two runs on the same cores would spin, waiting for each other.
         self.environment = os.environ | ({} if on_gpu else {"OMP_NUM_THREADS": "1"})
 
     def folder(self, preset: TrainConfig, row: Row, seed: int) -> Path:
-        """Where a row's run of one seed is kept: its name says all that differs from the preset."""
+        """Where a row's run of one seed is kept: the name spells out all differences from the preset."""
         on_gpu = "-on-gpu" if self.device.type == "cuda" else ""
         limit = f"{row.steps}steps" if row.steps else f"{self.config.seconds_per_run:g}s{on_gpu}"
         parts = [f"{name}={value}" for name, value in sorted(row.model.items()) if getattr(preset.model, name) != value]
         return Path(self.config.runs) / preset.preset / limit / (",".join(parts) or "preset") / f"seed{seed}"
 
     def finished(self, preset: TrainConfig, row: Row, seed: int) -> bool:
-        """Whether a row's run of one seed is there, trained to its end. Raises `InputError` if with other settings."""
+        """Whether a row's run of one seed is complete. Raises `InputError` if its settings differ."""
         folder = self.folder(preset, row, seed)
         if not (folder / "finished").exists():
             return False
         same = (folder / "finished").read_text() == self.settings(preset, row)
-        require(same, "runs", str(folder), "another folder, as the preset is not what it was when this one was trained")
+        require(same, "runs", str(folder), "another folder: the preset has changed since this one was trained")
         return True
 
     @staticmethod
     def settings(preset: TrainConfig, row: Row) -> str:
-        """All settings that a row is trained with."""
+        """All settings that a row is trained with, as JSON."""
         return json.dumps(asdict(replace(preset, model=replace(preset.model, **row.model))), indent=2)
 
     def train(self, preset: TrainConfig, row: Row, seed: int) -> None:
-        """Train a row's run, or go on with it, and distil it if the row needs a student."""
+        """Train or resume a row's run, and distil it if the row needs a student."""
         folder, minutes = self.folder(preset, row, seed), self.config.seconds_per_run / 60
         limit = ["--steps", row.steps] if row.steps else ["--max-minutes", minutes]
         if not self.finished(preset, row, seed):
@@ -176,7 +176,7 @@ class Runs:
             (folder / "distilled").touch()
 
     def figures(self, preset: TrainConfig, row: Row, seed: int) -> dict[str, Any]:
-        """What `farmer_ref.evaluate` says of a row's run on the test split, kept beside it."""
+        """The figures of `farmer_ref.evaluate` for a row's run on the test split, cached beside it."""
         folder = self.folder(preset, row, seed)
         images = [] if self.config.images is None else ["--images", str(self.config.images)]
         name = "_".join(["figures", str(self.config.samples), *images, *row.sampling]).replace("--", "")
@@ -201,14 +201,14 @@ class Runs:
 
 
 def seeds_of_rows(config: AblateConfig, table: Table) -> dict[str, range]:
-    """The seeds of each row, by its name: fewer, where that is asked, of rows that no claim compares."""
+    """The seeds of each row, by its name; rows that no claim compares may have fewer."""
     compared = {name for claim in table.claims for name in (claim.first, claim.second)}
     others = config.other_seeds if table.claims and config.other_seeds else config.seeds
     return {row.name: range(config.seeds if row.name in compared else others) for row in table.rows}
 
 
 def figures_of_rows(rows: Iterable[dict[str, Any]], table: Table) -> dict[tuple[str, int], dict[str, Any]]:
-    """What a result file says of the rows of a table, by row and seed."""
+    """The figures in a result file for the rows of a table, by row and seed."""
     wanted = {row.name: (row.model, list(row.sampling)) for row in table.rows}
     return {
         (row["name"], seed): {name: row[name]["seeds"][seed] for name in MEASURES}
@@ -220,11 +220,11 @@ def figures_of_rows(rows: Iterable[dict[str, Any]], table: Table) -> dict[tuple[
 
 
 def measure(
-    runs: Runs, preset: TrainConfig, table: Table, earlier: Iterable[dict[str, Any]] = ()
+    runs: Runs, preset: TrainConfig, table: Table, *, earlier: Iterable[dict[str, Any]] = ()
 ) -> list[dict[str, Any]]:
-    """The rows of a table: figures of each seed, and their mean and spread.
+    """The rows of a table: the figures of each seed, with mean and standard deviation.
 
-    `earlier`: rows of a result file. Their figures count where the run itself is not at hand.
+    `earlier` holds rows of a result file. Their figures are used where the run itself is missing.
     """
     seeds = seeds_of_rows(runs.config, table)
     figures = figures_of_rows(earlier, table)
@@ -260,9 +260,9 @@ def model_flag(name: str, value: object) -> list[object]:
 
 @torch.no_grad()
 def seconds_per_image(runs: Runs, preset: TrainConfig, rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """Of each row by its name: median seconds per image of the parts of sampling, at batch 16.
+    """Median seconds per image of each part of sampling, by row, at batch 16.
 
-    Rows and parts take turns, round by round, so that what else a machine does falls on all of them.
+    Rows and parts alternate, round by round, so that other load on the machine affects all of them alike.
     """
     work = {row.name: parts_of_sampling(runs, preset, row) for row in rows}
     rounds = [
@@ -276,7 +276,7 @@ def seconds_per_image(runs: Runs, preset: TrainConfig, rows: Iterable[Row]) -> d
 
 
 def parts_of_sampling(runs: Runs, preset: TrainConfig, row: Row) -> dict[str, Callable[[], object]]:
-    """The flow's forward pass, the prior's sampling, as the row does it and without guidance, and the way back."""
+    """The flow's forward pass, the prior's sampling (as the row does it, and unguided), and the flow's inverse."""
     folder, sampled = runs.folder(preset, row, 0), runs.figures(preset, row, 0)
     run = Run.open(folder)
     model = run.load().to(runs.device)
@@ -295,12 +295,14 @@ def parts_of_sampling(runs: Runs, preset: TrainConfig, row: Row) -> dict[str, Ca
 
 @torch.no_grad()
 def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """Samples in fifths by their log-determinant: sharpness, and the share read as their class (Fig. 8); some of them.
+    """Samples in fifths by their log-determinant (Fig. 8): sharpness and accuracy of each fifth, and some samples.
 
-    Sharpness is the mean absolute difference of neighbouring pixels, over that of real test images. Each class is cut
-    into fifths by itself, so that all fifths have the same classes: a 1 has fewer edges than an 8, blurred or not.
+    Sharpness is the mean absolute difference of neighbouring pixels, relative to real test images. Each class is split
+    into fifths by itself, so that all fifths hold the same classes: a 1 has fewer edges than an 8, blurred or not.
     """
-    training, test = (load_split(preset.dataset, s, preset.model, runs.config.data_root) for s in ("train", "test"))
+    training, test = (
+        load_split(preset.dataset, s, preset.model, data_root=runs.config.data_root) for s in ("train", "test")
+    )
     classifier = PixelClassifier(training)
 
     def sharpness(values: Tensor) -> Tensor:
@@ -324,7 +326,7 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
             members = order[labels[order] == label]
             fifth[members] = torch.arange(len(members), device=fifth.device) * QUINTILES // len(members)
         for number in range(QUINTILES):
-            chosen = (fifth == number).nonzero()[:, 0].cpu()  # labels cycle: the first ones are of all classes
+            chosen = (fifth == number).nonzero()[:, 0].cpu()  # labels cycle, so the first ones cover all classes
             measured[number]["logdet"].append(float(logdet[chosen].mean()))
             measured[number]["sharpness"].append(float(sharpness(values[chosen]).mean()) / real)
             measured[number]["sample_accuracy"].append(classifier.accuracy(values[chosen], labels.cpu()[chosen]))
@@ -338,7 +340,7 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
 
 @torch.no_grad()
 def scaled_samples(runs: Runs, preset: TrainConfig, table: Table) -> dict[str, Tensor]:
-    """The same informative latents with redundant ones of growing spread, by the names of the rows (Fig. 7)."""
+    """The same informative latents with redundant ones of growing scale, by the names of the rows (Fig. 7)."""
     model = Run.open(runs.folder(preset, table.rows[0], 0)).load().to(runs.device)
     labels = class_labels(preset.model.num_classes, per_class=1).repeat(3).to(runs.device)
     drawn = {}
@@ -350,26 +352,26 @@ def scaled_samples(runs: Runs, preset: TrainConfig, table: Table) -> dict[str, T
 
 
 def picture(record: dict[str, Any]) -> Figure:
-    """Rows of a result beside one another, by every measure; and the time of an image, where it was measured."""
+    """The rows of a result side by side in every measure, with seconds per image if they were measured."""
     headings = {
-        measure: f"{heading} ({'more' if measure in HIGHER_IS_BETTER else 'less'} is better)"
+        measure: f"{heading} ({'higher' if measure in HIGHER_IS_BETTER else 'lower'} is better)"
         for measure, (heading, _) in MEASURES.items()
     }
     return comparison(record["rows"], headings)
 
 
 def earlier_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """A result file to keep the figures of; empty where there is none. Raises `InputError` if settings differ."""
+    """A result file whose figures to keep; empty if there is none. Raises `InputError` if settings differ."""
     if not path.exists():
         return {}
     earlier = json.loads(path.read_text())
     for name, value in settings.items():
-        require(earlier.get(name) == value, name, value, f"{earlier.get(name)}, as in {path}, whose figures to keep")
+        require(earlier.get(name) == value, name, value, f"{earlier.get(name)}, as in {path}, whose figures are kept")
     return earlier
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train what is missing, measure, write the result files, print."""
+    """Train missing runs, measure, write the result files, print the findings."""
     description = "Check the tables and figures of the paper at small scale."
     config = cli.parse("farmer_ref.ablate", AblateConfig(), description, argv)
     runs = Runs(config)
@@ -380,12 +382,13 @@ def main(argv: list[str] | None = None) -> None:
     for name, (preset, table) in chosen.items():
         settings[name] = {"data": preset.preset} | {field: getattr(config, field) for field in SETTINGS}
         models_needed = table.speeds is not None or name in ("figure7", "figure8")
-        require(not (config.keep and models_needed), "keep", True, f"False for {name}: its models are measured, too")
+        require(not (config.keep and models_needed), "keep", True, f"False for {name}, which measures models, too")
         fewest = QUINTILES * max(1, preset.model.num_classes) if name == "figure8" else 1
         require(config.samples >= fewest, "samples", config.samples, f"{fewest} or more for {name}")
         earlier[name] = earlier_result(paths[name], settings[name]) if config.keep else {}
     for name, (preset, table) in chosen.items():
-        load_split(preset.dataset, "test", preset.model, config.data_root, config.download)  # or say so before the work
+        # Missing data is reported here, before the work.
+        load_split(preset.dataset, "test", preset.model, data_root=config.data_root, download=config.download)
         record = {
             **provenance(runs.device),
             "title": table.title,
@@ -393,7 +396,7 @@ def main(argv: list[str] | None = None) -> None:
             **settings[name],
             "seeds": config.seeds,
             "other_seeds": config.other_seeds,
-            "rows": measure(runs, preset, table, earlier[name].get("rows", ())),
+            "rows": measure(runs, preset, table, earlier=earlier[name].get("rows", ())),
         }
         if earlier[name]:
             origin = {key: earlier[name][key] for key in ("command", "commit", "date", "device")}

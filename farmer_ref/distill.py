@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -63,12 +62,8 @@ class DistillConfig(RunConfig):
 
 def settings(argv: list[str] | None = None) -> DistillConfig:
     """The configuration from the command line; resuming, over that of the distillation itself."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--run", default=DistillConfig().run)
-    first.add_argument("--out", default="")
-    first.add_argument("--resume", action="store_true")
-    known, _ = first.parse_known_args(argv)
     default = DistillConfig()
+    known, _ = cli.first_pass(argv, run=default.run, out="", resume=False)
     saved = Path(known.out or known.run) / "distillation" / "config.json"
     if known.resume and saved.is_file():
         default = dataclasses.replace(distillation_settings(saved.parent), run=known.run, out=known.out)
@@ -136,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     flip = teacher.training.flip
     with parallel.rank_zero_first():
         data, validation = (
-            load_split(teacher.dataset(), split, model.config, config.data_root, config.download)
+            load_split(teacher.dataset(), split, model.config, data_root=config.data_root, download=config.download)
             for split in ("train", "validation")
         )
     if model.config.flow != "autoregressive":
@@ -157,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     distributed_distillation = parallel.distribute(
         distillation, transformer_layers(distillation), how="ddp", precision=config.precision, device=device
     )
-    average = MovingAverage(distillation, new_distillation, config.ema_decay)
+    average = MovingAverage(distillation, new_distillation, decay=config.ema_decay)
 
     def averaged_student() -> OneStepStudent:
         return average.module().student
@@ -208,7 +203,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def steps_from(start: int) -> Iterator[Batch]:
         rows = parallel.rows_of_process(config.batch_size)
-        return training_batches(data, config.batch_size, config.seed, start, flip, config.workers, rows)
+        return training_batches(
+            data, config.batch_size, seed=config.seed, start=start, flip=flip, workers=config.workers, rows=rows
+        )
 
     folder = run / "distillation"
     events = [(config.validate_every, validate), (config.sample_every, draw_samples)]

@@ -122,12 +122,14 @@ def evaluate(config: EvaluateConfig) -> dict:
     student = run.load_student(model) if config.student else None
     dataset = config.dataset or run.dataset()
     with parallel.rank_zero_first():
-        data = load_split(dataset, config.split, model.config, config.data_root, config.download)
+        data = load_split(dataset, config.split, model.config, data_root=config.data_root, download=config.download)
     if len(data) < 2:
         raise InputError(f"split is {config.split!r}, of {len(data)} image of {dataset}; allowed: a split of 2 or more")
     classifier = None
     if samples:
-        classifier = PixelClassifier(load_split(dataset, "train", model.config, config.data_root, config.download))
+        classifier = PixelClassifier(
+            load_split(dataset, "train", model.config, data_root=config.data_root, download=config.download)
+        )
     likelihood = evaluate_likelihood(
         model,
         data,
@@ -159,18 +161,20 @@ def evaluate_images(config: EvaluateConfig) -> dict:
 
     device, run = parallel.join(config.device), Run.open(config.run)
     dataset, shape = config.dataset or run.dataset(), run.model_config
-    earlier = fidelity.DrawnEarlier(config.samples_from, shape.image_size) if config.samples_from else None
+    earlier = fidelity.SavedSamples(config.samples_from, shape.image_size) if config.samples_from else None
     with parallel.rank_zero_first():
-        data = load_split(dataset, config.split, shape, config.data_root, config.download)
+        data = load_split(dataset, config.split, shape, data_root=config.data_root, download=config.download)
         if config.extractor == "classifier":
             require(
                 config.extractor_weights is None, "extractor_weights", config.extractor_weights, "none for classifier"
             )
-            train = load_split(dataset, "train", shape, config.data_root, config.download)
+            train = load_split(dataset, "train", shape, data_root=config.data_root, download=config.download)
             extractor = fidelity.classifier_extractor(PixelClassifier(train), train)
         else:
-            extractor = fidelity.extractor_named(config.extractor, config.extractor_weights, device)
-    reference = fidelity.reference_features(data, config.split, extractor, config.batch_size, config.images)
+            extractor = fidelity.extractor_named(config.extractor, weights=config.extractor_weights, device=device)
+    reference = fidelity.reference_features(
+        data, config.split, extractor, batch_size=config.batch_size, limit=config.images
+    )
     figures: dict[str, Any]
     if earlier is not None:
         count, images = len(earlier), earlier.batches(config.batch_size)
@@ -186,7 +190,7 @@ def evaluate_images(config: EvaluateConfig) -> dict:
         figures = {"run": config.run, "weights": config.weights, "samples": count, "student": config.student}
         figures["guidance"] = dataclasses.asdict(config.guidance)
         figures["redundant_temperature"] = config.redundant_temperature
-    samples = fidelity.features_of(images, count, extractor, "samples")
+    samples = fidelity.features_of(images, count=count, extractor=extractor, what="samples")
     figures |= {"dataset": dataset, "split": config.split, "images": len(reference), "image_size": data.image_size}
     figures["extractor"] = extractor.name
     found = fidelity.figures_of(samples, reference) if parallel.rank() == 0 else None

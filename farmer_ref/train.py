@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -38,11 +37,7 @@ KEPT_BY_RESUME = ["preset", "dataset", "seed", "batch_size", "flip", "label_drop
 
 def settings(argv: list[str] | None = None) -> TrainConfig:
     """The run's configuration from the command line, over its preset's (or, resuming, over its own)."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="digits")
-    first.add_argument("--resume", action="store_true")
-    first.add_argument("--out")
-    known, _ = first.parse_known_args(argv)
+    known, _ = cli.first_pass(argv, preset="digits", resume=False, out=None)
     if known.preset not in PRESETS:
         raise InputError(f"preset is {known.preset!r}; allowed: {', '.join(PRESETS)}")
     default = PRESETS[known.preset]
@@ -102,8 +97,10 @@ def main(argv: list[str] | None = None) -> None:
     config = settings(argv)
     device = set_up(config)
     with parallel.rank_zero_first():
-        data = load_split(config.dataset, "train", config.model, config.data_root, config.download)
-        validation = load_split(config.dataset, "validation", config.model, config.data_root, config.download)
+        data = load_split(config.dataset, "train", config.model, data_root=config.data_root, download=config.download)
+        validation = load_split(
+            config.dataset, "validation", config.model, data_root=config.data_root, download=config.download
+        )
         run = prepare_run(config)
 
     torch.manual_seed(random_seed(config.seed, "weights"))
@@ -118,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     distributed_model = parallel.distribute(
         model, transformer_layers(model), how=config.parallel, precision=config.precision, device=device
     )
-    average = MovingAverage(model, lambda: Farmer(config.model).to(device), config.ema_decay)
+    average = MovingAverage(model, lambda: Farmer(config.model).to(device), decay=config.ema_decay)
 
     dimensions = config.model.dimensions
 
@@ -159,7 +156,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def batches(start: int) -> Iterator[Batch]:
         rows = parallel.rows_of_process(config.batch_size)
-        return training_batches(data, config.batch_size, config.seed, start, config.flip, config.workers, rows)
+        return training_batches(
+            data, config.batch_size, seed=config.seed, start=start, flip=config.flip, workers=config.workers, rows=rows
+        )
 
     def export() -> None:
         weights = average.module().state_dict()

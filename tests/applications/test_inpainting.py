@@ -74,7 +74,7 @@ def drawn(tiny):
     """What `inpaint` draws (COPIES,SAMPLES,4), the continuous pixels; the copies are independent."""
     labels, given = torch.ones(COPIES, dtype=torch.long), GIVEN.expand(COPIES, -1, -1, -1)
     generator = torch.Generator().manual_seed(0)
-    done = inpaint(tiny, given, KNOWN, labels, SAMPLES, PARTICLES, moves=15, generator=generator)
+    done = inpaint(tiny, given, KNOWN, labels, samples=SAMPLES, particles=PARTICLES, moves=15, generator=generator)
     return done.images.flatten(2)
 
 
@@ -116,12 +116,14 @@ def test_small_leaps_keep_the_energy(tiny):
     generator = torch.Generator().manual_seed(0)
     labels = torch.zeros(1, dtype=torch.long)
     library = torch.randn(1, 20, 1, 2, 2, dtype=torch.float64) * 0.5
-    conditional = Conditional(tiny, GIVEN, KNOWN, labels, library, torch.rand(1, 1, 2, 2, dtype=torch.float64))
+    conditional = Conditional(
+        tiny, GIVEN, KNOWN, labels, library=library, noise=torch.rand(1, 1, 2, 2, dtype=torch.float64)
+    )
     here = Particles.at(conditional.start(500, generator), conditional)
     rates = []
     for size in (1.0, 0.1, 0.01):
         one = torch.ones(1, dtype=torch.float64)
-        _, moved = hamiltonian_move(conditional, here, one, size * one, generator)
+        _, moved = hamiltonian_move(conditional, here, t=one, size=size * one, generator=generator)
         rates.append(float(moved.double().mean()))
     assert rates[0] < rates[2] and rates[2] > 0.99
 
@@ -150,7 +152,7 @@ def test_inpainting_refuses(digits):
 
 def test_largest_power_keeps_so_many_effective():
     log_ratio = torch.randn(3, 100, dtype=torch.float64) * torch.tensor([0.01, 1.0, 30.0], dtype=torch.float64)[:, None]
-    power = largest_power(log_ratio, torch.ones(3, dtype=torch.float64), 90.0)
+    power = largest_power(log_ratio, most=torch.ones(3, dtype=torch.float64), effective=90.0)
     assert power[0] == 1 > power[1] > power[2] > 0
     size = 1 / torch.softmax(power[1:, None] * log_ratio[1:], 1).square().sum(1)
     assert torch.allclose(size, torch.full_like(size, 90.0))

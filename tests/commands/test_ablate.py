@@ -195,7 +195,7 @@ def test_rows_that_no_claim_compares_may_have_fewer_seeds():
         (["--table", "3", "--steps-per-run", "0"], ["steps_per_run is 0"]),
         (["--figure", "8", "--samples", "49"], ["samples is 49", "50 or more for figure8"]),
         (["--table", "3", "--side-by-side", "0"], ["side_by_side is 0"]),
-        (["--table", "3", "--data", "mnist", "--no-download"], ["data_root is 'data'", "no whole mnist"]),
+        (["--table", "3", "--data", "mnist", "--no-download"], ["data_root is 'data'", "no complete mnist"]),
     ],
 )
 def test_ablate_refuses(capsys, tmp_path, monkeypatch, arguments, parts):

@@ -79,9 +79,9 @@ def test_apply_anomaly_ranks_a_folder(capsys, pictures, tmp_path):
 def test_apply_anomaly_takes_what_is_normal_from_the_run_s_own_data(trained, tmp_path, monkeypatch):
     asked = []
 
-    def load(dataset, split, *rest):
+    def load(dataset, split, *rest, **options):
         asked.append((dataset, split))
-        return load_split("digits", split, *rest)
+        return load_split("digits", split, *rest, **options)
 
     monkeypatch.setattr(apply, "load_split", load)
     line = ["anomaly", "--dataset", "others", "--count", "2", "--reference", "10", "--draws", "1", "--run"]
@@ -95,27 +95,27 @@ def test_apply_anomaly_takes_what_is_normal_from_the_run_s_own_data(trained, tmp
 def test_apply_classify_tells_what_it_read(capsys, trained, pictures, tmp_path):
     line = ["classify", "--run", trained, "--draws", 1, "--temperature", 2]
     apply.main([str(part) for part in (*line, "--images", pictures, "--out", tmp_path / "read.json")])
-    assert "c.png" in (printed := capsys.readouterr().out) and "of 1 images right" in printed
+    assert "c.png" in (printed := capsys.readouterr().out) and "on 1 images (1 dequantisations each)" in printed
     rows = json.loads((tmp_path / "read.json").read_text())["images"]
     assert [row["label"] for row in rows] == [-1, 7, -1]
     assert sum(rows[0]["probabilities"]) == pytest.approx(1)
     apply.main([str(part) for part in (*line, "--count", 20)])
-    assert "of 20 images right (1 dequantisations each)" in capsys.readouterr().out
+    assert "on 20 images (1 dequantisations each)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["inpaint", "--mask", "lower"], ["mask is 'lower', which is no file", "lower-half"]),
+        (["inpaint", "--mask", "lower"], ["mask is 'lower', which is not a file", "lower-half"]),
         (["inpaint", "--mask", "PICTURES/wide.png"], ["wide.png has 9x8 pixels", "8x8"]),
         (["inpaint", "--mask", "PICTURES/white.png"], ["missing pixels is '100%'", "some, not all"]),
         (["inpaint", "--mask", "PICTURES/black.png"], ["missing pixels is '0%'", "some, not all"]),
         (["inpaint", "--particles", "0"], ["particles is 0", "1 or more"]),
         (["inpaint", "--moves", "0"], ["moves is 0"]),
-        (["inpaint", "--images", "none"], ["images is 'none', which is no folder"]),
+        (["inpaint", "--images", "none"], ["images is 'none', which is not a folder"]),
         (["inpaint", "--images", "PICTURES/empty"], ["holds no image files", ".png"]),
         (["classify", "--images", "PICTURES"], ["wide.png has 9x8 pixels", "allowed: 8x8"]),
-        (["anomaly", "--images", "PICTURES/broken"], ["x.png cannot be read", "a whole image file"]),
+        (["anomaly", "--images", "PICTURES/broken"], ["x.png cannot be read", "an intact image file"]),
         (["classify", "--images", "PICTURES/named"], ["label is 12", "0 to 9"]),
         (["classify", "--temperature", "0"], ["temperature is 0.0", "above 0"]),
         (["edit", "--labels", "11"], ["label is 11", "0 to 9"]),

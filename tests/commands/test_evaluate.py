@@ -14,7 +14,7 @@ from farmer_ref import PRESETS, Farmer, evaluate, train
     ("arguments", "parts"),
     [
         (["--split", "all"], ["split is 'all'", "train, validation, test"]),
-        (["--dataset", "cifar10", "--no-download"], ["no whole cifar10"]),
+        (["--dataset", "cifar10", "--no-download"], ["no complete cifar10"]),
         (["--draws", "0"], ["draws is 0"]),
         (["--samples", "1"], ["samples is 1", "0, or 2 or more"]),
         (["--images", "1"], ["images is 1", "2 or more"]),

@@ -19,8 +19,8 @@ from farmer_ref.training.runs import Run
         (["--preset", "tiny", "--model.informative", "4"], ["informative is 4", "1 to 3"]),
         (["--preset", "tiny", "--model.max-log-scale", "50"], ["max_log_scale is 50.0", "at most 40"]),
         (["--preset", "tiny", "--model.num-classes", "4"], ["model.num_classes is 4", "10 or more"]),
-        (["--preset", "tiny", "--dataset", "folder:none"], ["'folder:none'", "none is no folder"]),
-        (["--preset", "tiny", "--dataset", "mnist", "--no-download"], ["data_root is 'data'", "no whole mnist"]),
+        (["--preset", "tiny", "--dataset", "folder:none"], ["'folder:none'", "none is not a folder"]),
+        (["--preset", "tiny", "--dataset", "mnist", "--no-download"], ["data_root is 'data'", "no complete mnist"]),
         (["--preset", "tiny", "--device", "abacus"], ["device is 'abacus'", "auto, cpu, cuda"]),
         (["--preset", "tiny", "--steps", "0"], ["steps is 0", "1 or more"]),
     ],
@@ -37,7 +37,7 @@ def test_train_refuses_an_unreadable_image(capsys, tmp_path):
         path.write_bytes(b"not an image")
     size = ["--model.image-size", "16", "--model.channels", "3", "--model.levels", "256", "--model.patch-size", "4"]
     arguments = [*QUICK, *size, "--dataset", name, "--out", tmp_path / "run"]
-    fails_with_one_line(capsys, train.main, arguments, "cannot be read", "allowed: a whole image file")
+    fails_with_one_line(capsys, train.main, arguments, "cannot be read", "allowed: an intact image file")
 
 
 def test_train_refuses_a_folder_without_classes(capsys, tmp_path):

@@ -51,16 +51,16 @@ def test_mnist_in_the_publisher_s_format(tmp_path):
         write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (size, 28, 28), dtype=np.uint8))
         write_idx(raw / f"{part}-labels-idx1-ubyte", rng.integers(0, 10, size, dtype=np.uint8))
     model = PRESETS["mnist"].model
-    splits = {split: load_split("mnist", split, model, str(tmp_path), download=False) for split in SPLITS}
+    splits = {split: load_split("mnist", split, model, data_root=str(tmp_path), download=False) for split in SPLITS}
     assert [len(data) for data in splits.values()] == [100, 5000, 20]
     assert splits["train"].values.shape == (100, 1, 28, 28)
-    again = load_split("mnist", "train", model, str(tmp_path), download=False)
+    again = load_split("mnist", "train", model, data_root=str(tmp_path), download=False)
     assert torch.equal(again.values, splits["train"].values)
 
 
 def test_missing_data_is_named(tmp_path):
-    with pytest.raises(InputError, match="data_root is .* which holds no whole cifar10") as raised:
-        load_split("cifar10", "test", PRESETS["cifar10"].model, str(tmp_path), download=False)
+    with pytest.raises(InputError, match="data_root is .* which holds no complete cifar10") as raised:
+        load_split("cifar10", "test", PRESETS["cifar10"].model, data_root=str(tmp_path), download=False)
     assert "\n" not in str(raised.value)
 
 
@@ -76,8 +76,10 @@ def test_cifar10_in_the_publisher_s_format_and_its_crops(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda _: True)
         patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-        whole = load_split("cifar10", "train", PRESETS["cifar10"].model, str(tmp_path), download=False)
-        crops = load_split("cifar10-crops", "train", PRESETS["cifar10-crops"].model, str(tmp_path), download=False)
+        whole = load_split("cifar10", "train", PRESETS["cifar10"].model, data_root=str(tmp_path), download=False)
+        crops = load_split(
+            "cifar10-crops", "train", PRESETS["cifar10-crops"].model, data_root=str(tmp_path), download=False
+        )
     assert len(whole) == len(crops) == 1000
     assert torch.equal(whole[0][0], torch.from_numpy(values[0]))
     assert torch.equal(crops[0][0], torch.from_numpy(values[0, :, 8:24, 8:24]))
@@ -91,15 +93,15 @@ def test_truncated_mnist_is_named(tmp_path):
         write_idx(raw / f"{part}-labels-idx1-ubyte", np.zeros(10, dtype=np.uint8))
     path = raw / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match="no whole mnist"):
-        load_split("mnist", "test", PRESETS["mnist"].model, str(tmp_path), download=False)
+    with pytest.raises(InputError, match="no complete mnist"):
+        load_split("mnist", "test", PRESETS["mnist"].model, data_root=str(tmp_path), download=False)
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("digit", {}, "dataset is 'digit'; allowed: digits, digits-without-K, photographs, mnist"),
-        ("folder:nowhere", {}, "nowhere is no folder"),
+        ("folder:nowhere", {}, "nowhere is not a folder"),
         ("digits", {"levels": 256}, "model.levels is 256; allowed: 17, as in digits"),
         ("digits", {"image_size": 16}, "model.image_size is 16; allowed: 8"),
         ("digits", {"num_classes": 9}, "model.num_classes is 9; allowed: 10 or more"),

@@ -173,7 +173,7 @@ def test_guided_samples_are_finite_before_clipping():
 
 def test_guidance_reads_well():
     model = Farmer.from_pretrained("digits")
-    classifier = PixelClassifier(load_split("digits", "train", model.config, "data", False))
+    classifier = PixelClassifier(load_split("digits", "train", model.config, data_root="data", download=False))
     labels = torch.arange(500) % 10
     shares = [classifier.accuracy(sample_values(model, labels, 1, 500, Guidance(scale=w)), labels) for w in (0.0, 1.0)]
     assert shares[0] >= 0.94 and shares[1] >= 0.985 and shares[1] > shares[0]
@@ -196,7 +196,7 @@ def test_results_of_guidance():
 def test_the_shipped_student_scores_what_its_record_says():
     model, student = Farmer.from_pretrained("digits"), OneStepStudent.from_pretrained("digits")
     record = json.loads((PRETRAINED / "digits" / "student.json").read_text())
-    classifier = PixelClassifier(load_split("digits", "train", model.config, "data", False))
+    classifier = PixelClassifier(load_split("digits", "train", model.config, data_root="data", download=False))
     labels = torch.arange(1000) % 10
     z = model.prior.sample(labels, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

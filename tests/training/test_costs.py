@@ -82,12 +82,14 @@ def test_memory_is_what_forward_keeps(checkpointed, precision):
         return sum(pieces.values())
 
     measured = (kept(40) - kept(20)) / 20
-    assert saved_bytes(config, checkpointed, precision) == pytest.approx(measured, rel=0.02)
+    assert saved_bytes(config, checkpoint_activations=checkpointed, precision=precision) == pytest.approx(
+        measured, rel=0.02
+    )
 
 
 def test_memory_falls_with_checkpoints_and_processes():
     config = PRESETS["farmer-1.1b-p16"].model
-    assert saved_bytes(config, True) < saved_bytes(config) / 3
+    assert saved_bytes(config, checkpoint_activations=True) < saved_bytes(config) / 3
     assert state_bytes(800, 8) == state_bytes(800) / 8 == 2000
 
 

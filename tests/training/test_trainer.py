@@ -29,7 +29,7 @@ def trainer_with_loss(tmp_path, loss, **changes):
         config,
         Path(config.out),
         model=model,
-        average=MovingAverage(model, lambda: Farmer(config.model), config.ema_decay),
+        average=MovingAverage(model, lambda: Farmer(config.model), decay=config.ema_decay),
         export=lambda: None,
         loss=lambda batch, progress, training: (loss(model, batch.step), {"loss": 0.0}),
         batches=batches,
@@ -75,10 +75,10 @@ def test_a_loss_that_is_not_finite_spoils_neither_log_nor_curve(tmp_path):
 
 def test_schedule():
     config = TrainConfig(model=PRESETS["tiny"].model, learning_rate=1.0, final_learning_rate=0.1, warmup_steps=10)
-    assert learning_rate_at(config, 0, 0.0) == pytest.approx(0.1)
-    assert learning_rate_at(config, 9, 0.0) == pytest.approx(1.0)
-    assert learning_rate_at(config, 500, 0.5) == pytest.approx(0.55)
-    assert learning_rate_at(config, 999, 1.0) == pytest.approx(0.1)
+    assert learning_rate_at(config, step=0, progress=0.0) == pytest.approx(0.1)
+    assert learning_rate_at(config, step=9, progress=0.0) == pytest.approx(1.0)
+    assert learning_rate_at(config, step=500, progress=0.5) == pytest.approx(0.55)
+    assert learning_rate_at(config, step=999, progress=1.0) == pytest.approx(0.1)
 
 
 def test_max_minutes_fits_the_schedule(tmp_path):
@@ -116,10 +116,10 @@ def test_speed_is_that_of_the_device_in_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4" if device == used else "A100")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 2**30 if device == used else 0)
-    speed = Speed(8, 65e12, used)
+    speed = Speed(8, flops_per_image=65e12, device=used)
     assert speed.utilisation_per_rate == 1
     assert speed.measured()["peak_memory_gib"] == 1
-    assert set(Speed(8, 65e12, torch.device("cpu")).measured()) == {"images_per_second"}
+    assert set(Speed(8, flops_per_image=65e12, device=torch.device("cpu")).measured()) == {"images_per_second"}
 
 
 def test_what_is_compiled_is_captured_whole(monkeypatch):
