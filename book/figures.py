@@ -102,7 +102,15 @@ def costs(folder: Path) -> None:
         f"FLOP utilisation (MFU) of {UTILISATION:.0%} of the bfloat16 peak: a goal, not a measurement.\n"
     )
     (folder / "costs.md").write_text("\n".join([*tables, notes]))
-    heads = ["millions of parameters", "flow", "the paper", "prior", "the paper", "token head (part of it)", "shared head"]
+    heads = [
+        "millions of parameters",
+        "flow",
+        "the paper",
+        "prior",
+        "the paper",
+        "its token head",
+        "its shared head",
+    ]
     rows = []
     for name, (prior, flow) in PAPER.items():
         parts = {part: f"{number / 1e6:,.0f}" for part, number in sizes[name].items()}

@@ -1,4 +1,4 @@
-"""What was measured, read from results/*.json: numbers for the text of the book's pages, tables, and the README's blocks.
+"""Measured numbers, read from results/*.json: for the text of the book's pages, its tables, and the README's blocks.
 
 A page writes `{{ name }}` where a number of `numbers()` belongs; tables are included as files.
 """
@@ -63,12 +63,9 @@ def of_the_digits() -> dict[str, str]:
     return {
         "digits_bits": cell(digits["bits_per_dim"], ".3f"),
         "digits_accuracy": cell(digits["sample_accuracy"], ".1%"),
-        "digits_minutes": f"{digits['training_minutes']['mean']:.1f}",
-        "digits_seeds": in_words(len(runs)),
         "digits_steps": f"{settings['steps']:,}",
         "digits_draws": f"{runs[0]['draws']}",
         "digits_limit": time_limit(),
-        "digits_device": f"{digits['cpu_count']} CPU cores ({digits['device']}, {digits['date']})",
         "digits_nothing": f"{math.log2(settings['model']['levels']):.2f}",
         "digits_real_accuracy": f"{runs[0]['real_image_accuracy']:.1%}",
         "noise_accuracy": cell(noise["sample_accuracy"], ".1%"),
@@ -98,17 +95,17 @@ def of_sampling() -> dict[str, str]:
         "denoise_strong": f"{denoised['strong']['noise_std']:g}",
         "denoise_paper": f"{denoised['paper']['noise_std']:g}",
     }
-    for noise, digits in (("strong", 3), ("paper", 4)):
-        for when in ("before", "after"):
-            measured = denoised[noise][when]
-            found[f"denoise_{noise}_stray_{when}"] = f"{measured['stray_of_blank_pixels_in_samples']:.{digits}f}"
-            found[f"denoise_{noise}_error_{when}"] = f"{measured['error_on_noisy_test_images']:.{digits}f}"
+    for when in ("before", "after"):
+        strong, paper = (denoised[noise][when] for noise in ("strong", "paper"))
+        found[f"denoise_strong_stray_{when}"] = f"{strong['stray_of_blank_pixels_in_samples']:.3f}"
+        found[f"denoise_strong_error_{when}"] = f"{strong['error_on_noisy_test_images']:.3f}"
+        found[f"denoise_paper_error_{when}"] = f"{paper['error_on_noisy_test_images']:.4f}"
     return found
 
 
 def of_the_tables() -> dict[str, str]:
     """How the paper's tables were run here, and the bases of the patches."""
-    table3, early, long = load("table3"), load("early_guidance"), load("basis_long")
+    table3, long = load("table3"), load("basis_long")
     bits = {name: row["bits_per_dim"]["mean"] for row in load("basis")["rows"] for name in [row["name"]]}
     bits |= {row["name"]: row["bits_per_dim"]["mean"] for row in long["rows"]}
     short, longer = "600 steps", "2700 steps"
@@ -119,9 +116,7 @@ def of_the_tables() -> dict[str, str]:
     return {
         "table_steps": f"{table3['steps_per_run']:,}",
         "table_seeds": in_words(table3["seeds"]),
-        "early_steps": f"{early['steps']:,}",
         "paper_unguided": paper_fid("split, both"),
-        "paper_naive": paper_fid("both, naive guidance"),
         "paper_guided": paper_fid("both, resampling"),
         "shared_worth_pca_short": f"{worth('PCA', short):.3f}",
         "shared_worth_pca_long": f"{worth('PCA', longer):.3f}",
@@ -169,7 +164,6 @@ def of_the_uses() -> dict[str, str]:
         **{f"edit_walk_{way}": f"{nats[len(nats) // 2]:.1f}" for way, nats in walks.items()},
         "anomaly_worst_class": worst.split()[-1],
         "anomaly_worst": f"{hidden[worst]:.3f}",
-        "anomaly_chosen": anomalies["chosen_on_validation"],
         "classify_images": f"{measured['classification']['images']}",
         "classify_draws": f"{read[-1]['draws']}",
         "classify_accuracy": cell(read[-1]["accuracy"], ".1%"),
@@ -197,13 +191,13 @@ def parts() -> dict[str, str]:
 
 
 def headline() -> str:
-    """What `make train` promises."""
-    of = of_the_digits()
+    """What to expect of `make train`."""
+    of, record = of_the_digits(), load("digits")
     return (
-        f"Training takes {of['digits_minutes']} minutes on {of['digits_device']}, and never more than "
-        f"{of['digits_limit']}. Expect **{of['digits_bits']} bits/dim** on the test split and a sample accuracy of "
-        f"**{of['digits_accuracy']}** by a classifier of real digits (mean ± standard deviation over "
-        f"{of['digits_seeds']} seeds)."
+        f"Training takes {record['training_minutes']['mean']:.1f} minutes on {record['cpu_count']} CPU cores "
+        f"({record['device']}, {record['date']}), and never more than {of['digits_limit']}. Expect "
+        f"**{of['digits_bits']} bits/dim** on the test split and a sample accuracy of **{of['digits_accuracy']}** by a "
+        f"classifier of real digits (mean ± standard deviation over {in_words(len(record['runs']))} seeds)."
     )
 
 

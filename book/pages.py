@@ -92,8 +92,8 @@ def claims() -> str:
     split = sum({"holds", "does not hold"} <= vote for vote in votes)
     alike = sum(" within " in claim["said"] and "holds" in vote for claim, vote in zip(every, votes, strict=True))
     counts = (
-        f"We tested {len(every)} claims. **{held}** hold by at least one measure and fail by none; **{failed}** fail by "
-        f"at least one and hold by none; on **{split}** the measures disagree; "
+        f"We tested {len(every)} claims. **{held}** hold by at least one measure and fail by none; **{failed}** fail "
+        f"by at least one and hold by none; on **{split}** the measures disagree; "
         f"**{len(every) - held - failed - split}** are inconclusive by every measure. ({alike} of those that hold "
         "belong together: each says that one scale of Fig. 7 changes little, within a margin that we chose.)"
     )

@@ -352,7 +352,7 @@ def scaled_samples(runs: Runs, preset: TrainConfig, table: Table) -> dict[str, T
 def picture(record: dict[str, Any]) -> Figure:
     """Rows of a result beside one another, by every measure; and the time of an image, where it was measured."""
     headings = {
-        measure: f"{heading} ({'more' if measure in HIGHER_IS_BETTER else 'less'} is better)"
+        measure: f"{heading} ({'higher' if measure in HIGHER_IS_BETTER else 'lower'} is better)"
         for measure, (heading, _) in MEASURES.items()
     }
     return comparison(record["rows"], headings)

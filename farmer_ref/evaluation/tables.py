@@ -143,8 +143,8 @@ def tables(preset: TrainConfig) -> dict[str, Table]:
                 Claim(few, f"I = {sizes[-1]} of {channels}"),
                 *(Claim(few, f"I = {size} of {channels}") for size in sizes[:1] if size != sizes[1]),
             ),
-            note="The paper finds I = 128 of 768 best, a sixth, and does not say which channels: here they are the first "
-            f'ones or, in the row "spread", evenly spaced. We read its claim as "few, but not fewest": {few}.',
+            note="The paper finds I = 128 of 768 best, a sixth, and does not say which channels: here they are the "
+            f'first ones or, in the row "spread", evenly spaced. We read its claim as "few, but not fewest": {few}.',
         ),
         "figure7": Table(
             "Figure 7: redundant channels, standard deviations scaled",

@@ -15,17 +15,17 @@ from scipy.stats import t as student_t
 
 from farmer_ref.evaluation.tables import HIGHER_IS_BETTER, MEASURES, TIMED_BATCH, Claim, Table
 
-REPORT = """Written by `python -m farmer_ref.ablate` from the JSON files beside this page. Entries are means and standard deviations
-over seeds; *steps* is the mean over runs. *Accuracy* is the share of samples that a classifier trained on real images
-assigns to the class that was asked for (chance is one half with the two classes of the photographs, one tenth with
-ten). *Fréchet* is the Fréchet distance between the classifier's scores of the samples and those of the test images.
-Sampling options other than the defaults stand beside a row's name: guidance raises the accuracy, so compare rows of
-different tables only where these options agree. The last column quotes the paper: its own models, on ImageNet at
-256x256.
+REPORT = """Written by `python -m farmer_ref.ablate` from the JSON files beside this page. Entries are means and
+standard deviations over seeds; *steps* is the mean over runs. *Accuracy* is the share of samples that a classifier
+trained on real images assigns to the class that was asked for (chance is one half with the two classes of the
+photographs, one tenth with ten). *Fréchet* is the Fréchet distance between the classifier's scores of the samples and
+those of the test images. Sampling options other than the defaults stand beside a row's name: guidance raises the
+accuracy, so compare rows of different tables only where these options agree. The last column quotes the paper: its
+own models, on ImageNet at 256x256.
 
-A claim is judged by the 95% confidence interval (Student's t) of the difference between its two rows over seeds.
-"A better than B" holds if the interval lies above zero, or above the margin where one is given; it does not hold if
-the interval lies below; otherwise the comparison is inconclusive. "A within m of B" holds if the interval lies inside
+A claim is judged by the 95% confidence interval (Student's t) of the difference between its two rows over seeds. "A
+better than B" holds if the interval lies above zero, or above the margin where one is given; it does not hold if the
+interval lies below; otherwise the comparison is inconclusive. "A within m of B" holds if the interval lies inside
 [-m, m] and does not hold if it lies outside. Rows that are sampled from the same models are compared seed by seed. At
 this level about one in twenty true nulls still looks significant."""
 

@@ -87,16 +87,16 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
             share = measure.endswith("accuracy")
             axes.locator_params(axis="x", nbins=3 if share else 4)  # long numbers must not touch
             if share:
-                axes.xaxis.set_major_formatter(PercentFormatter(1))
+                axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         if timed:
             forward, prior, back = (
                 [row["seconds_per_image"][part] * 1000 for row in rows] for part in ("forward", "prior", "back")
             )
             places = range(len(rows))
             panels[-1].barh(places, prior, height=0.5, color=COLOURS[5], label="prior")
-            panels[-1].barh(places, back, height=0.5, left=prior, color=COLOURS[0], label="back")
+            panels[-1].barh(places, back, height=0.5, left=prior, color=COLOURS[0], label="inverse")
             panels[-1].plot(forward, places, "|", color=COLOURS[6], ms=14, mew=2.5, label="forward")
-            panels[-1].set_title("ms an image (less is better)", fontsize=10)
+            panels[-1].set_title("ms per image (lower is better)", fontsize=10)
             panels[-1].legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
         panels[0].margins(y=0.6 / len(rows))
