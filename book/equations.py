@@ -7,6 +7,8 @@ an equation is named.
 from __future__ import annotations
 
 import ast
+import inspect
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -65,12 +67,15 @@ def anchor(cite: str) -> str:
 
 def page() -> str:
     """The list as Markdown: every entry with links into the code and to its tests."""
-    lines = []
+    lines, taken = [], {anchor(entry["cite"]) for entry in entries()}  # each equation has one place to link to
     for part in read()["parts"]:
         lines += [f"## {part['title']}", ""]
         for entry in part["entries"]:
+            anchors = dict.fromkeys([anchor(entry["cite"]), *map(anchor, cited(entry["cite"]))])
+            own = [name for name in anchors if name == anchor(entry["cite"]) or name not in taken]
+            taken.update(own)
             lines += [
-                f"({anchor(entry['cite'])})=",
+                *(f"({name})=" for name in own),
                 f"### {entry['cite']} · {entry['title']}",
                 "",
                 entry["about"].strip(),
@@ -79,7 +84,7 @@ def page() -> str:
             if "no_code" in entry:
                 lines += [f"*No code of its own:* {entry['no_code'].strip()}", ""]
                 continue
-            code = [f"{{py:obj}}`{short(name)} <{name}>`" for name in entry["code"]]
+            code = [f"{{py:obj}}`{short(name)} <{defined(name)}>`" for name in entry["code"]]
             lines += [f"- In the code: {', '.join(code)}"]
             tests = [
                 f"[`{test.split('::')[1]}`]({REPOSITORY}/blob/main/tests/{test.split('::')[0]})"
@@ -87,6 +92,12 @@ def page() -> str:
             ]
             lines += [f"- Checked by: {', '.join(tests)}", ""]
     return "\n".join(lines)
+
+
+def defined(name: str) -> str:
+    """The full name of a thing where its source is: a method that a class inherits is documented at its base."""
+    thing = pkgutil.resolve_name(name)
+    return f"{thing.__module__}.{thing.__qualname__}" if inspect.isfunction(thing) else name
 
 
 def short(name: str) -> str:

@@ -19,7 +19,6 @@ from farmer_ref.model import prior as prior_module
 from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.flow import AutoregressiveFlow, Flow
 from farmer_ref.model.stepper import stepper
-from farmer_ref.support.record import ROOT
 
 torch.set_num_threads(1)
 for name in ("c10d-NullHandler-dcp_logger", "torch.__trace"):  # hundreds of lines each
@@ -136,9 +135,3 @@ def command(tmp_path):
         return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
 
     return run
-
-
-def prose_of(notebook: str) -> str:
-    """A notebook's text in one line, to look for the figures that it quotes."""
-    source = (ROOT / "notebooks" / f"{notebook}.py").read_text(encoding="utf-8")
-    return " ".join(source.replace("# ", "").split())

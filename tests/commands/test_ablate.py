@@ -82,7 +82,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     arguments = ["--table", "3", "--figure", "7", "8", "--steps-per-run", "20", "--samples", "50", *places]
     ablate.main(arguments)
     printed = capsys.readouterr().out
-    assert "A table" in printed and "FID 2" in printed and "cannot be told from one seed" in printed
+    assert "A table" in printed and "FID 2" in printed and "inconclusive with one seed" in printed
     record = json.loads((tmp_path / "results" / "table3.json").read_text())
     assert {"command", "commit", "device", "seconds_per_run", "seeds"} <= record.keys()
     assert record["steps_per_run"] == 20 and record["rows"][0]["steps"] == [20]
@@ -96,7 +96,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     for name in ("table3", "figure7", "figure8"):
         assert (tmp_path / "results" / f"{name}.png").stat().st_size > 1000
         assert f"({name}.json)" in page and f"({name}.png)" in page
-    assert '- "plain better than no split": by Fréchet cannot be told from one seed' in page
+    assert '- "plain better than no split": by Fréchet inconclusive with one seed' in page
 
     fails_with_one_line(capsys, ablate.main, [*arguments, "--keep"], "keep is True", "False for table3")
     monkeypatch.setattr(Runs, "_run", lambda *_: pytest.fail("a finished run was started again"))
