@@ -84,7 +84,7 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
                     axes.plot(row[measure]["mean"], place, "|", color=COLOURS[1], ms=14, mew=2.5)
                 axes.plot(values, [place] * len(values), "o", color=COLOURS[5], ms=4)
             axes.set_title(heading, fontsize=10)
-            share = measure.startswith("share")
+            share = measure.endswith("accuracy")
             axes.locator_params(axis="x", nbins=3 if share else 4)  # long numbers must not touch
             if share:
                 axes.xaxis.set_major_formatter(PercentFormatter(1))
