@@ -8,6 +8,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
+from book import bibliography
 from book.equations import CITATION, anchor, cited, entries, read
 
 NOT_FARMERS = read()["other_papers"]
@@ -122,6 +123,7 @@ def without_thebe(
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
+    bibliography.register()
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("doctree-resolved", link_names)
     app.connect("html-page-context", without_thebe, priority=999)

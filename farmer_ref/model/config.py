@@ -137,7 +137,7 @@ class ModelConfig:
 
     @property
     def prior_reversed(self) -> bool:
-        """Whether the prior reads the tokens back to front: against the last flow block's order, or with it (§3.3)."""
+        """Whether the prior reads the tokens back to front: against the last flow block's order, or with it (§4.3)."""
         last_block_reversed = self.flow_blocks % 2 == 0
         return last_block_reversed != self.final_permutation
 

@@ -2,7 +2,7 @@
 
 In each block, one half of the values stays as it is and determines how the other half is shifted and scaled (RealNVP,
 Dinh et al. 2017). With a transformer over the patches, which sees all tokens, this is Jet's idea (Kolesnikov et al.
-2024). Both directions take one parallel pass per block; the price is that a block transforms only half of the values.
+2025). Both directions take one parallel pass per block; the price is that a block transforms only half of the values.
 
 Legend: B batch, N tokens, D channels of a token. Log-determinants are per-image sums in nats, (B,).
 """

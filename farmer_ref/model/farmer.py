@@ -55,7 +55,7 @@ def negative_log_likelihood(terms: LikelihoodTerms, dimensions: int) -> Tensor:
 
 
 class Farmer(Pretrained, nn.Module):
-    """An exact density of images, and a sampler of it: p(x | c) = p(Z | c) |det dZ/dX|   (Eqs. 5, 10, 14)
+    """An exact density of images, and a sampler of it: p(x | c) = p(Z | c) |det dZ/dX|   (Eqs. 2 and 6)
 
     Images (B,C,H,W) lie in [-1, 1] and are already dequantised; labels are (B,), -1 or None meaning "no label".
     """
@@ -93,7 +93,7 @@ class Farmer(Pretrained, nn.Module):
     def forward(
         self, images: Tensor, labels: Tensor | None = None, training: TrainingPass | None = None
     ) -> LikelihoodTerms:
-        """The terms of log p(images | labels), each (B,), nats: what training maximises   (Eqs. 10 and 12-14)."""
+        """The terms of log p(images | labels), each (B,), nats: what training maximises   (Eq. 6)."""
         z, logdet = self.flow(self.patchify(images), labels, training)
         prior = self.prior.log_prob_parts(z, labels, training)
         return LikelihoodTerms(prior.informative, prior.redundant, logdet)
@@ -104,7 +104,7 @@ class Farmer(Pretrained, nn.Module):
         return self(images, labels)
 
     def log_prob(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """log p(images | labels) (B,), nats per image."""
+        """log p(images | labels) (B,), nats per image   (Eq. 6)."""
         return self.likelihood_terms(images, labels).total
 
     # -- the flow's two directions ---------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class Farmer(Pretrained, nn.Module):
     def denoise(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """E[clean image | noisy image] = x + sigma^2 grad_x log p(x | c), where p is the density of noisy images.
 
-        Tweedie's formula, as in TARFlow (Eq. 9 there); sigma is the noise at the end of training, which samples carry.
+        Tweedie's formula, as in TARFlow (§2.5 there); sigma is the noise at the end of training, which samples carry.
         Raises `InputError` for a model without Gaussian noise.
         """
         self._require_noise()

@@ -105,7 +105,7 @@ def draw_pool(
     guidance: Guidance,
     generator: torch.Generator | None = None,
 ) -> Drawn:
-    """The redundant channels (B,N,D) of N tokens that share a mixture, and how many candidates counted   (A.2).
+    """The redundant channels (B,N,D) of N tokens that share a mixture, and how many candidates counted   (Alg. 1).
 
     One pool of candidates per image; each token takes one of them by weight, with replacement. The more channels, the
     fewer candidates count, and the more tokens take the same vector; even where p_c = p_u, tokens share some.

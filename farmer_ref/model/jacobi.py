@@ -65,7 +65,7 @@ def _block_inverse(
 
     Eq. 9 is a fixed point, x = z / sigma(x) + mu(x), in which token i depends on earlier ones only. A Jacobi sweep
     evaluates the right-hand side for all tokens at once: after i sweeps the first i + 1 tokens are exact, and usually
-    far fewer than N - 1 sweeps converge all of them (Song et al. 2021). Starting from z takes as many sweeps as
+    far fewer than N - 1 sweeps converge all of them (Song et al. 2021a). Starting from z takes as many sweeps as
     starting from zero or from a student's guess (`benchmarks.inverses`).
     """
     if window == 1:

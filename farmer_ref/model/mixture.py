@@ -1,4 +1,4 @@
-"""Gaussian mixtures with diagonal covariance, the heads of the prior (Eqs. 11-12).
+"""Gaussian mixtures with diagonal covariance, the heads of the prior (Eqs. 7 and 11).
 
 Legend: K components, D channels of whatever is drawn (here I or R of a token's).
 """
@@ -58,7 +58,7 @@ class GaussianMixture:
         )
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z) = logsumexp_k [log pi_k + log N(z; mu_k, diag sigma_k^2)]   (Eq. 12)
+        """log p(z) = logsumexp_k [log pi_k + log N(z; mu_k, diag sigma_k^2)]   (Eq. 7)
 
         z (...,D), broadcast against the batch of mixtures; returns (...), nats summed over D.
         """

@@ -1,4 +1,4 @@
-"""The autoregressive prior with Gaussian-mixture heads (Eqs. 11-13) and the split into two kinds of channels (Eq. 14).
+"""The autoregressive prior with Gaussian-mixture heads (Eqs. 5, 7, 11) and the split into two kinds of channels (Eq. 14).
 
 Legend: B batch, N tokens, D = I + R channels of a token (I informative, R redundant; Z_I and Z_R are these parts of the
 latents Z), K_I and K_R components of a token's mixture and of the shared one, G_{N+1}, M condition tokens, c the class
@@ -50,7 +50,7 @@ class SampleOptions(TypedDict, total=False):
 
 
 class AutoregressivePrior(nn.Module):
-    """p(Z | c) = prod_i p(z_i^I | z_<i^I, c) * prod_i G_{N+1}(z_i^R; Z_I, c)   (Eqs. 6, 11-14)
+    """p(Z | c) = prod_i p(z_i^I | z_<i^I, c) * prod_i G_{N+1}(z_i^R; Z_I, c)   (Eqs. 5, 11, 14)
 
     A causal transformer reads M copies of the class embedding, then the informative channels of the N tokens. The
     output before a token gives that token's K_I-component mixture. The output after the last token gives *one*
@@ -161,7 +161,7 @@ class AutoregressivePrior(nn.Module):
     def log_prob_parts(
         self, z: Tensor, labels: Tensor | None = None, training: TrainingPass | None = None
     ) -> PriorLogProb:
-        """log p(Z_I | c) and log p(Z_R | Z_I, c), each (B,), of latents z (B,N,D)   (Eqs. 12 and 14)."""
+        """log p(Z_I | c) and log p(Z_R | Z_I, c), each (B,), of latents z (B,N,D)   (Eqs. 5, 7, 14)."""
         token_mixtures, shared = self.mixtures(z, labels, training)
         z_informative, z_redundant = self.split(z)
         with full_precision(z):

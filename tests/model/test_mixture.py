@@ -1,4 +1,4 @@
-"""Eqs. 11-12 against torch.distributions."""
+"""Eqs. 7 and 11 against torch.distributions."""
 
 import math
 

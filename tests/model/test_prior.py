@@ -1,4 +1,4 @@
-"""Eqs. 11-14: the prior's likelihood, its causality, its cached sampling, K = 1. Float64, no weight at zero."""
+"""Eqs. 5, 7, 11, 14: the prior's likelihood, its causality, its cached sampling, K = 1. Float64, no weight at zero."""
 
 import math
 
@@ -100,7 +100,7 @@ def test_split_and_merge_are_inverse(rule):
 
 
 def test_one_component_is_one_more_flow_block():
-    """A.1: with K = 1 the prior is an affine autoregressive map to N(0, I), token 1 included (an affine map of c).
+    """A.1 (Eqs. 16-18): with K = 1 the prior is an affine autoregressive map to N(0, I), token 1 included (a map of c).
 
     The block is built from the prior's outputs; its Jacobian is taken by autograd.
     """
