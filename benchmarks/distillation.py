@@ -109,12 +109,14 @@ def main(argv: list[str] | None = None) -> None:
             arguments = ["--form", form, "--loss", loss, "--seed", str(seed), "--steps", str(config.steps)]
             arguments += ["--dropout", str(config.dropout), "--device", "cpu", "--resume"]
             distill.main(["--run", "digits", "--out", str(folder), *arguments])
+            state = last_state(folder / "distillation")
+            if state["step"] < config.steps:
+                return  # interrupted
             student = OneStepStudent.from_pretrained(folder)
             with torch.no_grad():
                 images = model.decode(z, student=student).clamp(-1, 1)
             records = [json.loads(x) for x in (folder / "distillation" / "metrics.jsonl").read_text().splitlines()]
             last = [r for r in records if "validation_error_block_1" in r][-1]
-            state = last_state(folder / "distillation")
             run = {
                 "form": form,
                 "loss": loss,
