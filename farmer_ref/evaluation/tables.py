@@ -30,12 +30,12 @@ class Row:
     """Fields of the model that differ from the preset's."""
     sampling: tuple[str, ...] = ()
     """Arguments of `farmer_ref.evaluate`; with --student, the run is distilled first."""
-    form: Form = "forward"
-    """The form of that student."""
     paper: str = ""
     """What the paper reports."""
     steps: int | None = None
     """Train for so many steps, in place of --seconds-per-run."""
+    form: Form = "forward"
+    """With --student: that student's form."""
 
 
 @dataclass(frozen=True)
