@@ -200,17 +200,17 @@ def guidance() -> str:
 
 
 def student() -> str:
-    """The one-step student by its loss, and the one that ships."""
+    """The one-step student by its form and loss, and the one that ships."""
     record, shipped = load("distillation"), load("student")["runs"][0]
     rows = [
-        [loss, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("sample_accuracy", ".1%")))]
-        for loss, figures in record["table"].items()
+        [name, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("sample_accuracy", ".1%")))]
+        for name, figures in record["table"].items()
     ]
     errors = ", ".join(f"{error:.1%}" for error in shipped["validation_relative_error_from_block_1"])
     return "\n\n".join(
         [
             source("distillation"),
-            table(["loss", "difference from the exact inverse", "read as their class"], rows),
+            table(["form/loss", "difference from the exact inverse", "read as their class"], rows),
             f"The student that ships was trained for {shipped['steps']:,} steps: difference "
             f"{shipped['sample_error']:.3f}, {shipped['sample_accuracy']:.1%} read. Relative error after its "
             f"blocks, for $Z^0$ and up: {errors}. {source('student')}",
