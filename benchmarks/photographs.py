@@ -61,7 +61,9 @@ def trained_flow(tokens: int, steps: int, seed: int = 0) -> AutoregressiveFlow:
 def trained_student(flow: AutoregressiveFlow, steps: int, seed: int = 0) -> OneStepStudent:
     """The one-step student of such a flow, trained with the paper's loss and noise (Alg. 2)."""
     flow.requires_grad_(False)
-    distillation = Distillation(OneStepStudent.from_teacher(flow), "hidden", channels=CHANNELS, width=WIDTH)
+    distillation = Distillation(
+        OneStepStudent.from_teacher(flow, form="inverse"), "hidden", channels=CHANNELS, width=WIDTH
+    )
 
     def loss(x: Tensor) -> Tensor:
         levels = teacher_path(flow, x)

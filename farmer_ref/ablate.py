@@ -146,6 +146,11 @@ class Runs:
         parts = [f"{name}={value}" for name, value in sorted(row.model.items()) if getattr(preset.model, name) != value]
         return Path(self.config.runs) / preset.preset / limit / (",".join(parts) or "preset") / f"seed{seed}"
 
+    def sampled_folder(self, preset: TrainConfig, row: Row, seed: int) -> Path:
+        """Where a row's samples come from: its run, or a copy of that with a student of our form."""
+        folder = self.folder(preset, row, seed)
+        return folder if row.form == "forward" else folder.with_name(f"{folder.name}-{row.form}")
+
     def finished(self, preset: TrainConfig, row: Row, seed: int) -> bool:
         """Whether a row's run of one seed is complete. Raises `InputError` if its settings differ."""
         folder = self.folder(preset, row, seed)
@@ -161,23 +166,31 @@ class Runs:
         return json.dumps(asdict(replace(preset, model=replace(preset.model, **row.model))), indent=2)
 
     def train(self, preset: TrainConfig, row: Row, seed: int) -> None:
-        """Train or resume a row's run, and distil it if the row needs a student."""
-        folder, minutes = self.folder(preset, row, seed), self.config.seconds_per_run / 60
-        limit = ["--steps", row.steps] if row.steps else ["--max-minutes", minutes]
-        if not self.finished(preset, row, seed):
-            model = [part for name, value in row.model.items() for part in model_flag(name, value)]
-            quiet = ["--validate-every", 0, "--sample-every", 0, "--checkpoint-every", 1000]
-            place = ["--out", folder, "--resume", "--seed", seed, "--data-root", self.config.data_root]
-            self._run("train", "--preset", preset.preset, *place, *limit, *quiet, *model)
-            (folder / "finished").write_text(self.settings(preset, row))
-        if "--student" in row.sampling and not (folder / "distilled").exists():
-            quiet = ["--validate-every", 0, "--sample-every", 0, "--dropout", 0.1, "--data-root", self.config.data_root]
-            self._run("distill", "--run", folder, "--resume", *limit, *quiet)
-            (folder / "distilled").touch()
+        """Train or resume a row's run."""
+        if self.finished(preset, row, seed):
+            return
+        folder = self.folder(preset, row, seed)
+        model = [part for name, value in row.model.items() for part in model_flag(name, value)]
+        quiet = ["--validate-every", 0, "--sample-every", 0, "--checkpoint-every", 1000]
+        place = ["--out", folder, "--resume", "--seed", seed, "--data-root", self.config.data_root]
+        self._run("train", "--preset", preset.preset, *place, *self._limit(row), *quiet, *model)
+        (folder / "finished").write_text(self.settings(preset, row))
+
+    def distil(self, preset: TrainConfig, row: Row, seed: int) -> None:
+        """Distil a row's run, or resume that. Raises `InputError` where a student of another form is in its place."""
+        folder, distilled = self.folder(preset, row, seed), self.sampled_folder(preset, row, seed) / "distilled"
+        if distilled.exists():
+            form = distilled.read_text()
+            require(form == row.form, "runs", str(distilled), f"students that say their form, here {row.form!r}")
+            return
+        quiet = ["--validate-every", 0, "--sample-every", 0, "--dropout", 0.1, "--data-root", self.config.data_root]
+        place = ["--run", folder, "--out", distilled.parent, "--resume", "--form", row.form]
+        self._run("distill", *place, *self._limit(row), *quiet)
+        distilled.write_text(row.form)
 
     def figures(self, preset: TrainConfig, row: Row, seed: int) -> dict[str, Any]:
         """The figures of `farmer_ref.evaluate` for a row's run on the test split, cached beside it."""
-        folder = self.folder(preset, row, seed)
+        folder = self.sampled_folder(preset, row, seed)
         images = [] if self.config.images is None else ["--images", str(self.config.images)]
         name = "_".join(["figures", str(self.config.samples), *images, *row.sampling]).replace("--", "")
         path = folder / (re.sub(r"[^\w.]+", "-", name) + ".json")
@@ -191,6 +204,10 @@ class Runs:
         jobs = list(jobs)
         with ThreadPoolExecutor(self.side_by_side) as pool:
             return list(tqdm(pool.map(lambda job: work(*job), jobs), desc=what, unit="run", total=len(jobs)))
+
+    def _limit(self, row: Row) -> list[object]:
+        """How long a row is trained, and distilled, as arguments of both commands."""
+        return ["--steps", row.steps] if row.steps else ["--max-minutes", self.config.seconds_per_run / 60]
 
     def _run(self, command: str, *arguments: object) -> None:
         line = [sys.executable, "-m", f"farmer_ref.{command}", *map(str, arguments), "--device", str(self.device)]
@@ -230,10 +247,9 @@ def measure(
     figures = figures_of_rows(earlier, table)
     every = [(preset, row, seed) for row in table.rows for seed in seeds[row.name]]
     every = [job for job in every if runs.finished(*job) or (job[1].name, job[2]) not in figures]
-    trainings = {(runs.folder(*job), "--student" in job[1].sampling): job for job in every}
-    with_student = {folder for folder, student in trainings if student}
-    jobs = [job for (folder, student), job in trainings.items() if student or folder not in with_student]
-    runs.in_parallel("training", runs.train, jobs)
+    runs.in_parallel("training", runs.train, {runs.folder(*job): job for job in every}.values())
+    with_student = [job for job in every if "--student" in job[1].sampling]
+    runs.in_parallel("distilling", runs.distil, {runs.sampled_folder(*job): job for job in with_student}.values())
     for (_, row, seed), scored in zip(every, runs.in_parallel("scoring", runs.figures, every), strict=True):
         state = last_state(runs.folder(preset, row, seed))
         figures[row.name, seed] = {**scored, "steps": state["step"], "training_seconds": state["seconds"]}
@@ -277,8 +293,8 @@ def seconds_per_image(runs: Runs, preset: TrainConfig, rows: Iterable[Row]) -> d
 
 def parts_of_sampling(runs: Runs, preset: TrainConfig, row: Row) -> dict[str, Callable[[], object]]:
     """The flow's forward pass, the prior's sampling (as the row does it, and unguided), and the flow's inverse."""
-    folder, sampled = runs.folder(preset, row, 0), runs.figures(preset, row, 0)
-    run = Run.open(folder)
+    sampled = runs.figures(preset, row, 0)
+    run = Run.open(runs.sampled_folder(preset, row, 0))
     model = run.load().to(runs.device)
     student = run.load_student(model) if sampled["student"] else None
     guidance = Guidance(**sampled["guidance"])

@@ -9,18 +9,17 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
 from farmer_ref.data.sets import batches, load_split
-from farmer_ref.model.student import STUDENT, Distillation, OneStepStudent, relative_errors, teacher_path
+from farmer_ref.model.student import STUDENT, Distillation, Form, Loss, OneStepStudent, relative_errors, teacher_path
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import PRETRAINED, pretrained_folder, replace_file, write_config, write_weights
+from farmer_ref.support.files import PRETRAINED, pretrained_folder, replace_file, write_config
 from farmer_ref.support.hub import is_repository
 from farmer_ref.support.plots import class_labels, image_grid
 from farmer_ref.training.checkpoint import checkpoints
@@ -28,7 +27,7 @@ from farmer_ref.training.config import RunConfig
 from farmer_ref.training.runs import Run, check_resumed
 from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 
-KEPT_BY_RESUME = ("loss", "max_noise", "dropout", "seed", "batch_size")  # else the run is another one
+KEPT_BY_RESUME = ("form", "loss", "max_noise", "dropout", "seed", "batch_size")  # else the run is another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +39,12 @@ class DistillConfig(RunConfig):
     out: str = ""
     """The folder that gets student.safetensors and distillation/; empty: the teacher's own. Another folder gets a copy
     of the teacher, too."""
-    loss: Literal["hidden", "output", "alignment"] = "hidden"
-    """Squared error of every block's output (the paper), of the last one's, or of the last one's with projection heads
-    on the others (BiFlow)."""
+    form: Form = "forward"
+    """What a block of the student computes: the form of the teacher's forward pass (Eq. 8, the paper's), or that of its
+    inverse (Eq. 9, ours)."""
+    loss: Loss = "hidden"
+    """Squared error of every block's output (the paper), of the last one's, or of the last one's with small heads on
+    the others (ours)."""
     max_noise: float = 0.3
     """The student's input is disturbed by s * noise, s uniform in [0, max_noise] for each image (the paper's .3)."""
     dropout: float = 0.0
@@ -73,10 +75,14 @@ def settings(argv: list[str] | None = None) -> DistillConfig:
 
 def distillation_settings(folder: Path) -> DistillConfig:
     """The configuration that a folder `distillation` was made with."""
+    path = folder / "config.json"
     try:
-        return DistillConfig(**json.loads((folder / "config.json").read_text()))
+        values = json.loads(path.read_text())
+        config = DistillConfig(**values)
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder / 'config.json'} cannot be read ({error}); allowed: a distillation's own") from None
+        raise InputError(f"{path} cannot be read ({error}); allowed: a distillation's own") from None
+    require("form" in values, f"form in {path}", None, "'forward', or 'inverse', which all had before there were two")
+    return config
 
 
 def prepare(config: DistillConfig) -> Path:
@@ -143,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(random_seed(config.seed, "heads"))
 
     def new_distillation() -> Distillation:
-        student = OneStepStudent.from_teacher(model.flow, dropout=config.dropout)
+        student = OneStepStudent.from_teacher(model.flow, form=config.form, dropout=config.dropout)
         return Distillation(
             student, config.loss, channels=model.config.token_channels, width=model.config.flow_width
         ).to(device)
@@ -199,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
         return {}
 
     def export() -> None:
-        parallel.on_rank_zero(lambda: write_weights(run / STUDENT, averaged_student().state_dict()))
+        parallel.on_rank_zero(lambda: averaged_student().save(run / STUDENT))
 
     def steps_from(start: int) -> Iterator[Batch]:
         rows = parallel.rows_of_process(config.batch_size)

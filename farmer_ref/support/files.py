@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Unpack
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -67,16 +67,25 @@ def write_json(path: Path, values: dict) -> None:
     replace_file(path, lambda temporary: temporary.write_text(json.dumps(values, indent=2) + "\n"))
 
 
-def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """A safetensors file, replaced by one rename."""
+def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, replaced by one rename; `metadata` goes into its header."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    replace_file(path, lambda temporary: save_file(plain, temporary))
+    replace_file(path, lambda temporary: save_file(plain, temporary, metadata))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A safetensors file; a missing or damaged one raises `InputError` with its name."""
     try:
         return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}); allowed: a whole safetensors file") from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}); allowed: a whole safetensors file") from None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import fails_with_one_line
 
-from farmer_ref import PRESETS, ablate
+from farmer_ref import PRESETS, InputError, ablate
 from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, measure, model_flag, result_path, seeds_of_rows
 from farmer_ref.evaluation.tables import GUIDED, MEASURES, Claim, Row, Table, tables
 from farmer_ref.evaluation.verdicts import report
@@ -60,9 +60,10 @@ def test_runs_are_limited_by_time_or_by_steps(tmp_path, monkeypatch, limits, pas
     lines = []
     monkeypatch.setattr(Runs, "_run", lambda self, *line: lines.append(line))
     for preset, table in chosen_tables(config).values():
-        row = table.rows[-1]
+        row = table.rows[2]
         Runs(config).folder(preset, row, 0).mkdir(parents=True)
         Runs(config).train(preset, row, 0)
+        Runs(config).distil(preset, row, 0)
     assert [line[0] for line in lines] == ["train", "distill"]
     assert all(" ".join(map(str, passed)) in " ".join(map(str, line)) for line in lines)
 
@@ -202,3 +203,21 @@ def test_ablate_refuses(capsys, tmp_path, monkeypatch, arguments, parts):
     monkeypatch.chdir(tmp_path)
     fails_with_one_line(capsys, ablate.main, arguments, *parts)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_students_of_a_run_have_a_folder_for_each_form(tmp_path, monkeypatch):
+    runs, lines = Runs(AblateConfig(runs=str(tmp_path), device="cpu")), []
+    monkeypatch.setattr(Runs, "_run", lambda self, *line: lines.append(line))
+    preset, student = PRESETS["digits"], (*GUIDED, "--student")
+    rows = Row("paper's", {}, student), Row("ours", {}, student, form="inverse")
+    folder = runs.folder(preset, rows[0], 0)
+    assert [runs.sampled_folder(preset, row, 0) for row in rows] == [folder, folder.with_name("seed0-inverse")]
+    assert runs.folder(preset, rows[1], 0) == folder  # the teacher is one
+    for row in rows * 2:  # once each
+        runs.sampled_folder(preset, row, 0).mkdir(parents=True, exist_ok=True)
+        runs.distil(preset, row, 0)
+    passed = [[line[line.index(name) + 1] for name in ("--run", "--out", "--form")] for line in lines]
+    assert passed == [[folder, folder, "forward"], [folder, folder.with_name("seed0-inverse"), "inverse"]]
+    (folder / "distilled").write_text("")  # as it was before there were two forms
+    with pytest.raises(InputError, match="distilled'; allowed: students that say their form, here 'forward'"):
+        runs.distil(preset, rows[0], 0)

@@ -9,7 +9,7 @@ from helpers import QUICK, assert_same, contents, fails_with_one_line, stop_afte
 from PIL import Image
 
 from farmer_ref import Farmer, InputError, OneStepStudent, distill, evaluate, sample, train
-from farmer_ref.support.files import write_weights
+from farmer_ref.support.files import read_metadata, write_weights
 from farmer_ref.training.checkpoint import checkpoints
 
 BRIEF = ["--steps", "20", "--validate-every", "10", "--sample-every", "0", "--device", "cpu"]
@@ -40,10 +40,10 @@ def run(teacher, tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("loss", ["hidden", "alignment"])
-def test_ten_and_ten_steps_equal_twenty(run, tmp_path, loss):
+@pytest.mark.parametrize(("form", "loss"), [("forward", "hidden"), ("inverse", "projected")])
+def test_ten_and_ten_steps_equal_twenty(run, tmp_path, form, loss):
     shutil.copytree(run, tmp_path / "other")
-    arguments = [*BRIEF, "--loss", loss, "--dropout", "0.1"]
+    arguments = [*BRIEF, "--form", form, "--loss", loss, "--dropout", "0.1"]
     distill.main(["--run", str(run), *arguments])
     halves = ["--run", str(tmp_path / "other"), *arguments]
     stop_after(10, halves, distill.main)
@@ -68,7 +68,7 @@ def test_a_distilled_run_folder(run, tmp_path, capsys):
     errors = [record for record in records if "validation_error_block_2" in record]
     assert [record["step"] for record in errors] == [10, 20]
     assert errors[1]["validation_error_block_1"] < errors[0]["validation_error_block_1"]
-    assert all(0 < record[f"validation_error_block_{t}"] < 0.1 for record in errors for t in (1, 2))
+    assert all(0 < record[f"validation_error_block_{t}"] < 0.5 for record in errors for t in (1, 2))
 
     sample.main(["--run", str(run), "--student", "--out", str(tmp_path / "grid.png"), "--rows", "2"])
     evaluate.main(["--run", str(run), "--student", "--samples", "20", "--draws", "1"])
@@ -139,3 +139,39 @@ def test_train_evaluate_and_no_student(tmp_path, capsys):
     assert "bits/dim" in capsys.readouterr().out
     fails_with_one_line(capsys, distill.main, ["--run", tmp_path], "whose flow is 'coupling' and quick to invert")
     assert not (tmp_path / "distillation").exists()
+
+
+@pytest.mark.parametrize("form", ["forward", "inverse"])
+def test_a_student_is_saved_with_its_form(run, form):
+    model = Farmer.from_pretrained(run)
+    student = OneStepStudent.from_teacher(model.flow, form=form)
+    student.save(run / "student.safetensors")
+    loaded = OneStepStudent.from_pretrained(run)
+    assert loaded.form == form and {block.form for block in loaded.blocks} == {form}
+    z = torch.randn(2, model.config.tokens, model.config.token_channels)
+    assert torch.equal(loaded(z), student.eval()(z))
+
+
+@pytest.mark.parametrize("metadata", [None, {"form": "sideways"}])
+def test_a_file_that_does_not_say_the_form_is_refused(run, capsys, metadata):
+    student = OneStepStudent.from_teacher(Farmer.from_pretrained(run).flow)
+    write_weights(run / "student.safetensors", student.state_dict(), metadata)
+    arguments = ["--run", run, "--student"]
+    fails_with_one_line(
+        capsys, sample.main, arguments, "student.safetensors is", "'forward' or 'inverse'", "distil again"
+    )
+
+
+def test_a_resumed_distillation_keeps_its_form(run, capsys):
+    """Also against the command's default; and one whose settings do not say the form is refused."""
+    place, config = ["--run", str(run), "--resume"], run / "distillation" / "config.json"
+    distill.main([*place, *BRIEF, "--form", "inverse"])
+    distill.main([*place, "--steps", "21"])
+    assert json.loads(config.read_text())["form"] == "inverse"
+    assert read_metadata(run / "student.safetensors") == {"form": "inverse"}
+    capsys.readouterr()
+    fails_with_one_line(capsys, distill.main, [*place, "--form", "forward"], "form is 'forward'; allowed: 'inverse'")
+    settings = json.loads(config.read_text())
+    del settings["form"]
+    config.write_text(json.dumps(settings))
+    fails_with_one_line(capsys, distill.main, place, "config.json is None; allowed: 'forward'")

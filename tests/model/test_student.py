@@ -24,11 +24,12 @@ def test_the_teacher_s_path_is_the_flow(variant):
         assert torch.allclose(block.inverse(after, labels), before, atol=1e-9)
 
 
+@pytest.mark.parametrize("form", ["forward", "inverse"])
 @pytest.mark.parametrize("variant", [{}, {"channel_mixing": True}, {"num_classes": 4}])
-def test_the_student_starts_as_a_bidirectional_copy(variant):
+def test_the_student_starts_as_a_bidirectional_copy(variant, form):
     flow = mild_flow(count=5, **variant)
     labels = torch.tensor([0, 3, -1]) if "num_classes" in variant else None
-    student = OneStepStudent.from_teacher(flow)
+    student = OneStepStudent.from_teacher(flow, form=form)
     for (name, ours), theirs in zip(student.named_parameters(), flow.parameters(), strict=True):
         assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr(), name
     levels = student.path(tokens(), labels)
@@ -51,7 +52,7 @@ def test_the_student_starts_as_a_bidirectional_copy(variant):
 def test_a_masked_student_block_is_a_sweep_of_the_exact_inverse(masked):
     """Eq. 9 with z where that has x: the second token is exact too, as it depends on the first alone."""
     flow = mild_flow(count=5, channel_mixing=True)
-    for teacher, block in zip(flow.blocks, OneStepStudent.from_teacher(flow).blocks, strict=True):
+    for teacher, block in zip(flow.blocks, OneStepStudent.from_teacher(flow, form="inverse").blocks, strict=True):
         for layer in transformer_layers(block):
             layer.causal = masked
         x = block(teacher(tokens())[0])
@@ -60,11 +61,43 @@ def test_a_masked_student_block_is_a_sweep_of_the_exact_inverse(masked):
         assert (errors[1] < 1e-12) == masked
 
 
+@pytest.mark.parametrize("variant", [{}, {"channel_mixing": True}, {"num_classes": 4}])
+def test_both_forms_by_hand(variant):
+    """(z_i - mu_i) sigma_i and z_i / sigma_i + mu_i, of what the network says at token i - 1; z_1 itself."""
+    flow = mild_flow(count=5, **variant)
+    labels = torch.tensor([0, 3, -1]) if "num_classes" in variant else None
+    students = [OneStepStudent.from_teacher(flow, form=form) for form in ("forward", "inverse")]
+    for forward, inverse in zip(*(student.blocks for student in students), strict=True):
+        network = forward.network
+        z = network.flip_if_reversed(tokens())
+        hidden = network.transformer(network.project_in(z) + network.embedded_positions(labels))
+        shift, raw = network.project_out(hidden).chunk(2, -1)
+        scale = (2.5 * torch.tanh(raw / 2.5)).exp()
+        assert shift.abs().min() > 0 and (scale - 1).abs().min() > 0
+        by_hand = (z[:, 1:] - shift[:, :-1]) * scale[:, :-1], z[:, 1:] / scale[:, :-1] + shift[:, :-1]
+        for block, rest in zip((forward, inverse), by_hand, strict=True):
+            x = network.flip_if_reversed(torch.cat([z[:, :1], rest], 1))
+            x = x if network.mixing is None else network.mixing.inverse(x)
+            assert torch.allclose(block(tokens(), labels), x, atol=1e-12)
+    with pytest.raises(InputError, match="form is 'sideways'; allowed: 'forward', 'inverse'"):
+        OneStepStudent.from_teacher(flow, form="sideways")
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_masked_block_of_the_forward_form_is_the_teacher_s_block(masked):
+    """Eq. 8, word for word: with the mask, and before training, it maps z as the teacher maps x."""
+    flow = mild_flow(count=5)
+    for teacher, block in zip(flow.blocks, OneStepStudent.from_teacher(flow).blocks, strict=True):
+        for layer in transformer_layers(block):
+            layer.causal = masked
+        assert torch.allclose(block(tokens()), teacher(tokens())[0], atol=1e-12) == masked
+
+
 def test_losses_by_hand():
     flow = mild_flow(count=5)
     levels = teacher_path(flow, tokens())
     errors = {}
-    for loss in ("hidden", "output", "alignment"):
+    for loss in ("hidden", "output", "projected"):
         torch.manual_seed(0)
         distillation = Distillation(OneStepStudent.from_teacher(flow), loss, channels=3, width=16).double()
         path = distillation.student.path(levels[-1])
@@ -74,18 +107,19 @@ def test_losses_by_hand():
         expected = {
             "hidden": sum(square) / 3,
             "output": square[-1],
-            "alignment": square[-1] + (sum(heads) / 2 if heads else 0),
+            "projected": square[-1] + (sum(heads) / 2 if heads else 0),
         }
         assert torch.allclose(errors[loss], expected[loss])
-        assert len(distillation.heads) == (2 if loss == "alignment" else 0)
-    with pytest.raises(InputError, match="loss is 'magic'; allowed: hidden, output, alignment"):
+        assert len(distillation.heads) == (2 if loss == "projected" else 0)
+    with pytest.raises(InputError, match="loss is 'magic'; allowed: hidden, output, projected"):
         Distillation(OneStepStudent.from_teacher(flow), "magic", channels=3, width=16)
     assert len({float(error.detach()) for error in errors.values()}) == 3
 
 
-def test_distillation_brings_the_student_nearer():
+@pytest.mark.parametrize("form", ["forward", "inverse"])
+def test_distillation_brings_the_student_nearer(form):
     flow = mild_flow(count=5)
-    distillation = Distillation(OneStepStudent.from_teacher(flow), "hidden", channels=3, width=16)
+    distillation = Distillation(OneStepStudent.from_teacher(flow, form=form), "hidden", channels=3, width=16)
     optimiser = torch.optim.Adam(distillation.parameters(), 3e-3)
     errors = []
     for step in range(801):

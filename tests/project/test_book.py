@@ -44,7 +44,7 @@ def misplaced(text, name=""):
 
 
 def paragraphs(text):
-    """A page's or a script's paragraphs (with the formula that they lead to) and rows of tables, comments uncommented."""
+    """The paragraphs (with the formula they lead to) and table rows of a page or a script, uncommented."""
     lines = [re.sub(r"^\s*#+ ?(?:> ?)?", "", line) for line in text.splitlines()]
     return re.split(r"(?<![:,])\n\s*\n|\n(?=\||- |def |class )", "\n".join(lines))
 
