@@ -69,7 +69,9 @@ def in_one_dimension() -> dict:
             moments = []
             for _ in range(ROWS // 1000):
                 pair = normal(*conditional, 1000), normal(*unconditional, 1000)
-                z, log_weights = weighed_candidates(*pair, guidance, (count, count), generator)
+                z, log_weights = weighed_candidates(
+                    *pair, guidance=guidance, counts=(count, count), generator=generator
+                )
                 weights = log_weights.softmax(1)  # of each candidate to be the one that is drawn
                 moments.append(torch.stack([(weights * z[..., 0] ** power).sum(1).mean() for power in (1, 2)]))
             first, second = torch.stack(moments).double().mean(0).tolist()

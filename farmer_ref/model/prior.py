@@ -193,7 +193,7 @@ class AutoregressivePrior(nn.Module):
 
         `redundant_temperature` multiplies T_sigma for Z_R. Without guidance that scales the sigma_k of the shared
         mixture (Fig. 7; the paper's prose says variance, its symbol is the standard deviation's). With guidance it
-        scales the distribution that the pool's candidates are drawn from (naive rule: the spread of the product), not
+        scales the distribution that the pool's candidates are drawn from (naive rule: both components' sigma), not
         how they are weighed. The report says how many of the candidates of guidance counted.
         """
         guidance = guidance or Guidance()
@@ -208,7 +208,7 @@ class AutoregressivePrior(nn.Module):
         for i in trange(self.tokens, desc="prior", unit="token", leave=False, disable=not progress):
             # The state before token i gives its mixtures; draw the token, guided by p_u where there is one.
             conditional, unconditional = _halves(self._token_mixture(hidden), labels.shape[0])
-            drawn.append(draw_token(conditional, unconditional, guidance, generator))
+            drawn.append(draw_token(conditional, unconditional, guidance=guidance, generator=generator))
             # Read the token, in both halves of the rows; nothing follows the last one without redundant channels.
             if i + 1 < self.tokens or self.redundant:
                 z = drawn[-1].z.repeat(copies, 1)  # (B',I)
@@ -221,7 +221,7 @@ class AutoregressivePrior(nn.Module):
         # The state after the last token has seen all of Z_I: it gives the mixture that all N tokens' Z_R share.
         conditional, unconditional = _halves(self._redundant_mixture(hidden), labels.shape[0])
         hotter = dataclasses.replace(guidance, scale_temperature=guidance.scale_temperature * redundant_temperature)
-        pool = draw_pool(conditional, unconditional, self.tokens, hotter, generator)
+        pool = draw_pool(conditional, unconditional, tokens=self.tokens, guidance=hotter, generator=generator)
         report = GuidanceReport(size, pool.effective_sample_size, pool.distinct)
         return self.merge(z_informative, pool.z), report
 

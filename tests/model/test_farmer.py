@@ -69,7 +69,7 @@ def test_a_tiny_model_integrates_to_one(flow, channels, informative):
     with torch.no_grad():
         images = x.view(-1, channels, 2, 2)
         weights = torch.cat([model(part).total for part in images.split(2**14)]) - proposal.log_prob(x).sum(1)
-        assert model(images[:50]).logdet.abs().min() > 1e-3  # the flow does something
+        assert model(images[:50]).logdet.abs().mean() > 1e-2  # the flow does something
     assert float(weights.exp().mean()) == pytest.approx(1, abs=0.05)
 
 
