@@ -52,6 +52,7 @@ def interpolate(model: Farmer, first: Tensor, second: Tensor, steps: int, latent
     The ends are the images themselves. Straight, not along a sphere: a mixture has no one radius.
     """
     require(steps >= 2, "steps", steps, "2 or more")
+    first, second = (images.to(model.patchify.dtype) for images in (first, second))
     share = torch.linspace(0, 1, steps, device=first.device, dtype=first.dtype)
     if not latent:
         return torch.lerp(first[:, None], second[:, None], share[:, None, None, None])
