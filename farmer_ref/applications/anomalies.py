@@ -53,11 +53,17 @@ class AnomalyScorer:
     def features(self, values: Tensor, batch_size: int = 100) -> Tensor:
         """The three terms of log p(x), nats, means over draws, and the compressed length: (B,4), nats."""
         rows = []
-        for part in tqdm(values.split(batch_size), desc="terms", unit="batch", disable=not self.progress, leave=False):
-            of_classes = []
+        starts = range(0, len(values), batch_size)
+        for start in tqdm(starts, desc="terms", unit="batch", disable=not self.progress, leave=False):
+            part, of_classes = values[start : start + batch_size], []
             for c in self.classes:
                 terms = terms_over_draws(
-                    self.model, part, torch.full((len(part),), c), draws=self.draws, seed=self.seed
+                    self.model,
+                    part,
+                    torch.full((len(part),), c),
+                    draws=self.draws,
+                    seed=self.seed,
+                    numbers=range(start, start + len(part)),
                 )
                 of_classes.append(torch.stack([term.mean(0).cpu().double() for term in terms], -1))
             each = torch.stack(of_classes, 1)  # (b,classes,3)
