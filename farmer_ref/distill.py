@@ -184,8 +184,8 @@ def main(argv: list[str] | None = None) -> None:
         """Relative error after the student's block for Z^0 (t = 1), ..., Z^{n-1} (t = n), on validation images."""
         totals = torch.zeros(len(model.flow.blocks))
         count = 0
-        for number, (values, labels) in enumerate(batches(validation, config.batch_size, 1000)):
-            levels, labels = levels_of(Batch(number, values, labels))
+        for values, labels in batches(validation, config.batch_size, 1000):
+            levels, labels = levels_of(Batch(0, values, labels, first=count))  # the noise of an image by its number
             totals += len(values) * torch.tensor(relative_errors(averaged_student().path(levels[-1], labels), levels))
             count += len(values)
         return (totals / count).flip(0).tolist()

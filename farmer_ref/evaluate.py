@@ -68,7 +68,7 @@ class EvaluateConfig:
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
     seed: int = 0
-    """Seed of the dequantisation and of the samples."""
+    """Seed of the dequantisation, which does not depend on `batch_size`, and of the samples, which do."""
     fid: bool = False
     """FID, Inception score, precision and recall of samples against the split's images, in place of the likelihood."""
     samples_from: str | None = None

@@ -60,11 +60,17 @@ class AnomalyScorer:
     def features(self, values: Tensor, *, batch_size: int = 100) -> Tensor:
         """The three terms of log p(x), averaged over draws, and the compressed length: (B,4), nats."""
         rows = []
-        for part in tqdm(values.split(batch_size), desc="terms", unit="batch", disable=not self.progress, leave=False):
-            per_class = []
+        starts = range(0, len(values), batch_size)
+        for start in tqdm(starts, desc="terms", unit="batch", disable=not self.progress, leave=False):
+            part, per_class = values[start : start + batch_size], []
             for c in self.classes:
                 terms = terms_over_draws(
-                    self.model, part, torch.full((len(part),), c), draws=self.draws, seed=self.seed
+                    self.model,
+                    part,
+                    torch.full((len(part),), c),
+                    draws=self.draws,
+                    seed=self.seed,
+                    numbers=range(start, start + len(part)),
                 )
                 per_class.append(torch.stack([term.mean(0).cpu().double() for term in terms], -1))
             each = torch.stack(per_class, 1)  # (b,classes,3)

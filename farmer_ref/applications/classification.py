@@ -23,16 +23,19 @@ def class_log_probs(
     """log p(v | c) of grey levels v (B,C,H,W) for every class c, up to a constant: (B,classes), nats, on the CPU.
 
     This is the log of the mean density over dequantisations, log (1/S) sum_s p(x_s | c), with the same draws x_s for
-    all classes. With uniform dequantisation it is the importance-weighted estimate of log p(v | c) (Burda et al. 2016)
-    without d log(2 / L), the log-volume of a cell among L grey levels, which is the same for all classes and cancels in
-    Bayes' rule. With Gaussian noise it does not estimate log p(v | c): the densities are those of noised images.
+    all classes, whatever the batch size. With uniform dequantisation it is the importance-weighted estimate of
+    log p(v | c) (Burda et al. 2016) without d log(2 / L), the log-volume of a cell among L grey levels, which is the
+    same for all classes and cancels in Bayes' rule. With Gaussian noise it does not estimate log p(v | c): the densities are those of noised images.
     """
     classes = range(model.config.num_classes)
     require(len(classes) > 1, "model's classes", len(classes), "a model trained with labels of two classes or more")
     rows = []
-    for part in tqdm(values.split(batch_size), desc="log p(x | c)", unit="batch", disable=not progress):
+    for start in tqdm(range(0, len(values), batch_size), desc="log p(x | c)", unit="batch", disable=not progress):
+        part = values[start : start + batch_size]
+        numbers = range(start, start + len(part))
         columns = [
-            terms_over_draws(model, part, torch.full((len(part),), c), draws=draws, seed=seed).total for c in classes
+            terms_over_draws(model, part, torch.full((len(part),), c), draws=draws, seed=seed, numbers=numbers).total
+            for c in classes
         ]
         rows.append((torch.logsumexp(torch.stack(columns, -1), 0) - math.log(draws)).cpu())  # (draws,B,classes) before
     return torch.cat(rows)

@@ -56,6 +56,7 @@ def interpolate(model: Farmer, first: Tensor, second: Tensor, *, steps: int, lat
     The ends are the images themselves. The walk is linear, not spherical: a mixture has no single radius.
     """
     require(steps >= 2, "steps", steps, "2 or more")
+    first, second = (images.to(model.patchify.dtype) for images in (first, second))
     share = torch.linspace(0, 1, steps, device=first.device, dtype=first.dtype)
     if not latent:
         return torch.lerp(first[:, None], second[:, None], share[:, None, None, None])

@@ -138,16 +138,20 @@ def _torchvision(name: str, split: str, data_root: str, download: bool) -> Image
     return ImageSet(name, values, labels, levels=256, num_classes=10)
 
 
+def evenly_spread(size: int, limit: int | None) -> list[int]:
+    """The places of at most `limit` of `size` images, spread evenly: the files of a folder are sorted by class."""
+    count = size if limit is None else min(limit, size)
+    return [i * size // count for i in range(count)]
+
+
 def batches(
     data: ImageSet | FolderSet, batch_size: int, limit: int | None = None, turn: int = 0, turns: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """A split in batches of values (B,C,H,W) and labels (B,); `limit` caps the images and picks evenly spaced ones.
 
-    Evenly spaced, because the files of a folder are sorted by class. Where `turns` processes take batches in turn, only
-    those of process `turn`.
+    Where `turns` processes take batches in turn, only those of process `turn`.
     """
-    count = len(data) if limit is None else min(limit, len(data))
-    chosen = [i * len(data) // count for i in range(count)]
-    for start in range(turn * batch_size, count, turns * batch_size):
+    chosen = evenly_spread(len(data), limit)
+    for start in range(turn * batch_size, len(chosen), turns * batch_size):
         rows = [data[i] for i in chosen[start : start + batch_size]]
         yield torch.stack([image for image, _ in rows]), torch.tensor([label for _, label in rows])

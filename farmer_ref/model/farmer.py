@@ -58,6 +58,9 @@ class Farmer(Pretrained, nn.Module):
     """An exact density of images, and a sampler of it: p(x | c) = p(Z | c) |det dZ/dX|   (Eqs. 2 and 6)
 
     Images (B,C,H,W) lie in [-1, 1] and are already dequantised; labels are (B,), -1 or None meaning "no label".
+    The weights' dtype decides the precision, whatever the images come in (`patchify` converts them). In half precision,
+    `model.bfloat16()`, only weights and transformers are: images, latents, log-determinants, mixtures and densities
+    are computed in float32, since an affine map in bfloat16 cannot be undone, nor one grey level told from the next.
     """
 
     def __init__(self, config: ModelConfig):

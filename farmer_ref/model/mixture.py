@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from farmer_ref.model.transformer import float32_at_least
+
 # Numbers: of one mixture for many tokens no more are computed at a time (a quarter of a GiB in float32).
 AT_ONCE = 2**26
 LOG_SCALE_FLOOR = -7.0  # a component is never narrower than e^-7 = .0009: well below the paper's final noise of .005
@@ -33,8 +35,10 @@ class GaussianMixture:
     def from_raw(cls, raw: Tensor, components: int) -> GaussianMixture:
         """The mixture that a network's output (..., K (1 + 2 D)) describes: K logits, K D means, K D log-scales.
 
-        log sigma has a smooth floor (ours: the paper says nothing of the form of sigma_k).
+        log sigma has a smooth floor (ours: the paper says nothing of the form of sigma_k). A network in
+        half precision gives a mixture in float32.
         """
+        raw = raw.to(float32_at_least(raw.dtype))
         channels = (raw.shape[-1] // components - 1) // 2
         logits, mean, log_scale = raw.split([components, components * channels, components * channels], -1)
         log_scale = LOG_SCALE_FLOOR + F.softplus(log_scale - LOG_SCALE_FLOOR)

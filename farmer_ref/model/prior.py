@@ -19,7 +19,7 @@ from tqdm import trange
 from farmer_ref.model.guidance import Guidance, draw_pool, draw_token
 from farmer_ref.model.mixture import GaussianMixture, SharedDensity
 from farmer_ref.model.stepper import Step, stepper
-from farmer_ref.model.transformer import TrainingPass, Transformer, full_precision
+from farmer_ref.model.transformer import TrainingPass, Transformer, float32_at_least, full_precision
 
 NULL_LABEL = -1  # "no label": the null class, learned from training labels dropped at random
 
@@ -122,7 +122,7 @@ class AutoregressivePrior(nn.Module):
     def _embed(self, z_informative: Tensor, positions: Tensor) -> Tensor:
         """Informative channels (...,I) in reading order, with their positions (...,W), to inputs (...,W)."""
         with full_precision(z_informative):
-            return self.project_in(z_informative) + positions
+            return self.project_in(z_informative.to(positions.dtype)) + positions
 
     def _hidden(self, inputs: Tensor, run: Step) -> Tensor:
         """Inputs (B,T,W) to hidden states (B,T,W), normalised and in the densities' dtype; `run` is the transformer."""
@@ -138,7 +138,8 @@ class AutoregressivePrior(nn.Module):
     def _redundant_mixture(self, hidden: Tensor) -> GaussianMixture:
         """The hidden state (B,W) at the last token to G_{N+1}: K_R components over R channels, or standard normal."""
         if self.redundant_head is None:
-            zeros = hidden.new_zeros(hidden.shape[0], 1, self.redundant)
+            dtype = float32_at_least(hidden.dtype)
+            zeros = hidden.new_zeros(hidden.shape[0], 1, self.redundant, dtype=dtype)
             return GaussianMixture(zeros[..., 0], zeros, zeros)
         with full_precision(hidden):
             return GaussianMixture.from_raw(self.redundant_head(hidden), self.redundant_components)

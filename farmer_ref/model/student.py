@@ -11,6 +11,7 @@ Legend: B batch, N tokens, D channels of a token, n flow blocks; Z^t is the outp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, get_args
 
@@ -123,8 +124,12 @@ class OneStepStudent(nn.Module):
         write_weights(path, self.state_dict(), {"form": self.form})
 
     def taught_by(self, flow: AutoregressiveFlow) -> bool:
-        """Whether this is the student of these weights."""
-        return torch.allclose(self.teacher_fingerprint.cpu(), fingerprint(flow), rtol=1e-5)
+        """Whether this is the student of these weights, or of weights that half precision rounds to these."""
+        ours, theirs = self.teacher_fingerprint.cpu().double(), fingerprint(flow).double()
+        # Rounding moves each weight by half a step at most, and a sum of many by less than a step of their norm.
+        own_step, step = (torch.finfo(t.dtype).eps for t in (self.teacher_fingerprint, flow.blocks[0].positions))
+        tolerance = step * fingerprint_norm(flow) + (own_step + 1e-5) * ours.abs()
+        return bool(((ours - theirs).abs() <= tolerance).all())
 
     def path(self, z: Tensor, labels: Tensor | None = None, training: TrainingPass | None = None) -> list[Tensor]:
         """The student's Z^{n-1}, ..., Z^0, each (B,N,D), on its own way down from z = Z^n (B,N,D)   (Alg. 2)."""
@@ -151,11 +156,19 @@ def _flow_of(folder: Path) -> AutoregressiveFlow:
 @torch.no_grad()
 def fingerprint(flow: AutoregressiveFlow) -> Tensor:
     """One number per block (n,) that tells other weights apart, such as those of a flow that was trained further."""
-    sums = []
+    return torch.stack([terms.sum() for terms in _fingerprint_terms(flow)]).float()
+
+
+@torch.no_grad()
+def fingerprint_norm(flow: AutoregressiveFlow) -> Tensor:
+    """The Euclidean norm (n,) of the terms that each entry of `fingerprint` sums: rounding errors scale with it."""
+    return torch.stack([terms.norm() for terms in _fingerprint_terms(flow)])
+
+
+def _fingerprint_terms(flow: AutoregressiveFlow) -> Iterator[Tensor]:
     for block in flow.blocks:
         weights = torch.cat([p.detach().flatten() for p in block.parameters()]).double().cpu()
-        sums.append((weights * torch.arange(len(weights)).double().cos()).sum())
-    return torch.stack(sums).float()
+        yield weights * torch.arange(len(weights)).double().cos()
 
 
 @torch.no_grad()

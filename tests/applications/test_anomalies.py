@@ -24,6 +24,7 @@ def test_the_likelihood_calls_blank_images_normal_and_the_others_do_not(digits):
     usual = scorer.scores(validation)
     blank = scorer.scores(torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
     assert set(usual) == set(AnomalyScorer.SCORES)
+    assert torch.allclose(scorer.features(validation, batch_size=7), scorer.features(validation), atol=1e-3)
     stranger = {name: float((blank[name][:, None] > usual[name]).double().mean()) for name in usual}
     assert stranger["likelihood"] < 0.4
     assert stranger["complexity"] > 0.95 and stranger["terms and complexity"] > 0.95

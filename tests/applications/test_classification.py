@@ -15,6 +15,7 @@ from farmer_ref.applications.classification import (
     reliability,
 )
 from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import terms_over_draws
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +26,11 @@ def digits():
 def test_bayes_rule_is_that_of_the_densities(digits):
     values, labels = next(batches(load_split("digits", "validation", digits.config), 60, 60))
     log_probs = class_log_probs(digits, values, draws=2, seed=3, batch_size=60)
-    noise = [digits.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(3))]
     with torch.no_grad():
         one = class_log_probs(digits, values, draws=1, seed=3, batch_size=60)
-        same = digits.log_prob(digits.dequantiser(values, noise[0]), torch.full((60,), 4))
+        same = terms_over_draws(digits, values, torch.full((60,), 4), draws=1, seed=3).total[0]
     assert torch.allclose(one[:, 4], same, atol=1e-3)
+    assert torch.allclose(class_log_probs(digits, values, draws=2, seed=3, batch_size=7), log_probs, atol=1e-3)
     assert (log_probs >= one - math.log(2) - 1e-3).all()  # a mean is at least half of one of the two
     assert (class_probabilities(log_probs).argmax(1) == labels).double().mean() > 0.9
     with pytest.raises(InputError, match="classes is 0"):
