@@ -25,7 +25,8 @@ def class_log_probs(
     This is the log of the mean density over dequantisations, log (1/S) sum_s p(x_s | c), with the same draws x_s for
     all classes, whatever the batch size. With uniform dequantisation it is the importance-weighted estimate of
     log p(v | c) (Burda et al. 2016) without d log(2 / L), the log-volume of a cell among L grey levels, which is the
-    same for all classes and cancels in Bayes' rule. With Gaussian noise it does not estimate log p(v | c): the densities are those of noised images.
+    same for all classes and cancels in Bayes' rule. With Gaussian noise it does not estimate log p(v | c): the
+    densities are those of noised images.
     """
     classes = range(model.config.num_classes)
     require(len(classes) > 1, "model's classes", len(classes), "a model trained with labels of two classes or more")
