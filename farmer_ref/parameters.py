@@ -39,7 +39,7 @@ What a training step costs, computed. GFLOP: per image, three forward passes; th
 GiB: float32 weights, gradients, AdamW's moments and the average, on one GPU and on each of {GPUS} (--parallel fsdp).
 MiB: memory that one more image adds in the preset's precision; then with --checkpoint-activations.
 Fit: images on each {GPU} of {GPU_BYTES / 1e9:.0f} GB with {RESERVED_BYTES >> 30} GiB left free; then with checkpoints.
-Images per second on one {GPU} at {UTILISATION:.0%} of its peak; days of the preset's full training on {GPUS} of them."""
+Images per second on one {GPU} at {UTILISATION:.0%} of its peak; days of the preset's training on {GPUS} of them."""
 
 
 def count(config: ModelConfig) -> dict[str, int]:
