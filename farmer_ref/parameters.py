@@ -1,6 +1,6 @@
 """What a model costs, computed without allocating it: `python -m farmer_ref.parameters`.
 
-Parameters beside the paper's Table 1; FLOPs and memory of a training step; the duration of the whole training.
+Parameters beside the paper's Table 1; FLOPs and memory of a training step; the duration of the full training.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ RESERVED_BYTES = 4 * 2**30  # for kernel workspaces and temporaries: our guess
 UTILISATION = 0.45  # of the peak (MFU): our goal
 LARGE = 100e6  # parameters: below it launch latency dominates on a GPU, which this table ignores
 COSTS = f"""
-What a training step costs, computed. GFLOP: per image, three forward passes, attention unmasked.
+What a training step costs, computed. GFLOP: per image, three forward passes; the attention mask is not deducted.
 GiB: float32 weights, gradients, AdamW's moments and the average, on one GPU and on each of {GPUS} (--parallel fsdp).
-MiB: what one more image adds in the preset's precision; then with --checkpoint-activations.
+MiB: memory that one more image adds in the preset's precision; then with --checkpoint-activations.
 Fit: images on each {GPU} of {GPU_BYTES / 1e9:.0f} GB with {RESERVED_BYTES >> 30} GiB left free; then with checkpoints.
-Images a second of one {GPU} at {UTILISATION:.0%} of its peak; days of the preset's whole training on {GPUS} of them."""
+Images per second on one {GPU} at {UTILISATION:.0%} of its peak; days of the preset's training on {GPUS} of them."""
 
 
 def count(config: ModelConfig) -> dict[str, int]:

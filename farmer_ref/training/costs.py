@@ -42,7 +42,7 @@ def forward_flops(config: ModelConfig) -> int:
 
     def transformer(layers: int, width: int, length: int) -> int:
         projections = 2 * 12 * length * width**2  # 4 W^2 in attention, 8 W^2 in the MLP, for each token
-        attention = 2 * 2 * length**2 * width  # queries with keys, weights with values; masking saves nothing
+        attention = 2 * 2 * length**2 * width  # queries with keys, weights with values; the mask is not deducted
         return layers * (projections + attention)
 
     block = transformer(config.flow_layers, config.flow_width, tokens)
