@@ -84,7 +84,7 @@ def of_sampling() -> dict[str, str]:
         "guidance_largest_naive": f"{largest['naive']:.1e}",
         "guidance_largest_resampling": f"{largest['resampling']:.0f}",
         "guidance_samples": f"{sum(row['samples'] for row in guided['finite'] if row['rule'] == 'resampling'):,}",
-        "guidance_not_finite": in_words(sum(row["not_finite"] for row in guided["finite"])),
+        "guidance_not_finite": str(sum(row["not_finite"] for row in guided["finite"])),
         "guidance_scales": ", ".join(f"{scale:g}" for scale in sorted({row["scale"] for row in guided["finite"]})),
         "student_steps": f"{run['steps']:,}",
         "student_difference": f"{run['sample_error']:.3f}",
@@ -244,15 +244,15 @@ def presets() -> str:
     """Every preset: its data, tokens and size."""
     lines = []
     for name, preset in PRESETS.items():
-        model = preset.model
+        model, millions = preset.model, count(preset.model)["total"] / 1e6
         lines.append(
             [
                 f"`{name}`",
                 f"`{preset.dataset}`",
                 f"{model.image_size}×{model.image_size}×{model.channels}",
-                f"{model.tokens} × {model.token_channels}",
-                f"{count(model)['total'] / 1e6:,.2f}".rstrip("0").rstrip("."),
-                f"{preset.steps:,} × {preset.batch_size:,}",
+                f"{model.tokens:,} × {model.token_channels}",
+                f"{millions:,.{0 if millions > 100 else 2}f}",
+                f"{preset.steps:,}\u00a0×\u00a0{preset.batch_size}",
             ]
         )
     return table(["preset", "data", "images", "tokens × channels", "million parameters", "steps × batch"], lines)
