@@ -6,7 +6,7 @@ ABLATE := $(BIN)/python -m farmer_ref.ablate --out results
 # Where the public TARFlow code is cloned (github.com/apple/ml-tarflow); "make check" then measures against it.
 TARFLOW ?=
 
-.PHONY: train test notebooks book check check-gpu format clean
+.PHONY: train quick test notebooks book check check-gpu format clean
 
 train: .venv/.installed
 	$(BIN)/python -m farmer_ref.train --preset digits --out $(RUN) --max-minutes 6 --resume
@@ -14,7 +14,11 @@ train: .venv/.installed
 	$(BIN)/python -m farmer_ref.sample --run $(RUN) --out $(RUN)/samples.png
 
 # One thread: the tests start processes of their own, and two of two threads on two cores spin each other to death.
-test notebooks book check: export OMP_NUM_THREADS = 1
+quick test notebooks book check: export OMP_NUM_THREADS = 1
+
+# The mathematics alone, in less than a minute.
+quick: .venv/.installed
+	$(BIN)/python -m pytest tests/model farmer_ref/model
 
 test: .venv/.installed
 	$(BIN)/ruff check .

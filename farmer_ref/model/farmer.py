@@ -58,6 +58,16 @@ class Farmer(Pretrained, nn.Module):
     """An exact density of images, and a sampler of it: p(x | c) = p(Z | c) |det dZ/dX|   (Eqs. 5, 10, 14)
 
     Images (B,C,H,W) lie in [-1, 1] and are already dequantised; labels are (B,), -1 or None meaning "no label".
+
+    >>> import torch
+    >>> from farmer_ref import PRESETS, Farmer
+    >>> model = Farmer(PRESETS["tiny"].model)  # untrained; `from_pretrained` loads trained ones
+    >>> images, labels = torch.zeros(2, 1, 8, 8), torch.tensor([3, -1])
+    >>> z, logdet = model.encode(images, labels)
+    >>> z.shape, logdet.shape
+    (torch.Size([2, 16, 4]), torch.Size([2]))
+    >>> torch.allclose(model.decode(z, labels), images, atol=1e-5)
+    True
     """
 
     def __init__(self, config: ModelConfig):
@@ -104,7 +114,16 @@ class Farmer(Pretrained, nn.Module):
         return self(images, labels)
 
     def log_prob(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """log p(images | labels) (B,), nats per image."""
+        """log p(images | labels) (B,), nats per image.
+
+        >>> import torch
+        >>> from farmer_ref import Farmer
+        >>> model = Farmer.from_pretrained("digits")
+        >>> three = model.sample(torch.tensor([3]), generator=torch.Generator().manual_seed(0))
+        >>> log_p = model.log_prob(three.expand(10, -1, -1, -1), torch.arange(10))  # as each of the ten digits
+        >>> log_p.shape, log_p.argmax().item()
+        (torch.Size([10]), 3)
+        """
         return self.likelihood_terms(images, labels).total
 
     # -- the flow's two directions ---------------------------------------------------------------------------------
@@ -154,6 +173,14 @@ class Farmer(Pretrained, nn.Module):
         """One image for each label (B,): (B,C,H,W), clipped to [-1, 1]. -1 asks for any class.
 
         `student` or `method` decode the latents; `denoise` takes the noise off that a Gaussian-noise model learned.
+
+        >>> import torch
+        >>> from farmer_ref import Farmer, Guidance
+        >>> model = Farmer.from_pretrained("digits")
+        >>> labels, generator = torch.arange(10), torch.Generator().manual_seed(0)
+        >>> images = model.sample(labels, Guidance(scale=1.5), generator=generator)
+        >>> images.shape, bool(images.abs().max() <= 1)
+        (torch.Size([10, 1, 8, 8]), True)
         """
         self._check_labels(labels)
         if guidance is not None and guidance.scale and not self.config.num_classes:

@@ -15,8 +15,10 @@ from urllib.parse import unquote, urlsplit
 import chromium
 import pytest
 import yaml
+from docutils.core import publish_doctree
 
 from book import equations, pages
+from book._ext.farmer_book import plain_docstring
 from book.build import build
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,25 @@ def test_listed_tests_exist():
             file, function = test.split("::")
             tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
             assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, test
+
+
+def test_examples_in_docstrings_stay_code():
+    lines = [
+        "Draws (B,C,H,W).",
+        "",
+        ">>> draw()",
+        "tensor([[1.],",
+        "        [2.]])",
+        ">>> x * y",
+        "3",
+        "",
+        "    a --> b",
+        "",
+    ]
+    plain_docstring(None, "function", "draw", None, None, lines)
+    document = publish_doctree("\n".join(lines))
+    assert [type(block).__name__ for block in document] == ["paragraph", "doctest_block", "literal_block"]
+    assert document[1].astext() == ">>> draw()\ntensor([[1.],\n        [2.]])\n>>> x * y\n3"
 
 
 # -- pages as files ----------------------------------------------------------------------------------------------------
