@@ -83,22 +83,12 @@ def test_listed_tests_exist():
 
 
 def test_examples_in_docstrings_stay_code():
-    lines = [
-        "Draws (B,C,H,W).",
-        "",
-        ">>> draw()",
-        "tensor([[1.],",
-        "        [2.]])",
-        ">>> x * y",
-        "3",
-        "",
-        "    a --> b",
-        "",
-    ]
+    example = ">>> draw()\ntensor([[1.],\n        [2.]])\n>>> x * y\n3"
+    lines = f"Draws (B,C,H,W).\n\n{example}\n\n    a --> b\n".splitlines()
     plain_docstring(None, "function", "draw", None, None, lines)
     document = publish_doctree("\n".join(lines))
     assert [type(block).__name__ for block in document] == ["paragraph", "doctest_block", "literal_block"]
-    assert document[1].astext() == ">>> draw()\ntensor([[1.],\n        [2.]])\n>>> x * y\n3"
+    assert document[1].astext() == example
 
 
 # -- pages as files ----------------------------------------------------------------------------------------------------
