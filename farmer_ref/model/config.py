@@ -18,7 +18,13 @@ OVERFLOW_BOUND = 80.0
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a `Farmer` is made of (Table 1 of the paper). Saved with the weights as JSON."""
+    """What a `Farmer` is made of (Table 1 of the paper). Saved with the weights as JSON.
+
+    >>> from farmer_ref import ModelConfig
+    >>> config = ModelConfig(image_size=32, channels=3, patch_size=4)
+    >>> config.tokens, config.token_channels  # N, D
+    (64, 48)
+    """
 
     image_size: int = 8
     """Height and width of the (square) images."""

@@ -30,7 +30,13 @@ GRID_REACH, GRID_STEP = 10.0, 0.02  # the naive rule's envelope is found on 1,00
 
 @dataclass(frozen=True)
 class Guidance:
-    """How samples are drawn (A.2, Table 6). T_pi and T_s multiply logits: larger is *sharper*, not flatter."""
+    """How samples are drawn (A.2, Table 6). T_pi and T_s multiply logits: larger is *sharper*, not flatter.
+
+    >>> from farmer_ref import Guidance
+    >>> guidance = Guidance(scale=1.5, resampling_temperature=1.1)
+    >>> guidance.rule, guidance.candidates_conditional
+    ('resampling', 5)
+    """
 
     scale: float = 0.0
     """w. 0 draws from p_c alone, without candidates (Alg. 1 at w = 0 would still let candidates of p_u win)."""

@@ -27,6 +27,11 @@ class Pretrained:
         """A trained model, in evaluation mode: one that ships with the package, a run folder, or owner/name of the Hub.
 
         Raises `InputError` where there is none, or where its files are damaged.
+
+        >>> from farmer_ref import Farmer
+        >>> model = Farmer.from_pretrained("digits")
+        >>> model.config.image_size, model.config.tokens, model.training
+        (8, 16, False)
         """
         folder = pretrained_folder(name, **options)
         model = cls(ModelConfig.from_dict(read_config(folder)["model"]))

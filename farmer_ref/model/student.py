@@ -95,6 +95,13 @@ class OneStepStudent(nn.Module):
 
         Its form is that of its file. `flow` is its teacher, if that is loaded already. Raises `InputError` where there
         is no student, where its file does not say its form, or where it was distilled from other weights.
+
+        >>> import torch
+        >>> from farmer_ref import Farmer, OneStepStudent
+        >>> model = Farmer.from_pretrained("digits")
+        >>> student = OneStepStudent.from_pretrained("digits", model.flow)
+        >>> model.sample(torch.arange(10), student=student).shape
+        torch.Size([10, 1, 8, 8])
         """
         folder = pretrained_folder(name, **options)
         if not (folder / STUDENT).is_file():

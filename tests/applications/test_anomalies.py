@@ -1,17 +1,10 @@
 """Anomaly scores."""
 
-import pytest
 import torch
 from conftest import small_model
 
-from farmer_ref import Farmer
-from farmer_ref.applications.anomalies import AnomalyScorer, compressed_length
+from farmer_ref.applications.anomalies import AnomalyScorer
 from farmer_ref.data.sets import batches, load_split
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return Farmer.from_pretrained("digits")
 
 
 def test_the_likelihood_calls_blank_images_normal_and_the_others_do_not(digits):
@@ -40,9 +33,3 @@ def test_a_term_that_never_changes_does_not_count():
     centred = features[:, [0, 2]] - features[:, [0, 2]].mean(0)
     squares = (centred * torch.linalg.solve(torch.cov(centred.T), centred.T).T).sum(1)
     assert torch.allclose(scorer.scores(values)["terms"], squares.sqrt())
-
-
-def test_what_is_simple_is_short():
-    blank = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    noise = torch.randint(17, (1, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert compressed_length(blank) < compressed_length(noise)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import small_model
 
-from farmer_ref import Farmer, InputError
+from farmer_ref import InputError
 from farmer_ref.applications.classification import (
     class_log_probs,
     class_probabilities,
@@ -16,11 +16,6 @@ from farmer_ref.applications.classification import (
 )
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import terms_over_draws
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return Farmer.from_pretrained("digits")
 
 
 def test_bayes_rule_is_that_of_the_densities(digits):

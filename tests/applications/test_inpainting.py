@@ -43,11 +43,6 @@ def tiny():
     return randomise_zeros(Farmer(ModelConfig(**TINY)), std=0.25)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return Farmer.from_pretrained("digits")
-
-
 def midpoints(low, high, count):
     """Those of `count` equal intervals."""
     return low + (high - low) * (torch.arange(count, dtype=torch.float64) + 0.5) / count

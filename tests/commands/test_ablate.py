@@ -8,7 +8,7 @@ import pytest
 from helpers import fails_with_one_line
 
 from farmer_ref import PRESETS, InputError, ablate
-from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, measure, model_flag, result_path, seeds_of_rows
+from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, measure, result_path, seeds_of_rows
 from farmer_ref.evaluation.tables import GUIDED, MEASURES, Claim, Row, Table, tables
 from farmer_ref.evaluation.verdicts import report
 
@@ -22,12 +22,6 @@ def test_rows_share_the_runs_that_they_have_in_common(tmp_path):
     assert len(folders) == 6  # two rows differ from "split, both" in their sampling alone
     steps = runs.folder(preset, Row("r", {"informative": 2}, steps=9), 1)
     assert steps == tmp_path / "digits" / "9steps" / "informative=2" / "seed1"
-
-
-def test_model_fields_as_flags():
-    assert model_flag("final_permutation", False) == ["--model.no-final-permutation"]
-    assert model_flag("final_permutation", True) == ["--model.final-permutation"]
-    assert model_flag("informative", None) == ["--model.informative", None]
 
 
 def test_all_is_everything():

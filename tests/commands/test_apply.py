@@ -103,35 +103,40 @@ def test_apply_classify_tells_what_it_read(capsys, trained, pictures, tmp_path):
     assert "on 20 images (1 dequantisations each)" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def unusable(tmp_path_factory):
+    """Pictures that an 8x8 model of ten classes does not take, and masks that hide all of an image or nothing."""
+    folder = tmp_path_factory.mktemp("unusable")
+    for name in ("empty", "broken", "named"):
+        (folder / name).mkdir()
+    (folder / "broken" / "x.png").write_bytes(b"not an image")
+    Image.new("L", (8, 8)).save(folder / "named" / "x_class12.png")
+    for name, size, colour in (("wide", (9, 8), 0), ("white", (8, 8), 255), ("black", (8, 8), 0)):
+        Image.new("L", size, colour).save(folder / f"{name}.png")
+    return folder
+
+
 @pytest.mark.parametrize(
-    ("arguments", "parts"),
+    ("line", "parts"),
     [
-        (["inpaint", "--mask", "lower"], ["mask is 'lower', which is not a file", "lower-half"]),
-        (["inpaint", "--mask", "PICTURES/wide.png"], ["wide.png has 9x8 pixels", "8x8"]),
-        (["inpaint", "--mask", "PICTURES/white.png"], ["missing pixels is '100%'", "some, not all"]),
-        (["inpaint", "--mask", "PICTURES/black.png"], ["missing pixels is '0%'", "some, not all"]),
-        (["inpaint", "--particles", "0"], ["particles is 0", "1 or more"]),
-        (["inpaint", "--moves", "0"], ["moves is 0"]),
-        (["inpaint", "--images", "none"], ["images is 'none', which is not a folder"]),
-        (["inpaint", "--images", "PICTURES/empty"], ["holds no image files", ".png"]),
-        (["classify", "--images", "PICTURES"], ["wide.png has 9x8 pixels", "allowed: 8x8"]),
-        (["anomaly", "--images", "PICTURES/broken"], ["x.png cannot be read", "an intact image file"]),
-        (["classify", "--images", "PICTURES/named"], ["label is 12", "0 to 9"]),
-        (["classify", "--temperature", "0"], ["temperature is 0.0", "above 0"]),
-        (["edit", "--labels", "11"], ["label is 11", "0 to 9"]),
-        (["edit", "--steps", "1"], ["steps is 1", "2 or more"]),
-        (["edit", "--change", "interpolate", "--count", "1"], ["images is 1", "2 or more"]),
-        (["anomaly", "--count", "0"], ["count is 0"]),
-        (["classify", "--run", "nothing"], ["model is 'nothing'"]),
+        ("inpaint --mask lower", ["mask is 'lower', which is not a file", "lower-half"]),
+        ("inpaint --mask HERE/wide.png", ["wide.png has 9x8 pixels", "8x8"]),
+        ("inpaint --mask HERE/white.png", ["missing pixels is '100%'", "some, not all"]),
+        ("inpaint --mask HERE/black.png", ["missing pixels is '0%'", "some, not all"]),
+        ("inpaint --particles 0", ["particles is 0", "1 or more"]),
+        ("inpaint --moves 0", ["moves is 0"]),
+        ("inpaint --images none", ["images is 'none', which is not a folder"]),
+        ("inpaint --images HERE/empty", ["holds no image files", ".png"]),
+        ("classify --images HERE", ["wide.png has 9x8 pixels", "allowed: 8x8"]),
+        ("anomaly --images HERE/broken", ["x.png cannot be read", "an intact image file"]),
+        ("classify --images HERE/named", ["label is 12", "0 to 9"]),
+        ("classify --temperature 0", ["temperature is 0.0", "above 0"]),
+        ("edit --labels 11", ["label is 11", "0 to 9"]),
+        ("edit --steps 1", ["steps is 1", "2 or more"]),
+        ("edit --change interpolate --count 1", ["images is 1", "2 or more"]),
+        ("anomaly --count 0", ["count is 0"]),
     ],
 )
-def test_apply_refuses(capsys, trained, tmp_path, arguments, parts):
-    for folder in ("empty", "broken", "named"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "broken" / "x.png").write_bytes(b"not an image")
-    Image.new("L", (8, 8)).save(tmp_path / "named" / "x_class12.png")
-    for name, size, colour in (("wide", (9, 8), 0), ("white", (8, 8), 255), ("black", (8, 8), 0)):
-        Image.new("L", size, colour).save(tmp_path / f"{name}.png")
-    run = [] if "--run" in arguments else ["--run", trained]
-    arguments = [part.replace("PICTURES", str(tmp_path)) for part in arguments]
-    fails_with_one_line(capsys, apply.main, [arguments[0], *run, *arguments[1:]], *parts)
+def test_apply_refuses(capsys, trained, unusable, line, parts):
+    arguments = [part.replace("HERE", str(unusable)) for part in line.split()]
+    fails_with_one_line(capsys, apply.main, [*arguments, "--run", trained], *parts)

@@ -27,16 +27,9 @@ def test_noise_on_the_input_is_that_of_the_algorithm():
     assert torch.equal(distill.disturbed(z, 0.0, seed=1, step=4), z)
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    train.main([*QUICK, "--out", str(folder)])
-    return folder
-
-
 @pytest.fixture
-def run(teacher, tmp_path):
-    shutil.copytree(teacher, tmp_path / "run")
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -101,23 +94,23 @@ def test_distilling_a_shipped_model_needs_a_folder(capsys, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_a_copy_of_the_teacher_goes_with_the_student(teacher, run, capsys, tmp_path):
+def test_a_copy_of_the_teacher_goes_with_the_student(trained, run, capsys, tmp_path):
     out = tmp_path / "student"
-    distill.main(["--run", str(teacher), "--out", str(out), *BRIEF])
-    assert (out / "model.safetensors").read_bytes() == (teacher / "model.safetensors").read_bytes()
-    assert not (teacher / "distillation").exists()
+    distill.main(["--run", str(trained), "--out", str(out), *BRIEF])
+    assert (out / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+    assert not (trained / "distillation").exists()
     images = Farmer.from_pretrained(out).sample(torch.arange(10), student=OneStepStudent.from_pretrained(out))
     assert images.isfinite().all()
     (run / "model.safetensors").write_bytes(b"another")
     capsys.readouterr()
-    arguments = ["--run", teacher, "--out", run, *BRIEF]
+    arguments = ["--run", trained, "--out", run, *BRIEF]
     fails_with_one_line(capsys, distill.main, arguments, "holds another model")
     assert not (run / "distillation").exists()
 
 
-def test_a_run_without_a_student_says_so(capsys, teacher):
+def test_a_run_without_a_student_says_so(capsys, trained):
     fails_with_one_line(
-        capsys, sample.main, ["--run", teacher, "--student"], "which holds no student", "python -m farmer_ref.distill"
+        capsys, sample.main, ["--run", trained, "--student"], "which holds no student", "python -m farmer_ref.distill"
     )
 
 
@@ -129,8 +122,8 @@ def test_a_run_without_a_student_says_so(capsys, teacher):
         (["--steps", "0"], ["steps is 0", "1 or more"]),
     ],
 )
-def test_distill_refuses(capsys, teacher, arguments, parts):
-    fails_with_one_line(capsys, distill.main, ["--run", teacher, *arguments], *parts)
+def test_distill_refuses(capsys, trained, arguments, parts):
+    fails_with_one_line(capsys, distill.main, ["--run", trained, *arguments], *parts)
 
 
 def test_train_evaluate_and_no_student(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,15 +109,11 @@ def test_truncated_mnist_is_named(tmp_path):
     ],
 )
 def test_what_does_not_fit_is_named(name, changes, message):
-    from dataclasses import replace
-
     with pytest.raises(InputError, match=message):
         load_split(name, "train", replace(DIGITS, **changes))
 
 
 def test_labels_may_be_ignored():
-    from dataclasses import replace
-
     assert load_split("digits", "train", replace(DIGITS, num_classes=0)).num_classes == 10
 
 

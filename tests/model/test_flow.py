@@ -5,17 +5,15 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import jacobian, logdet_error, round_trip_error, small_coupling, small_flow
+from conftest import VARIANTS, jacobian, logdet_error, round_trip_error, small_coupling, small_flow
 from conftest import some_tokens as tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farmer_ref.model import transformer
-from farmer_ref.model.flow import ChannelMixing
+from farmer_ref.model.flow import AutoregressiveFlow, ChannelMixing
 from farmer_ref.model.jacobi import inverse_jacobi
 from farmer_ref.support.errors import InputError
-
-VARIANTS = [{}, {"channel_mixing": True}, {"max_log_scale": None}, {"num_classes": 4}]
 
 BOTH = pytest.mark.parametrize("make", [small_flow, small_coupling])
 
@@ -62,8 +60,6 @@ def test_first_token_passes_through():
 
 
 def test_a_new_flow_is_the_identity():
-    from farmer_ref.model.flow import AutoregressiveFlow
-
     z, logdet = AutoregressiveFlow(5, 3, blocks=2, layers=1, width=16, head_dim=8).double()(tokens())
     assert torch.equal(z, tokens()) and torch.equal(logdet, torch.zeros(3, dtype=torch.float64))
 

@@ -4,14 +4,12 @@ import math
 
 import pytest
 import torch
-from conftest import mild_flow, small_flow
+from conftest import VARIANTS, mild_flow, small_flow
 from conftest import some_tokens as tokens
 
 from farmer_ref.model import jacobi
 from farmer_ref.model.jacobi import inverse_jacobi
 from farmer_ref.support.errors import InputError
-
-VARIANTS = [{}, {"channel_mixing": True}, {"max_log_scale": None}, {"num_classes": 4}]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -4,19 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import jacobian, randomise_zeros, small_model
+from conftest import SPLITS, jacobian, randomise_zeros, small_model
 
 from farmer_ref.model.mixture import GaussianMixture
 from farmer_ref.model.prior import AutoregressivePrior
-
-SPLITS = [
-    {},
-    {"informative": None},
-    {"informative_channels": "interleaved"},
-    {"redundant_prior": "normal"},
-    {"final_permutation": False},
-    {"condition_repeats": 1},
-]
 
 
 def latents(batch: int = 3, count: int = 9, channels: int = 8) -> torch.Tensor:

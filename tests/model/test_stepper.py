@@ -1,18 +1,11 @@
 """Steps of fixed shape, which a GPU records, against the cache that grows."""
 
-import contextlib
-import gc
-import weakref
-
 import pytest
 import torch
-from conftest import mild_flow, small_model
+from conftest import SPLITS, VARIANTS, mild_flow, small_model
 from conftest import some_tokens as tokens
 
-from farmer_ref.model import stepper as stepper_module
 from farmer_ref.model.stepper import stepper
-
-VARIANTS = [{}, {"channel_mixing": True}, {"max_log_scale": None}, {"num_classes": 4}]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -26,16 +19,6 @@ def test_fixed_shapes_change_nothing(variant, fixed_steps):
     assert torch.allclose(flow.inverse(z, labels), growing, atol=1e-12)
 
 
-SPLITS = [
-    {},
-    {"informative": None},
-    {"informative_channels": "interleaved"},
-    {"redundant_prior": "normal"},
-    {"final_permutation": False},
-    {"condition_repeats": 1},
-]
-
-
 @pytest.mark.parametrize("variant", SPLITS)
 def test_steps_of_fixed_shape_give_the_same_outputs(variant):
     """The step that a GPU records, against the cache that grows: the condition tokens at once, then one by one."""
@@ -46,42 +29,6 @@ def test_steps_of_fixed_shape_give_the_same_outputs(variant):
         step = stepper(prior.transformer, 11, like=inputs, fixed=fixed)
         parts = [step(part).clone() for part in inputs.split([2, *[1] * 9], 1)]
         assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-12)
-
-
-def test_what_a_recorded_step_uses_stays_alive(monkeypatch):
-    """A CUDA graph knows addresses only: memory that Python freed would be given to someone else (CUDA is a fake here).
-
-    The step runs to warm up and to be recorded; after that, replaying must not run it, nor let go of its tensors.
-    """
-
-    class Fake:
-        replays = 0
-
-        def wait_stream(self, other):
-            pass
-
-        def replay(self):
-            Fake.replays += 1
-
-    for name in ("device", "stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", Fake)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Fake)
-    monkeypatch.setattr(stepper_module, "_side_stream", lambda device: Fake())
-
-    def make_step():
-        memory = torch.zeros(1)
-        return lambda: memory.add_(1), weakref.ref(memory)
-
-    step, weak = make_step()
-    replay = stepper_module.record(step, torch.device("cuda"))
-    runs = float(weak())
-    assert runs >= 2
-    del step
-    gc.collect()
-    assert weak() is not None
-    replay()
-    assert Fake.replays == 1 and float(weak()) == runs
 
 
 def test_fixed_steps_under_autocast(fixed_steps):

@@ -15,8 +15,10 @@ from urllib.parse import unquote, urlsplit
 import chromium
 import pytest
 import yaml
+from docutils.core import publish_doctree
 
 from book import bibliography, equations, pages
+from book._ext.farmer_book import plain_docstring
 from book.build import build
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +165,15 @@ def test_every_paper_that_is_named_has_an_entry():
         for name, others, year in NAMED.findall(re.sub(r"\s+(?:# )?", " ", text)):
             if others or name in dict(known):
                 assert (name, year) in known, f"{name} {year}"
+
+
+def test_examples_in_docstrings_stay_code():
+    example = ">>> draw()\ntensor([[1.],\n        [2.]])\n>>> x * y\n3"
+    lines = f"Draws (B,C,H,W).\n\n{example}\n\n    a --> b\n".splitlines()
+    plain_docstring(None, "function", "draw", None, None, lines)
+    document = publish_doctree("\n".join(lines))
+    assert [type(block).__name__ for block in document] == ["paragraph", "doctest_block", "literal_block"]
+    assert document[1].astext() == example
 
 
 # -- pages as files ----------------------------------------------------------------------------------------------------
