@@ -21,7 +21,7 @@ from torch import Tensor
 from farmer_ref import Farmer, OneStepStudent, distill
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance
-from farmer_ref.model.student import STUDENT
+from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.support import cli
 from farmer_ref.support.files import PRETRAINED, write_json
 from farmer_ref.support.plots import labelled_grids

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
 from farmer_ref.data.sets import batches, load_split
-from farmer_ref.model.student import STUDENT, Distillation, Form, Loss, OneStepStudent, relative_errors, teacher_path
+from farmer_ref.model.config import StudentForm
+from farmer_ref.model.pretrained import STUDENT
+from farmer_ref.model.student import Distillation, Loss, OneStepStudent, relative_errors, teacher_path
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require
@@ -39,7 +41,7 @@ class DistillConfig(RunConfig):
     out: str = ""
     """The folder that gets student.safetensors and distillation/; empty: the teacher's own. Another folder gets a copy
     of the teacher, too."""
-    form: Form = "forward"
+    form: StudentForm = "forward"
     """What a block of the student computes: the form of the teacher's forward pass (Eq. 8, the paper's), or that of its
     inverse (Eq. 9, ours)."""
     loss: Loss = "hidden"

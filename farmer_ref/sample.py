@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from farmer_ref.evaluation.metrics import sample_generator
 from farmer_ref.model.guidance import Guidance
-from farmer_ref.model.student import STUDENT
+from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import output_file, pretrained_folder, replace_file, write_json

@@ -14,7 +14,7 @@ from farmer_ref.data.sets import load_split
 from farmer_ref.evaluation.metrics import evaluate_likelihood
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer, LikelihoodTerms, negative_log_likelihood
-from farmer_ref.model.student import STUDENT
+from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.model.tokens import nats_to_bits_per_dim
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel

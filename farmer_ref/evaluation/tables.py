@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from farmer_ref.model.student import Form
+from farmer_ref.model.config import StudentForm
 from farmer_ref.training.config import TrainConfig
 
 MEASURES = {
@@ -34,7 +34,7 @@ class Row:
     """What the paper reports."""
     steps: int | None = None
     """Train for so many steps, in place of --seconds-per-run."""
-    form: Form = "forward"
+    form: StudentForm = "forward"
     """With --student: that student's form."""
 
 

@@ -14,6 +14,8 @@ from farmer_ref.support.errors import InputError, require
 # e^88.7 is float32's largest number. The log-scales of one channel in the affine maps of all blocks add up to less;
 # what learned channel mixing adds is not bounded.
 OVERFLOW_BOUND = 80.0
+StudentForm = Literal["forward", "inverse"]
+"""The two forms of a one-step student: the paper's, and ours (see `student`)."""
 
 
 @dataclass(frozen=True)

@@ -11,29 +11,17 @@ Legend: B batch, N tokens, D channels of a token, n flow blocks; Z^t is the outp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, Self, Unpack, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from farmer_ref.model.config import ModelConfig
+from farmer_ref.model.config import StudentForm
 from farmer_ref.model.flow import AutoregressiveFlow, FlowBlock
+from farmer_ref.model.pretrained import PretrainedStudent, fingerprint
 from farmer_ref.model.transformer import TrainingPass
-from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import (
-    load_weights,
-    pretrained_folder,
-    read_config,
-    read_metadata,
-    read_weights,
-    write_weights,
-)
-from farmer_ref.support.hub import DownloadOptions
+from farmer_ref.support.errors import require
 
-STUDENT = "student.safetensors"
-Form = Literal["forward", "inverse"]
 Loss = Literal["hidden", "output", "projected"]
 
 
@@ -45,7 +33,7 @@ class StudentBlock(nn.Module):
     is ours, Eq. 9 with z where that has x: with the mask, and untrained, it is one Jacobi sweep (`jacobi`).
     """
 
-    def __init__(self, network: FlowBlock, form: Form):
+    def __init__(self, network: FlowBlock, form: StudentForm):
         super().__init__()
         self.network, self.form = network, form
 
@@ -62,22 +50,22 @@ class StudentBlock(nn.Module):
         return x if self.network.mixing is None else self.network.mixing.inverse(x)
 
 
-class OneStepStudent(nn.Module):
+class OneStepStudent(PretrainedStudent, nn.Module):
     """n student blocks, last flow block first: latents to tokens in one pass. Not invertible, and not exact."""
 
     teacher_fingerprint: Tensor
 
-    def __init__(self, tokens: int, channels: int, *, blocks: int, form: Form = "forward", **options: Any):
+    def __init__(self, tokens: int, channels: int, *, blocks: int, form: StudentForm = "forward", **options: Any):
         """`blocks` is their number n; `options` are those of `FlowBlock`; both, and `form`, are the same for all."""
         super().__init__()
-        require(form in get_args(Form), "form", form, "'forward', 'inverse'")
+        require(form in get_args(StudentForm), "form", form, "'forward', 'inverse'")
         self.form = form
         networks = AutoregressiveFlow(tokens, channels, blocks=blocks, causal=False, **options).blocks
         self.blocks = nn.ModuleList(StudentBlock(network, form) for network in networks)
         self.register_buffer("teacher_fingerprint", torch.zeros(blocks))  # saved with the weights: whose student it is
 
     @classmethod
-    def from_teacher(cls, flow: AutoregressiveFlow, *, form: Form = "forward", dropout: float = 0.0) -> Self:
+    def from_teacher(cls, flow: AutoregressiveFlow, *, form: StudentForm = "forward", dropout: float = 0.0) -> Self:
         """A student that starts at the teacher's weights, to be trained (§3.5). Its dropout is its own."""
         with torch.device("meta"):  # no weights to draw: the teacher's are copied
             student = cls(flow.tokens, flow.channels, form=form, **{**flow.options, "dropout": dropout})
@@ -86,57 +74,6 @@ class OneStepStudent(nn.Module):
             block.network.load_state_dict(copied, assign=True)
         student.teacher_fingerprint = fingerprint(flow).to(next(flow.parameters()).device)
         return student
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str | Path, flow: AutoregressiveFlow | None = None, **options: Unpack[DownloadOptions]
-    ) -> Self:
-        """The trained student of a run folder, a shipped model or a repository of the Hub, in evaluation mode.
-
-        Its form is that of its file. `flow` is its teacher, if that is loaded already. Raises `InputError` where there
-        is no student, where its file does not say its form, or where it was distilled from other weights.
-
-        >>> import torch
-        >>> from farmer_ref import Farmer, OneStepStudent
-        >>> model = Farmer.from_pretrained("digits")
-        >>> student = OneStepStudent.from_pretrained("digits", model.flow)
-        >>> model.sample(torch.arange(10), student=student).shape
-        torch.Size([10, 1, 8, 8])
-        """
-        folder = pretrained_folder(name, **options)
-        if not (folder / STUDENT).is_file():
-            raise InputError(
-                f"run is {str(name)!r}, which holds no student; allowed: one that was distilled "
-                f"(python -m farmer_ref.distill --run {name})"
-            )
-        form = read_metadata(folder / STUDENT).get("form")
-        if form not in get_args(Form):
-            raise InputError(
-                f"the form of {folder / STUDENT} is {form!r}; allowed: 'forward' or 'inverse' in the file's metadata, "
-                "as distill writes it (distil again)"
-            )
-        if flow is None:
-            flow = _flow_of(folder)
-        student = cls.from_teacher(flow, form=form)
-        load_weights(student, folder / STUDENT)
-        if not student.taught_by(flow):
-            raise InputError(
-                f"{folder / STUDENT} was distilled from other weights than {folder / 'model.safetensors'}; "
-                "allowed: the student of these (distil again)"
-            )
-        return student.eval()
-
-    def save(self, path: Path) -> None:
-        """Write the weights, and the form beside them, to a safetensors file."""
-        write_weights(path, self.state_dict(), {"form": self.form})
-
-    def taught_by(self, flow: AutoregressiveFlow) -> bool:
-        """Whether this is the student of these weights, or of weights that half precision rounds to these."""
-        ours, theirs = self.teacher_fingerprint.cpu().double(), fingerprint(flow).double()
-        # Rounding moves each weight by half a step at most, and a sum of many by less than a step of their norm.
-        own_step, step = (torch.finfo(t.dtype).eps for t in (self.teacher_fingerprint, flow.blocks[0].positions))
-        tolerance = step * fingerprint_norm(flow) + (own_step + 1e-5) * ours.abs()
-        return bool(((ours - theirs).abs() <= tolerance).all())
 
     def path(self, z: Tensor, labels: Tensor | None = None, training: TrainingPass | None = None) -> list[Tensor]:
         """The student's Z^{n-1}, ..., Z^0, each (B,N,D), on its own way down from z = Z^n (B,N,D)   (Alg. 2)."""
@@ -149,33 +86,6 @@ class OneStepStudent(nn.Module):
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents z (B,N,D) to approximately `flow.inverse(z)` (B,N,D)."""
         return self.path(z, labels)[-1]
-
-
-def _flow_of(folder: Path) -> AutoregressiveFlow:
-    """The flow alone of the model in a folder."""
-    config = ModelConfig.from_dict(read_config(folder)["model"])
-    flow = AutoregressiveFlow(config.tokens, config.token_channels, **config.flow_settings())
-    weights = read_weights(folder / "model.safetensors")
-    flow.load_state_dict({name.removeprefix("flow."): w for name, w in weights.items() if name.startswith("flow.")})
-    return flow
-
-
-@torch.no_grad()
-def fingerprint(flow: AutoregressiveFlow) -> Tensor:
-    """One number per block (n,) that tells other weights apart, such as those of a flow that was trained further."""
-    return torch.stack([terms.sum() for terms in _fingerprint_terms(flow)]).float()
-
-
-@torch.no_grad()
-def fingerprint_norm(flow: AutoregressiveFlow) -> Tensor:
-    """The Euclidean norm (n,) of the terms that each entry of `fingerprint` sums: rounding errors scale with it."""
-    return torch.stack([terms.norm() for terms in _fingerprint_terms(flow)])
-
-
-def _fingerprint_terms(flow: AutoregressiveFlow) -> Iterator[Tensor]:
-    for block in flow.blocks:
-        weights = torch.cat([p.detach().flatten() for p in block.parameters()]).double().cpu()
-        yield weights * torch.arange(len(weights)).double().cos()
 
 
 @torch.no_grad()
