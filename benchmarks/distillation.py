@@ -13,10 +13,11 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from farmer_ref import Farmer, OneStepStudent, distill
@@ -24,29 +25,30 @@ from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance
 from farmer_ref.model.student import STUDENT
 from farmer_ref.support import cli
-from farmer_ref.support.files import PRETRAINED, write_json
+from farmer_ref.support.files import PRETRAINED, read_metrics, write_json
 from farmer_ref.support.plots import labelled_grids
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.support.settings import Dropout, Whole, settings_class
 from farmer_ref.training.checkpoint import last_state
 
 AVERAGED = ("sample_error", "sample_accuracy", "frechet_distance")
 
 
-@dataclass(frozen=True)
+@settings_class
 class DistillationBenchmark:
     """Losses, seeds and the budget."""
 
-    losses: tuple[str, ...] = ("hidden", "output", "alignment")
+    losses: tuple[Literal["hidden", "output", "alignment"], ...] = ("hidden", "output", "alignment")
     """Losses to compare."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Whole, ...] = (0, 1, 2)
     """One student each."""
-    steps: int = 2000
+    steps: PositiveInt = 2000
     """Optimiser steps of each."""
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
     """The students' dropout."""
-    samples: int = 1000
+    samples: PositiveInt = 1000
     """Latents that both decode."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """CPU threads."""
     ship: bool = False
     """Ship the student of the first loss and seed."""
@@ -57,8 +59,8 @@ class DistillationBenchmark:
 def ship(model: Farmer, z: Tensor, folder: Path, figures: dict) -> None:
     """Copy a student into the package, with the record of how it was made, and draw it beside its teacher."""
     shutil.copyfile(folder / STUDENT, PRETRAINED / "digits" / STUDENT)
-    settings = json.loads((folder / "distillation" / "config.json").read_text())
-    settings |= {"out": "", "run": "digits"}  # not the folder of the machine that trained it
+    made = distill.distillation_settings(folder / "distillation")
+    settings = dataclasses.asdict(dataclasses.replace(made, out="", run="digits"))  # not that machine's folders
     write_json(PRETRAINED / "digits" / "student.json", {**figures, "settings": settings})
     grids = {}
     for name, student in (("exact inverse", None), ("one-step student", OneStepStudent.from_pretrained("digits"))):
@@ -97,14 +99,13 @@ def main(argv: list[str] | None = None) -> None:
                 student = OneStepStudent.from_pretrained(folder)
                 with torch.no_grad():
                     images = model.decode(z, student=student).clamp(-1, 1)
-                records = [json.loads(x) for x in (folder / "distillation" / "metrics.jsonl").read_text().splitlines()]
-                last = [r for r in records if "validation_error_block_1" in r][-1]
+                last = [r for r in read_metrics(folder / "distillation") if "validation_error_block_1" in r][-1]
                 state = last_state(folder / "distillation")
                 run = {
                     "loss": loss,
                     "seed": seed,
-                    "steps": state["step"],
-                    "training_minutes": state["seconds"] / 60,
+                    "steps": state.step,
+                    "training_minutes": state.seconds / 60,
                     "validation_relative_error_from_block_1": [
                         last[f"validation_error_block_{t}"] for t in range(1, 1 + model.config.flow_blocks)
                     ],

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
@@ -20,10 +19,11 @@ from farmer_ref.data.sets import batches, load_split
 from farmer_ref.model.student import STUDENT, Distillation, OneStepStudent, relative_errors, teacher_path
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
-from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import PRETRAINED, pretrained_folder, replace_file, write_config, write_weights
+from farmer_ref.support.errors import InputError
+from farmer_ref.support.files import PRETRAINED, pretrained_folder, read_json, replace_file, write_config, write_weights
 from farmer_ref.support.hub import is_repository
 from farmer_ref.support.plots import class_labels, image_grid
+from farmer_ref.support.settings import Dropout, Factor, settings_class
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import RunConfig
 from farmer_ref.training.runs import Run, check_resumed
@@ -32,7 +32,7 @@ from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 KEPT_BY_RESUME = ("loss", "max_noise", "dropout", "seed", "batch_size")  # else the run is another one
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class DistillConfig(RunConfig):
     """One distillation: whose student, and what it minimises."""
 
@@ -44,21 +44,16 @@ class DistillConfig(RunConfig):
     loss: Literal["hidden", "output", "alignment"] = "hidden"
     """Squared error of every block's output (the paper), of the last one's, or of the last one's with projection heads
     on the others (BiFlow)."""
-    max_noise: float = 0.3
+    max_noise: Factor = 0.3
     """The student's input is disturbed by s * noise, s uniform in [0, max_noise] for each image (the paper's .3)."""
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
     """The student's dropout."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
-    steps: int = 3000
+    steps: PositiveInt = 3000
     """Optimiser steps of the whole distillation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_noise >= 0, "max_noise", self.max_noise, "0 or more")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 up to (not including) 1")
 
 
 def settings(argv: list[str] | None = None) -> DistillConfig:
@@ -78,10 +73,7 @@ def settings(argv: list[str] | None = None) -> DistillConfig:
 
 def distillation_settings(folder: Path) -> DistillConfig:
     """The configuration that a folder `distillation` was made with."""
-    try:
-        return DistillConfig(**json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder / 'config.json'} cannot be read ({error}); allowed: a distillation's own") from None
+    return read_json(folder / "config.json", DistillConfig)
 
 
 def prepare(config: DistillConfig) -> Path:

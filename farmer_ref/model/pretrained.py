@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Self, Unpack
 
-from farmer_ref.model.config import ModelConfig
-from farmer_ref.support.files import load_weights, pretrained_folder, read_config, write_config, write_weights
+from farmer_ref.model.config import read_config
+from farmer_ref.support.files import build, pretrained_folder, write_config, write_weights
 from farmer_ref.support.hub import DownloadOptions, PushOptions, push_run
 
 
@@ -29,9 +29,8 @@ class Pretrained:
         Raises `InputError` where there is none, or where its files are damaged.
         """
         folder = pretrained_folder(name, **options)
-        model = cls(ModelConfig.from_dict(read_config(folder)["model"]))
-        load_weights(model, folder / "model.safetensors")
-        return model.eval()
+        config = read_config(folder).model
+        return build(lambda: cls(config), folder / "model.safetensors").eval()
 
     def push_to_hub(self, repository: str, **options: Unpack[PushOptions]) -> str:
         """Upload the model to owner/name of the Hugging Face Hub; the commit's address.

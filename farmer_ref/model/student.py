@@ -14,11 +14,11 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from farmer_ref.model.config import ModelConfig
+from farmer_ref.model.config import read_config
 from farmer_ref.model.flow import AutoregressiveFlow, FlowBlock
 from farmer_ref.model.transformer import TrainingPass
 from farmer_ref.support.errors import InputError
-from farmer_ref.support.files import load_weights, pretrained_folder, read_config, read_weights
+from farmer_ref.support.files import build, load_weights, pretrained_folder
 from farmer_ref.support.hub import DownloadOptions
 
 STUDENT = "student.safetensors"
@@ -113,11 +113,12 @@ class OneStepStudent(nn.Module):
 
 def _flow_of(folder: Path) -> AutoregressiveFlow:
     """The flow alone of the model in a folder."""
-    config = ModelConfig.from_dict(read_config(folder)["model"])
-    flow = AutoregressiveFlow(config.tokens, config.token_channels, **config.flow_settings())
-    weights = read_weights(folder / "model.safetensors")
-    flow.load_state_dict({name.removeprefix("flow."): w for name, w in weights.items() if name.startswith("flow.")})
-    return flow
+    config = read_config(folder).model
+    return build(
+        lambda: AutoregressiveFlow(config.tokens, config.token_channels, **config.flow_settings()),
+        folder / "model.safetensors",
+        part="flow.",
+    )
 
 
 @torch.no_grad()
