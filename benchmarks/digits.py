@@ -11,34 +11,36 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import PositiveInt
 
 from farmer_ref import PRESETS, train
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.support import cli
-from farmer_ref.support.files import PRETRAINED, write_json
+from farmer_ref.support.files import PRETRAINED, read_metrics, write_config, write_json
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.support.settings import Whole, settings_class
 from farmer_ref.training.checkpoint import last_state
+from farmer_ref.training.runs import run_record, saved_settings
 
 AVERAGED = ("bits_per_dim", "nats_per_dim", "sample_accuracy", "frechet_distance", "training_minutes")
 
 
-@dataclass(frozen=True)
+@settings_class
 class DigitsConfig:
     """Seeds and settings; everything else comes from the preset."""
 
     preset: str = "digits"
     """digits or digits-noise."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Whole, ...] = (0, 1, 2)
     """One training run per seed, one after another."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """CPU threads of each run."""
-    draws: int = 16
+    draws: PositiveInt = 16
     """Dequantisations per test image."""
-    samples: int = 1000
+    samples: PositiveInt = 1000
     """Samples to classify."""
     ship: bool = False
     """Ship the first seed's weights with the package."""
@@ -49,8 +51,7 @@ def train_and_score(config: DigitsConfig, seed: int, folder: Path) -> dict:
     arguments = ["--preset", config.preset, "--max-minutes", "6", "--device", "cpu"]  # as in the Makefile
     train.main([*arguments, "--out", str(folder), "--seed", str(seed)])
     state = last_state(folder)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    curve = [record for record in records if any(name.startswith("validation") for name in record)]
+    curve = [record for record in read_metrics(folder) if any(name.startswith("validation") for name in record)]
     scored = EvaluateConfig(
         run=str(folder),
         draws=config.draws,
@@ -59,8 +60,8 @@ def train_and_score(config: DigitsConfig, seed: int, folder: Path) -> dict:
     )
     figures = evaluate(scored)
     del figures["run"]
-    minutes = state["seconds"] / 60
-    return {"seed": seed, "steps": state["step"], "training_minutes": minutes, **figures, "validation_curve": curve}
+    minutes = state.seconds / 60
+    return {"seed": seed, "steps": state.step, "training_minutes": minutes, **figures, "validation_curve": curve}
 
 
 def ship(name: str, folder: Path, figures: dict, made: dict) -> None:
@@ -68,9 +69,8 @@ def ship(name: str, folder: Path, figures: dict, made: dict) -> None:
     target = PRETRAINED / name
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "model.safetensors", target)
-    config = json.loads((folder / "config.json").read_text())
-    config["training"]["out"] = PRESETS[name].out  # not a path on the machine that trained it
-    write_json(target / "config.json", config)
+    settings = dataclasses.replace(saved_settings(folder), out=PRESETS[name].out)  # not that machine's folder
+    write_config(target, run_record(settings))
     figures = {name: value for name, value in figures.items() if name != "validation_curve"}
     write_json(target / "record.json", {**made, **figures})
 

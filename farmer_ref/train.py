@@ -19,13 +19,13 @@ from farmer_ref.model.tokens import nats_to_bits_per_dim
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError
-from farmer_ref.support.files import read_config, replace_file, write_config, write_weights
+from farmer_ref.support.files import replace_file, write_config, write_weights
 from farmer_ref.support.plots import class_labels, image_grid, training_curve
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.costs import training_flops
 from farmer_ref.training.presets import PRESETS
-from farmer_ref.training.runs import check_resumed, run_record, saved_settings
+from farmer_ref.training.runs import Run, check_resumed, run_record, saved_settings
 from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 
 DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults below are its values.
@@ -79,7 +79,7 @@ def holds_trained_weights(run: Path) -> bool:
     if not (run / "model.safetensors").exists() or not (run / "config.json").exists():
         return False
     metrics = run / "metrics.jsonl"
-    return "training" not in read_config(run) or (metrics.exists() and metrics.stat().st_size > 0)
+    return Run.open(run).training is None or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def likelihood_figures(terms: LikelihoodTerms, config: ModelConfig) -> dict[str, float]:

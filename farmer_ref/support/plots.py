@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
+
+from farmer_ref.support.files import read_metrics
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -114,7 +115,7 @@ def class_labels(num_classes: int, per_class: int, *, most: int = 10) -> Tensor:
 
 def training_curve(run: Path) -> Figure:
     """Training and validation likelihood over steps, from a run's metrics.jsonl."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(run)
     names = {name.removeprefix("validation_") for record in records for name in record}
     unit = "bits_per_dim" if "bits_per_dim" in names else "nats_per_dim"
     with matplotlib.rc_context(STYLE):
