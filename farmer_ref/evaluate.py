@@ -70,7 +70,7 @@ class EvaluateConfig:
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
     seed: Whole = 0
-    """Whole of the dequantisation and of the samples."""
+    """Seed of the dequantisation and of the samples."""
     fid: bool = False
     """FID, Inception score, precision and recall of samples against the split's images, in place of the likelihood."""
     samples_from: str | None = None
