@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from farmer_ref.support import hub
 from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.settings import STRICT, parse_json
+from farmer_ref.support.settings import STRICT, Whole, parse_json
 
 Module = TypeVar("Module", bound=nn.Module)
 PRETRAINED = Path(__file__).parent.parent / "weights"  # weights that ship with the package
@@ -64,7 +64,7 @@ class Logged(BaseModel):
     model_config = STRICT | ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float | None]
 
-    step: NonNegativeInt
+    step: Whole
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -132,9 +132,9 @@ def load_weights(model: Module, path: Path, *, part: str = "") -> Module:
 
 
 def build(new: Callable[[], Module], path: Path, *, part: str = "") -> Module:
-    """The model that `new` makes, with the weights of a safetensors file, which may have another's config.json.
+    """The model that `new` makes, with the weights of a safetensors file (or the `part` of them, see `load_weights`).
 
-    So sizes are compared before memory is taken for them. Raises `InputError` where they do not fit, or are absurd.
+    Sizes are compared before memory is taken for them, as config.json may describe another model: `InputError`.
     """
     try:
         with torch.device("meta"):
