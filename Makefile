@@ -6,7 +6,7 @@ ABLATE := $(BIN)/python -m farmer_ref.ablate --out results
 # A clone of the public TARFlow code (github.com/apple/ml-tarflow), which "make check" then compares with.
 TARFLOW ?=
 
-.PHONY: train test notebooks book refresh check check-gpu format clean
+.PHONY: train quick test notebooks book refresh check check-gpu format clean
 
 train: .venv/.installed
 	$(BIN)/python -m farmer_ref.train --preset digits --out $(RUN) --max-minutes 6 --resume
@@ -14,7 +14,11 @@ train: .venv/.installed
 	$(BIN)/python -m farmer_ref.sample --run $(RUN) --out $(RUN)/samples.png
 
 # One thread: the tests start processes of their own, and multi-threaded processes on two cores starve each other.
-test notebooks book check: export OMP_NUM_THREADS = 1
+quick test notebooks book check: export OMP_NUM_THREADS = 1
+
+# The mathematics alone, in less than a minute.
+quick: .venv/.installed
+	$(BIN)/python -m pytest tests/model farmer_ref/model
 
 test: .venv/.installed
 	$(BIN)/ruff check .

@@ -206,16 +206,16 @@ def guidance() -> str:
 
 
 def student() -> str:
-    """The one-step student for each of its losses, and the one that ships."""
+    """The one-step student by its form and loss."""
     record = load("distillation")
     rows = [
-        [loss, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("sample_accuracy", ".1%")))]
-        for loss, figures in record["table"].items()
+        [name, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("sample_accuracy", ".1%")))]
+        for name, figures in record["table"].items()
     ]
     return "\n\n".join(
         [
             source("distillation"),
-            table(["loss", "difference from the exact inverse", "accuracy"], rows),
+            table(["form/loss", "difference from the exact inverse", "accuracy"], rows),
             "![Digits of the exact inverse, and of the student from the same latents](results/student.png)",
         ]
     )

@@ -106,7 +106,9 @@ half = values[:digits]
 grids = {"digits; what is known": torch.cat([half, torch.where(known, half, 5)])}
 others = model.dequantiser.quantise(model.sample(labels[:digits].repeat(2), generator=generator))
 for name, given in (("given the label", labels[:digits]), ("label not given", None)):
-    done = inpaint(model, half, known, given, 2, particles, moves=5, generator=generator)
+    done = inpaint(
+        model, half, known, given, samples=2, particles=particles, moves=5, generator=generator
+    )
     grids[name] = model.dequantiser.quantise(done.images).transpose(0, 1).flatten(0, 1)
     assert torch.equal(grids[name][..., known], half.repeat(2, 1, 1, 1)[..., known])
 grids["halves of other samples, pasted in"] = torch.where(known, half.repeat(2, 1, 1, 1), others)
@@ -137,8 +139,10 @@ print(f"rank of the truth's log p: {own['mean_rank_of_log_prob']:.2f}, where 0.5
 # %%
 some, new = images[:8], (labels[:8] + 3) % 10
 edited = change_class(model, some, labels[:8], new, generator=generator)
-details = change_details(model, some, labels[:8], generator)
-walks = [interpolate(model, images[:2], images[2:4], 8, way).flatten(0, 1) for way in (1, 0)]
+details = change_details(model, some, labels[:8], generator=generator)
+walks = [
+    interpolate(model, images[:2], images[2:4], steps=8, latent=way).flatten(0, 1) for way in (1, 0)
+]
 grids = torch.cat([some, edited]), torch.cat([some, details]), *walks
 names = "below: class + 3", "below: other details", "a walk in the latents", "a walk in the pixels"
 labelled_grids(dict(zip(names, grids, strict=True)), columns=8)
@@ -146,7 +150,9 @@ labelled_grids(dict(zip(names, grids, strict=True)), columns=8)
 # %% tags=["nbval-check-output"]
 with torch.no_grad():
     old, latents = (model.prior.split(model.encode(x)[0]) for x in (some, edited))
-    middle = [interpolate(model, images[:50], images[50:100], 3, way)[:, 1] for way in (1, 0)]
+    middle = [
+        interpolate(model, images[:50], images[50:100], steps=3, latent=way)[:, 1] for way in (1, 0)
+    ]
     nats = [model.log_prob(x).mean().item() for x in middle]
 assert torch.allclose(old[1], latents[1], atol=1e-2) and (old[0] - latents[0]).abs().mean() > 0.1
 print("more than 5 nats denser halfway in the latents:", nats[0] > nats[1] + 5)

@@ -43,6 +43,16 @@ SMALL = {
     "condition_repeats": 2,
 }
 
+VARIANTS = [{}, {"channel_mixing": True}, {"max_log_scale": None}, {"num_classes": 4}]  # of a flow
+SPLITS = [  # of a prior
+    {},
+    {"informative": None},
+    {"informative_channels": "interleaved"},
+    {"redundant_prior": "normal"},
+    {"final_permutation": False},
+    {"condition_repeats": 1},
+]
+
 
 def randomise_zeros(module: nn.Module, seed: int = 0, std: float = 0.2) -> nn.Module:
     """Float64, with every zero-initialised weight randomised: a new flow is the identity, and any bug passes."""
@@ -112,6 +122,24 @@ def fixed_steps(monkeypatch):
             monkeypatch.setattr(module, "stepper", partial(stepper, fixed=True))
 
     return switch
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The shipped model."""
+    return Farmer.from_pretrained("digits")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run folder after 20 steps of preset tiny. Tests copy it before they change it, or put it back."""
+    from helpers import QUICK
+
+    from farmer_ref import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    train.main([*QUICK, "--out", str(folder)])
+    return folder
 
 
 @pytest.fixture

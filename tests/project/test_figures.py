@@ -3,13 +3,8 @@
 import re
 from pathlib import Path
 
-import pytest
-import torch
-
 from book import figures, measured
-from farmer_ref import Farmer
 from farmer_ref.parameters import step_costs
-from farmer_ref.support.plots import model_at_work
 
 BOOK = Path(__file__).parents[2] / "book"
 
@@ -36,9 +31,3 @@ def test_no_page_types_in_a_measured_number():
     """A mean with its spread, or a percentage with a decimal, is what our measurements look like."""
     for page in BOOK.glob("*.md"):
         assert not re.search(r"\d\s*±|\d\.\d+%", page.read_text(encoding="utf-8")), page
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_model_at_work_is_drawn_without_a_warning():
-    figure = model_at_work(Farmer.from_pretrained("digits"), torch.zeros(1, 8, 8), label=3, token=7)
-    assert [axes.get_title() for axes in figure.axes][1:3] == ["tokens X", "latents Z"]
