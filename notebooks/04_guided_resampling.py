@@ -215,8 +215,8 @@ print("each tenfold adds .5 or more to the spread:", bool((spread.diff() > 0.5).
 #
 # GIVT and JetFormer, the paper's baseline: draw a component $k$ of $p_c$, take component $k$ of $p_u$, and sample the
 # target of these two Gaussians, in each channel by itself, by *rejection*: up to 1,000 proposals from
-# $\mathcal{N}(\mu_c, 2 \max(\sigma_c, \sigma_u))$, and a draw of $p_c$'s component if none is accepted. Almost exact for
-# $K = 1$. Otherwise the bumps keep the weights that they had in $p_c$. And components have no order: swap the two of
+# $\mathcal{N}(\mu_c, 2 \max(\sigma_c, \sigma_u))$, and a draw of $p_c$'s component if none is accepted. Almost exact
+# for $K = 1$. Otherwise the bumps keep the weights that they had in $p_c$. And components have no order: swap the two of
 # $p_u$, and it is the same density. *Predict first:* what does it do with the improper target above?
 
 # %% tags=["nbval-check-output"]
@@ -238,9 +238,7 @@ print(f"K = 1: mean {one.mean():.1f}, target {exact[2][0]:.1f}")
 print(f"K = 2: mean {two.mean():.1f}, swapped {swapped.mean():.1f}, target {mean:.1f}")
 improper = naive(WIDE, NARROW, 8.0).abs()
 near, far = improper[improper < 8], (improper > 8).double().mean()
-print(
-    f"improper: {far:.0%} lie 8 or more away; the others' spread is {near.square().mean().sqrt():.1f}"
-)
+print(f"improper: {far:.1%} lie beyond 8; the others have spread {near.square().mean().sqrt():.1f}")
 
 # %% [markdown]
 # A proposal is accepted by its target over the largest on a grid, which reaches 10 from $\mu_c$. Where the target grows
@@ -294,9 +292,9 @@ for row in json.loads(Path("../results/early_guidance.json").read_text())["table
 # %% [markdown]
 # **By the distance to real digits, no guidance is best here.** (The Fréchet distance is FID's formula, on the
 # classifier's scores; small is near.) Resampling makes digits that are read more often, and lie nearer to one another
-# than real ones. The paper finds the reverse (Table 3, FID: 44.56 without guidance, 8.66 naive, 5.67 by
-# resampling), from samples far from its data. So are ours after 500 steps of training, and then the order at $w = 1$ is
-# the paper's with each of three seeds (too few to tell it from chance).
+# than real ones; the naive rule does less of both. The paper finds the reverse (Table 3, FID: 44.56 without guidance,
+# 8.66 naive, 5.67 by resampling), from samples far from its data. So are ours after 500 steps of training, and then the
+# order at $w = 1$ is the paper's with each of three seeds (too few to tell it from chance).
 #
 # ## Which tokens need it?
 #
@@ -311,8 +309,8 @@ for name, columns in {"left": [0], "middle": [1, 2], "right": [3]}.items():
     print(f"{name:6}: {size[:, columns].min():.0f} to {size[:, columns].max():.0f} of 10 count")
 
 # %% [markdown]
-# Fewest count in the middle columns, where strokes tell classes apart, most in the left one, which is blank for nearly
-# all digits. But even there only about two thirds count: at $w = 4$ a small difference of $p_c$ and $p_u$ is enough.
+# Fewest count in the middle columns, where strokes tell classes apart; most in the left one, which is the blankest of
+# the four. Even there only two thirds do.
 #
 # ## What to remember
 #
