@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from farmer_ref.data.folders import FolderSet
 from farmer_ref.data.order import random_seed
-from farmer_ref.data.sets import ImageSet, batches
+from farmer_ref.data.sets import ImageSet, batches, evenly_spread
 from farmer_ref.model.farmer import Farmer, LikelihoodTerms, evaluating
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.student import OneStepStudent
@@ -23,16 +23,35 @@ from farmer_ref.support.errors import InputError
 
 
 @torch.no_grad()
-def terms_over_draws(model: Farmer, values: Tensor, labels: Tensor | None, *, draws: int, seed: int) -> LikelihoodTerms:
-    """Likelihood terms (draws, B) of images (B,C,H,W), bytes, under `draws` dequantisations each."""
+def terms_over_draws(
+    model: Farmer,
+    values: Tensor,
+    labels: Tensor | None,
+    *,
+    draws: int,
+    seed: int,
+    numbers: Sequence[int] | None = None,
+    noise_std: float | None = None,
+) -> LikelihoodTerms:
+    """Likelihood terms (draws, B) of images (B,C,H,W), bytes, under `draws` dequantisations each.
+
+    What is drawn for an image is a function of (seed, its number, draw) and of the device, not of its batch: `numbers`
+    are the places of these images among all that are scored; 0 .. B-1 unless given. It is drawn in float32 whatever
+    the model's dtype, in which the densities are computed (float32 for a model in half precision, see `Farmer`).
+    `noise_std` is that of Gaussian noise; the final one unless given.
+    """
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device)
     labels = None if labels is None or not model.config.num_classes else labels.to(device)
-    rows = []
+    numbers = range(len(values)) if numbers is None else numbers
+    values, rows = values.to(device), []
     with evaluating(model):
-        for _ in range(draws):
-            noise = model.dequantiser.draw(tuple(values.shape), generator)
-            rows.append(model.likelihood_terms(model.dequantiser(values.to(device), noise), labels))
+        for draw in range(draws):
+            noise = []
+            for number in numbers:
+                generator.manual_seed(random_seed(seed, "dequantise", number, draw))
+                noise.append(model.dequantiser.draw(tuple(values.shape[1:]), generator))
+            rows.append(model.likelihood_terms(model.dequantiser(values, torch.stack(noise), noise_std), labels))
     return LikelihoodTerms(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
@@ -63,6 +82,15 @@ def bits_per_dim(
     E_u[-log p(x + u)] >= -log P by Jensen's inequality; `importance_weighted` moves the mean over draws inside the
     logarithm, -log (1/S) sum_s p(x + u_s), which is tighter (Burda et al. 2016). Raises `InputError` for a model
     trained with Gaussian noise, which has no discrete bits/dim.
+
+    >>> import torch
+    >>> from farmer_ref import Farmer, bits_per_dim
+    >>> model = Farmer.from_pretrained("digits")
+    >>> three = model.sample(torch.tensor([3]), generator=torch.Generator().manual_seed(0))
+    >>> drawn, white = model.dequantiser.quantise(three), torch.full((1, 1, 8, 8), 16, dtype=torch.uint8)
+    >>> bits = bits_per_dim(model, torch.cat([drawn, white]), torch.tensor([3, 3]))
+    >>> (bits < torch.tensor(17).log2()).tolist()  # better than no model of the 17 grey levels?
+    [True, False]
     """
     _require_uniform(model)
     if images.is_floating_point():
@@ -103,17 +131,23 @@ def evaluate_likelihood(
     limit: int | None = None,
     seed: int = 0,
     importance_weighted: bool = False,
+    noise_std: float | None = None,
 ) -> Likelihood:
     """The likelihood of a split given its labels; with `limit`, of so many images spread evenly over it.
 
-    Under torchrun the processes take the batches in turn, and all get the result.
+    Under torchrun the processes take the batches in turn, and all get the result. What is drawn for an image is a
+    function of (seed, its place in the split, draw): neither batches nor processes change it. `noise_std` is that of
+    Gaussian noise; the final one unless given.
     """
     config, uniform = model.config, model.config.dequantisation == "uniform"
     if importance_weighted:
         _require_uniform(model)
     turn, turns, mine = parallel.rank(), parallel.world_size(), []
-    for number, (values, labels) in enumerate(batches(data, batch_size, limit, turn, turns)):
-        terms = terms_over_draws(model, values, labels, draws=draws, seed=random_seed(seed, turn + number * turns))
+    numbers = evenly_spread(len(data), limit)
+    for batch, (values, labels) in enumerate(batches(data, batch_size, limit, turn, turns)):
+        first = (turn + batch * turns) * batch_size
+        own = numbers[first : first + len(values)]
+        terms = terms_over_draws(model, values, labels, draws=draws, seed=seed, numbers=own, noise_std=noise_std)
         parts = torch.stack([term.mean(0) for term in terms]).cpu().double()  # (3, B)
         mine.append((parts, terms.total.cpu().double()))  # and (draws, B)
     part, total = (torch.cat(column, 1) for column in zip(*parallel.gather_interleaved(mine), strict=True))

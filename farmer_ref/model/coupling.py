@@ -1,7 +1,7 @@
 """An affine coupling flow, the alternative to the autoregressive one behind the same interface (Table 4).
 
 In each block, one half of the values stays as it is and determines how the other half is shifted and scaled (RealNVP,
-Dinh et al. 2017). With a transformer over the patches, which sees all tokens, this is Jet (Kolesnikov et al. 2024),
+Dinh et al. 2017). With a transformer over the patches, which sees all tokens, this is Jet (Kolesnikov et al. 2025),
 whose halves we take. Both directions take one parallel pass per block; the price is that a block transforms only half
 of the values.
 

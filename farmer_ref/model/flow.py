@@ -43,23 +43,25 @@ class ChannelMixing(nn.Module):
         self.upper = nn.Parameter(upper.triu(1))
         self.log_magnitude = nn.Parameter(upper.diagonal().abs().log())
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        unit = torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
-        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_magnitude.exp())
-        return self.lower.tril(-1) + unit, upper
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """P, L and U + diag s (D,D)."""
+        lower, upper, log_magnitude = (weight.to(dtype) for weight in (self.lower, self.upper, self.log_magnitude))
+        unit = torch.eye(len(self.sign), dtype=dtype, device=lower.device)
+        upper = upper.triu(1) + torch.diag(self.sign * log_magnitude.exp())
+        return self.permutation.to(dtype), lower.tril(-1) + unit, upper
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B,N,D) to y (B,N,D) and log|det| (B,)."""
         with full_precision(x):
-            lower, upper = self._factors()
-            y = x @ (self.permutation @ lower @ upper).T
-        return y, (x.shape[1] * self.log_magnitude.sum()).expand(x.shape[0])
+            permutation, lower, upper = self._factors(x.dtype)
+            y = x @ (permutation @ lower @ upper).T
+        return y, (x.shape[1] * self.log_magnitude.sum(dtype=x.dtype)).expand(x.shape[0])
 
     def inverse(self, y: Tensor) -> Tensor:
         """y (B,N,D) to x (B,N,D), by two triangular solves."""
         with full_precision(y):
-            lower, upper = self._factors()
-            columns = (y @ self.permutation).mT  # P is orthogonal
+            permutation, lower, upper = self._factors(y.dtype)
+            columns = (y @ permutation).mT  # P is orthogonal
             columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
             return torch.linalg.solve_triangular(upper, columns, upper=True).mT
 
@@ -119,10 +121,10 @@ class FlowBlock(nn.Module):
     def shift_and_log_scale(self, x: Tensor, positions: Tensor, run: Step | None = None) -> tuple[Tensor, Tensor]:
         """mu and log sigma (B,T,D) of the tokens that follow x (B,T,D); `run`: the transformer, or a step of it."""
         with full_precision(x):
-            hidden = self.project_in(x) + positions  # (B,T,W)
+            hidden = self.project_in(x.to(positions.dtype)) + positions  # (B,T,W), in the weights' dtype
         hidden = (run or self.transformer)(hidden)
         with full_precision(x):
-            shift, log_scale = self.project_out(hidden.to(x.dtype)).chunk(2, -1)
+            shift, log_scale = self.project_out(hidden.to(positions.dtype)).to(x.dtype).chunk(2, -1)
             if self.max_log_scale is not None:
                 log_scale = self.max_log_scale * torch.tanh(log_scale / self.max_log_scale)
         return shift, log_scale
@@ -158,7 +160,7 @@ class FlowBlock(nn.Module):
         positions = self.embedded_positions(labels)
         x = z.clone()  # token 1 passes through
         with full_precision(z):
-            step = stepper(self.transformer, z.shape[1] - 1, like=z)
+            step = stepper(self.transformer, z.shape[1] - 1, like=z.to(positions.dtype))
             for i in range(z.shape[1] - 1):
                 shift, log_scale = self.shift_and_log_scale(x[:, i : i + 1], positions[:, i : i + 1], step)
                 x[:, i + 1] = z[:, i + 1] * torch.exp(-log_scale[:, 0]) + shift[:, 0]
@@ -200,7 +202,16 @@ class Flow(nn.Module):
 
 
 class AutoregressiveFlow(Flow):
-    """n blocks with alternating token order: image order first, then back to front, and so on   (Eqs. 8-10)."""
+    """n blocks with alternating token order: image order first, then back to front, and so on   (Eqs. 8-10).
+
+    >>> import torch
+    >>> from farmer_ref import AutoregressiveFlow
+    >>> flow = AutoregressiveFlow(16, 4, blocks=2, layers=1, width=32, head_dim=16)  # N = 16, D = 4
+    >>> x = torch.randn(3, 16, 4)
+    >>> z, logdet = flow(x)
+    >>> z.shape, logdet.shape, torch.allclose(flow.inverse(z), x, atol=1e-5)
+    (torch.Size([3, 16, 4]), torch.Size([3]), True)
+    """
 
     def __init__(self, tokens: int, channels: int, *, blocks: int, **options: Any):
         """`blocks` is their number n; `options` are those of `FlowBlock`, the same for all blocks."""

@@ -1,4 +1,4 @@
-"""Gaussian mixtures with diagonal covariance, the heads of the prior (Eqs. 11-12).
+"""Gaussian mixtures with diagonal covariance, the heads of the prior (Eqs. 7 and 11).
 
 Legend: K components, D channels of whatever is drawn (here I or R of a token's).
 """
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from farmer_ref.model.transformer import float32_at_least
+
 # Numbers: of one mixture for many tokens no more are computed at a time (a quarter of a GiB in float32).
 AT_ONCE = 2**26
 LOG_SCALE_FLOOR = -7.0  # a component is never narrower than e^-7 = .0009: well below the paper's final noise of .005
@@ -23,6 +25,14 @@ class GaussianMixture:
     """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2)   (Eq. 11)
 
     logits (...,K) (any shift: normalised where used), mean and log_scale (...,K,D). `...` is any batch of mixtures.
+
+    >>> import torch
+    >>> from farmer_ref import GaussianMixture
+    >>> mixture = GaussianMixture(torch.zeros(2), torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1))  # K = 2, D = 1
+    >>> round(mixture.log_prob(torch.zeros(1)).item(), 3)  # that of N(0; 1, 1), by symmetry
+    -1.419
+    >>> mixture.sample().shape
+    torch.Size([1])
     """
 
     logits: Tensor
@@ -33,8 +43,10 @@ class GaussianMixture:
     def from_raw(cls, raw: Tensor, components: int) -> GaussianMixture:
         """The mixture that a network's output (..., K (1 + 2 D)) describes: K logits, K D means, K D log-scales.
 
-        log sigma has a smooth floor (ours: the paper says nothing of the form of sigma_k).
+        log sigma has a smooth floor (ours: the paper says nothing of the form of sigma_k). A network in
+        half precision gives a mixture in float32.
         """
+        raw = raw.to(float32_at_least(raw.dtype))
         channels = (raw.shape[-1] // components - 1) // 2
         logits, mean, log_scale = raw.split([components, components * channels, components * channels], -1)
         log_scale = LOG_SCALE_FLOOR + F.softplus(log_scale - LOG_SCALE_FLOOR)
@@ -58,7 +70,7 @@ class GaussianMixture:
         )
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z) = logsumexp_k [log pi_k + log N(z; mu_k, diag sigma_k^2)]   (Eq. 12)
+        """log p(z) = logsumexp_k [log pi_k + log N(z; mu_k, diag sigma_k^2)]   (Eq. 7)
 
         z (...,D), broadcast against the batch of mixtures; returns (...), nats summed over D.
         """

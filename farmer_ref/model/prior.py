@@ -1,4 +1,4 @@
-"""The autoregressive prior with Gaussian-mixture heads (Eqs. 11-13) and the split into two kinds of channels (Eq. 14).
+"""The autoregressive prior with Gaussian-mixture heads (Eqs. 5, 7, 11) and the split of the channels (Eq. 14).
 
 Legend: B batch, N tokens, D = I + R channels of a token (I informative, R redundant; Z_I and Z_R are these parts of the
 latents Z), K_I and K_R components of a token's mixture and of the shared one, G_{N+1}, M condition tokens, c the class
@@ -19,7 +19,7 @@ from tqdm import trange
 from farmer_ref.model.guidance import Guidance, draw_pool, draw_token
 from farmer_ref.model.mixture import GaussianMixture, SharedDensity
 from farmer_ref.model.stepper import Step, stepper
-from farmer_ref.model.transformer import TrainingPass, Transformer, full_precision
+from farmer_ref.model.transformer import TrainingPass, Transformer, float32_at_least, full_precision
 
 NULL_LABEL = -1  # "no label": the null class, learned from training labels dropped at random
 
@@ -50,7 +50,7 @@ class SampleOptions(TypedDict, total=False):
 
 
 class AutoregressivePrior(nn.Module):
-    """p(Z | c) = prod_i p(z_i^I | z_<i^I, c) * prod_i G_{N+1}(z_i^R; Z_I, c)   (Eqs. 6, 11-14)
+    """p(Z | c) = prod_i p(z_i^I | z_<i^I, c) * prod_i G_{N+1}(z_i^R; Z_I, c)   (Eqs. 5, 11, 14)
 
     A causal transformer reads M copies of the class embedding, then the informative channels of the N tokens. The
     output before a token gives that token's K_I-component mixture. The output after the last token gives *one*
@@ -122,7 +122,7 @@ class AutoregressivePrior(nn.Module):
     def _embed(self, z_informative: Tensor, positions: Tensor) -> Tensor:
         """Informative channels (...,I) in reading order, with their positions (...,W), to inputs (...,W)."""
         with full_precision(z_informative):
-            return self.project_in(z_informative) + positions
+            return self.project_in(z_informative.to(positions.dtype)) + positions
 
     def _hidden(self, inputs: Tensor, run: Step) -> Tensor:
         """Inputs (B,T,W) to hidden states (B,T,W), normalised and in the densities' dtype; `run` is the transformer."""
@@ -138,7 +138,8 @@ class AutoregressivePrior(nn.Module):
     def _redundant_mixture(self, hidden: Tensor) -> GaussianMixture:
         """The hidden state (B,W) at the last token to G_{N+1}: K_R components over R channels, or standard normal."""
         if self.redundant_head is None:
-            zeros = hidden.new_zeros(hidden.shape[0], 1, self.redundant)
+            dtype = float32_at_least(hidden.dtype)
+            zeros = hidden.new_zeros(hidden.shape[0], 1, self.redundant, dtype=dtype)
             return GaussianMixture(zeros[..., 0], zeros, zeros)
         with full_precision(hidden):
             return GaussianMixture.from_raw(self.redundant_head(hidden), self.redundant_components)
@@ -161,7 +162,7 @@ class AutoregressivePrior(nn.Module):
     def log_prob_parts(
         self, z: Tensor, labels: Tensor | None = None, training: TrainingPass | None = None
     ) -> PriorLogProb:
-        """log p(Z_I | c) and log p(Z_R | Z_I, c), each (B,), of latents z (B,N,D)   (Eqs. 12 and 14)."""
+        """log p(Z_I | c) and log p(Z_R | Z_I, c), each (B,), of latents z (B,N,D)   (Eqs. 5, 7, 14)."""
         token_mixtures, shared = self.mixtures(z, labels, training)
         z_informative, z_redundant = self.split(z)
         with full_precision(z):

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from farmer_ref.model.transformer import float32_at_least
 from farmer_ref.support.errors import InputError
 
 
@@ -67,6 +68,13 @@ def nats_to_bits_per_dim(log_prob: Tensor, dimensions: int, levels: int) -> Tens
 
     `log_prob` (B,), nats per image, of x = 2 (v + u) / L - 1; `dimensions` d = C H W. A cell of that x is 2/L wide,
     hence the constant: 7 for 256 levels. The only place of this package where nats become bits.
+
+    >>> import math
+    >>> import torch
+    >>> from farmer_ref import nats_to_bits_per_dim
+    >>> uniform = torch.tensor([64 * math.log(1 / 2)])  # density 1/2 on [-1, 1] in each of 64 dimensions
+    >>> nats_to_bits_per_dim(uniform, dimensions=64, levels=256)
+    tensor([8.])
     """
     return -log_prob / (dimensions * math.log(2)) + math.log2(levels / 2)
 
@@ -86,6 +94,13 @@ class Patchify(nn.Module):
     The paper's basis is `pixel`. Another one (log-determinant 0) helps because a block of the flow scales and shifts
     each channel of a token by itself (see `flow.FlowBlock`), and later blocks can tie them together only by way of
     other tokens. `pca` must be fitted once, on training images; what it learned is stored with the weights.
+
+    >>> import torch
+    >>> from farmer_ref.model.tokens import Patchify
+    >>> patchify = Patchify(8, 3, patch_size=4)
+    >>> x = patchify(torch.zeros(2, 3, 8, 8))
+    >>> x.shape, patchify.inverse(x).shape  # N = 4, D = 48
+    (torch.Size([2, 4, 48]), torch.Size([2, 3, 8, 8]))
     """
 
     mean: Tensor
@@ -107,6 +122,11 @@ class Patchify(nn.Module):
         """What `print(model)` shows."""
         return f"{self.tokens} tokens of {self.matrix.shape[0]} channels, basis={self.basis}"
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What images are computed in, whatever they come in: the weights' dtype, and no less than float32."""
+        return float32_at_least(self.matrix.dtype)
+
     def _cut(self, images: Tensor) -> Tensor:
         batch, p, side = images.shape[0], self.patch_size, self.image_size // self.patch_size
         patches = images.reshape(batch, self.channels, side, p, side, p)  # B,C,row,p,column,p
@@ -114,9 +134,10 @@ class Patchify(nn.Module):
 
     def _rows(self) -> Tensor:
         """The basis (D,D), orthonormal to the precision in use."""
-        matrix = self.matrix
-        if matrix.dtype == torch.float64:  # it may come from float32: one Newton step takes 1e-7 to 1e-14
-            matrix = 1.5 * matrix - 0.5 * matrix @ matrix.T @ matrix
+        matrix = self.matrix.to(self.dtype)
+        if self.matrix.dtype != torch.float32:  # rounded to less than is in use: Newton steps square the error
+            for _ in range(3):
+                matrix = 1.5 * matrix - 0.5 * matrix @ matrix.T @ matrix
         return matrix
 
     @torch.no_grad()
@@ -138,7 +159,7 @@ class Patchify(nn.Module):
         self.fitted.fill_(True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B,C,H,W) to tokens (B,N,D). Volume-preserving: the log-determinant is 0."""
+        """Images (B,C,H,W) to tokens (B,N,D) of `dtype`. Volume-preserving: the log-determinant is 0."""
         expected = (self.channels, self.image_size, self.image_size)
         if images.dim() != 4 or images.shape[1:] != expected:
             raise InputError(
@@ -146,7 +167,7 @@ class Patchify(nn.Module):
             )
         if not images.is_floating_point():
             raise InputError(f"images are {images.dtype}; allowed: numbers in [-1, 1], as model.dequantiser gives")
-        patches = self._cut(images)
+        patches = self._cut(images.to(self.dtype))
         if self.basis == "pixel":
             return patches
         self._check_fitted()
@@ -154,7 +175,8 @@ class Patchify(nn.Module):
             return (patches - self.mean) @ self._rows().T
 
     def inverse(self, tokens: Tensor) -> Tensor:
-        """Tokens (B,N,D) to images (B,C,H,W)."""
+        """Tokens (B,N,D) to images (B,C,H,W) of `dtype`."""
+        tokens = tokens.to(self.dtype)
         if self.basis != "pixel":
             self._check_fitted()
             with torch.autocast(tokens.device.type, enabled=False):

@@ -19,6 +19,11 @@ def full_precision(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+def float32_at_least(dtype: torch.dtype) -> torch.dtype:
+    """What images, latents and densities are computed in where the weights are `dtype`: no less than float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 class TrainingPass(NamedTuple):
     """How a training step runs the transformers; models take it as an optional last argument and pass it on (ours)."""
 

@@ -10,7 +10,13 @@ from conftest import small_model
 from farmer_ref import PRESETS, InputError, bits_per_dim
 from farmer_ref.data.order import random_seed
 from farmer_ref.data.sets import load_split
-from farmer_ref.evaluation.metrics import PixelClassifier, evaluate_likelihood, frechet_distance, sample_values
+from farmer_ref.evaluation.metrics import (
+    PixelClassifier,
+    evaluate_likelihood,
+    frechet_distance,
+    sample_values,
+    terms_over_draws,
+)
 
 DIGITS = PRESETS["digits"].model
 
@@ -29,10 +35,10 @@ def test_bits_per_dim_bounds_and_draws():
     assert one.shape == (20,)
     assert (tighter < mean).all()  # Jensen
     assert torch.equal(mean, bits_per_dim(model, images, labels, draws=16))  # seeded
-    by_hand = []
-    generator = torch.Generator().manual_seed(0)
+    seeds = [random_seed(0, "dequantise", number, 0) for number in range(20)]
+    noise = [torch.rand((1, 8, 8), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     with torch.no_grad():
-        x = 2 * (images + torch.rand(images.shape, generator=generator)) / 17 - 1
+        x = 2 * (images + torch.stack(noise)) / 17 - 1
         by_hand = -model.log_prob(x, labels) / (64 * math.log(2)) + math.log2(17 / 2)
     assert torch.allclose(one, by_hand, atol=1e-5)
 
@@ -42,7 +48,7 @@ def test_split_likelihood_is_the_mean_of_its_images_and_parts_add_up():
     data = load_split("digits", "validation", DIGITS)
     figures = evaluate_likelihood(model, data, draws=2, batch_size=100, importance_weighted=True)
     assert figures.images == 100
-    alone = bits_per_dim(model, data.values, data.labels, draws=2, seed=random_seed(0, 0))
+    alone = bits_per_dim(model, data.values, data.labels, draws=2)
     assert figures.bits_per_dim == pytest.approx(float(alone.mean()))
     parts = figures.informative_nats_per_dim + figures.redundant_nats_per_dim + figures.logdet_nats_per_dim
     assert parts == pytest.approx(figures.nats_per_dim, abs=1e-6)
@@ -99,3 +105,23 @@ def test_frechet_distance_against_scipy():
 def test_bits_per_dim_refuses_what_would_be_silently_wrong(images, draws, message):
     with pytest.raises(InputError, match=message):
         bits_per_dim(digits_model(levels=17), images, draws=draws)
+
+
+@pytest.mark.parametrize("dequantisation", ["uniform", "gaussian"])
+def test_what_is_drawn_for_an_image_depends_on_no_batch_and_no_limit(dequantisation):
+    model = digits_model(dequantisation=dequantisation).double()
+    data = load_split("digits", "validation", DIGITS)
+    whole = terms_over_draws(model, data.values, data.labels, draws=2, seed=3).total  # (2, 100)
+    wanted = -float(whole.mean()) / 64
+    for batch_size in (1, 7, 100):
+        found = evaluate_likelihood(model, data, draws=2, batch_size=batch_size, seed=3)
+        assert found.nats_per_dim == pytest.approx(wanted, abs=1e-12)
+    few = evaluate_likelihood(model, data, draws=2, batch_size=3, limit=7, seed=3)
+    numbers = [i * 100 // 7 for i in range(7)]
+    assert few.nats_per_dim == pytest.approx(-float(whole[:, numbers].mean()) / 64, abs=1e-12)
+    one = evaluate_likelihood(model, data, draws=1, seed=3)  # the first of two draws is the only one of one
+    assert one.nats_per_dim == pytest.approx(-float(whole[0].mean()) / 64, abs=1e-12)
+    assert (whole[0] != whole[1]).all()  # another draw, another density
+    same = terms_over_draws(model, data.values[:1].repeat(2, 1, 1, 1), None, draws=1, seed=3).total
+    assert same[0, 0] != same[0, 1]  # another number, too
+    assert not torch.equal(whole, terms_over_draws(model, data.values, data.labels, draws=2, seed=4).total)

@@ -7,9 +7,8 @@ import pytest
 import torch
 from conftest import jacobian, logdet_error, round_trip_error, small_coupling, small_model
 from conftest import some_tokens as tokens
-from helpers import QUICK, fails_with_one_line
 
-from farmer_ref import Farmer, distill, evaluate, train
+from farmer_ref import Farmer
 from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.support.errors import InputError
 from farmer_ref.support.files import write_weights
@@ -131,11 +130,3 @@ def test_a_farmer_with_a_coupling_flow(changes):
     assert logdet.shape == (4,)
     for method in ("sequential", "jacobi"):
         assert torch.allclose(model.decode(z, method=method), images, atol=1e-8)
-
-
-def test_train_evaluate_and_no_student(tmp_path, capsys):
-    train.main([*QUICK, "--model.flow", "coupling", "--out", str(tmp_path)])
-    evaluate.main(["--run", str(tmp_path), "--samples", "20", "--draws", "1"])
-    assert "bits/dim" in capsys.readouterr().out
-    fails_with_one_line(capsys, distill.main, ["--run", tmp_path], "whose flow is 'coupling' and quick to invert")
-    assert not (tmp_path / "distillation").exists()
