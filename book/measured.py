@@ -81,7 +81,7 @@ def of_sampling() -> dict[str, str]:
     }
     run, exact = shipped["runs"][0], shipped["exact"]
     found = {
-        "guidance_largest_naive": f"{largest['naive']:.1e}",
+        "guidance_largest_naive": f"{largest['naive']:.0f}",
         "guidance_largest_resampling": f"{largest['resampling']:.0f}",
         "guidance_samples": f"{sum(row['samples'] for row in guided['finite'] if row['rule'] == 'resampling'):,}",
         "guidance_not_finite": str(sum(row["not_finite"] for row in guided["finite"])),
