@@ -68,8 +68,7 @@ class EvaluateConfig:
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
     seed: int = 0
-    """Seed of the dequantisation and of the samples. What is drawn for an image does not depend on `batch_size`; samples
-    do."""
+    """Seed of the dequantisation and of the samples. `batch_size` changes which samples are drawn, and nothing else."""
     fid: bool = False
     """FID, Inception score, precision and recall of samples against the split's images, in place of the likelihood."""
     samples_from: str | None = None

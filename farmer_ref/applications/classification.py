@@ -24,9 +24,9 @@ def class_log_probs(
     """log p(v | c) of grey levels v (B,C,H,W) for every class c, up to a constant: (B,classes), nats, on the CPU.
 
     Computed is the log of a mean density over dequantisations, log (1/S) sum_s p(x_s | c), with the same draws x_s for
-    all classes, whatever the batches. With uniform dequantisation it lacks d log(2 / L), the volume of a cell among L grey levels, to be
-    log p(v | c) by importance weighting (Burda et al. 2016); that is the same for all classes and cancels in Bayes'
-    rule. With Gaussian noise it is no estimate of log p(v | c): the densities are those of noised images.
+    all classes and any batch size. With uniform dequantisation it lacks d log(2 / L), the volume of a cell among L grey
+    levels, to be log p(v | c) by importance weighting (Burda et al. 2016); that is the same for all classes and cancels
+    in Bayes' rule. With Gaussian noise it is no estimate of log p(v | c): the densities are those of noised images.
     """
     classes = range(model.config.num_classes)
     require(len(classes) > 1, "model's classes", len(classes), "a model trained with labels of two classes or more")

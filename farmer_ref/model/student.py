@@ -133,7 +133,7 @@ def fingerprint(flow: AutoregressiveFlow) -> Tensor:
 
 @torch.no_grad()
 def fingerprint_norm(flow: AutoregressiveFlow) -> Tensor:
-    """The Euclidean norm (n,) of the terms that each number of `fingerprint` adds up: what rounding errors scale with."""
+    """The Euclidean norm (n,) of the terms that each number of `fingerprint` adds up: rounding errors scale with it."""
     return torch.stack([terms.norm() for terms in _fingerprint_terms(flow)])
 
 
