@@ -130,15 +130,29 @@ def main(argv: list[str] | None = None) -> None:
         )
         with autocast(device, config.precision):
             terms = distributed_model(images, labels if config.model.num_classes else None, training)
-        return negative_log_likelihood(terms, dimensions), likelihood_figures(terms, config.model)
+        figures = likelihood_figures(terms, config.model) | noise_figures(progress)
+        return negative_log_likelihood(terms, dimensions), figures
+
+    def noise_figures(progress: float, prefix: str = "") -> dict[str, float]:
+        """The size of the Gaussian noise on which nats per dimension depend."""
+        gaussian = config.model.dequantisation == "gaussian"
+        return {f"{prefix}noise_std": model.dequantiser.noise_std_at(progress)} if gaussian else {}
 
     @functools.cache
     def validate(step: int) -> dict[str, float]:
-        measured = evaluate_likelihood(average.module(), validation, draws=4, batch_size=config.batch_size, limit=1000)
+        """The likelihood of validation images, with the noise that the training images have at this step."""
+        measured = evaluate_likelihood(
+            average.module(),
+            validation,
+            draws=4,
+            batch_size=config.batch_size,
+            limit=1000,
+            noise_std=model.dequantiser.noise_std_at(trainer.progress),
+        )
         unit, value = "nats_per_dim", measured.nats_per_dim
         if measured.bits_per_dim is not None:
             unit, value = "bits_per_dim", measured.bits_per_dim
-        return {f"validation_{unit}": value}
+        return {f"validation_{unit}": value, **noise_figures(trainer.progress, "validation_")}
 
     def draw_samples(step: int) -> dict[str, float]:
         averaged = average.module()
