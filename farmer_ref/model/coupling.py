@@ -31,7 +31,8 @@ class CouplingBlock(nn.Module):
         """`kept` (N,D): which values stay; `network` are the options of `FlowBlock`."""
         super().__init__()
         self.network = FlowBlock(*kept.shape, causal=False, **network)
-        self.register_buffer("kept", kept.clone())  # saved with the weights, which mean nothing with other halves
+        # Saved with the weights, which mean nothing with other halves.
+        self.register_buffer("kept", kept.clone().to(self.network.positions.device))
 
     def _shift_and_log_scale(
         self, x: Tensor, labels: Tensor | None, training: TrainingPass | None = None
@@ -88,7 +89,7 @@ def _halves_of_channels(channels: int) -> Iterator[Tensor]:
     while True:
         if len(seen) == divisions:
             seen.clear()
-        kept = torch.randperm(channels, generator=generator) < channels // 2
+        kept = torch.randperm(channels, generator=generator, device="cpu") < channels // 2
         division = tuple((kept == kept[0]).tolist())  # the same for either half
         if division not in seen:
             seen.add(division)
@@ -98,7 +99,7 @@ def _halves_of_channels(channels: int) -> Iterator[Tensor]:
 
 def _checkerboards(tokens: int) -> Iterator[Tensor]:
     """Without end, which tokens (N,) of a square image a block keeps: the fields of one colour, then of the other."""
-    index, side = torch.arange(tokens), math.isqrt(tokens)
+    index, side = torch.arange(tokens, device="cpu"), math.isqrt(tokens)
     white = (index // side + index % side) % 2 == 0
     while True:
         yield white
