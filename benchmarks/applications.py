@@ -20,15 +20,16 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from pydantic import PositiveInt
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
@@ -50,9 +51,10 @@ from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.support import cli
-from farmer_ref.support.files import read_weights, write_json, write_weights
+from farmer_ref.support.files import read_json, read_weights, write_json, write_weights
 from farmer_ref.support.plots import COLOURS, STYLE, image_grid, labelled_grids
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.support.settings import Whole, settings_class
 
 WALK = 11  # images of an interpolation
 SECTIONS = ("inpainting", "editing", "anomalies", "classification")
@@ -68,39 +70,39 @@ SMALL = {  # changes to the mnist and fashion-mnist presets: minutes on a CPU co
 }
 
 
-@dataclass(frozen=True)
+@settings_class
 class ApplicationsBenchmark:
     """The parts to measure, and their sizes."""
 
     sections: tuple[Literal["inpainting", "editing", "anomalies", "classification"], ...] = SECTIONS
     """Parts to measure; the others stay as they are in results/applications.json."""
-    digits: tuple[int, int] = (100, 2)
+    digits: tuple[PositiveInt, PositiveInt] = (100, 2)
     """Evenly spaced test images to complete with their label, and completions of each."""
-    without_label: tuple[int, int] = (20, 6)
+    without_label: tuple[PositiveInt, PositiveInt] = (20, 6)
     """The same without labels."""
-    samples: tuple[int, int] = (100, 2)
+    samples: tuple[PositiveInt, PositiveInt] = (100, 2)
     """The same for samples of the model in place of test images."""
-    particles: int = 16
+    particles: PositiveInt = 16
     """Particles of each completion."""
-    draws: int = 16
+    draws: PositiveInt = 16
     """Dequantisations per image in classification."""
-    anomaly_draws: int = 2
+    anomaly_draws: PositiveInt = 2
     """Dequantisations per image for anomaly scores."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Whole, ...] = (0, 1, 2)
     """Seeds of edits, and of dequantisation in classification."""
-    steps: int = 1500
+    steps: PositiveInt = 1500
     """Training steps of the models of nine classes."""
-    small_steps: int = 1000
+    small_steps: PositiveInt = 1000
     """Training steps of the models of MNIST and Fashion-MNIST."""
-    images: int = 300
+    images: PositiveInt = 300
     """Validation and test images of MNIST and Fashion-MNIST each; of digits, all."""
-    reference: int = 1500
+    reference: PositiveInt = 1500
     """Training images that define what is normal."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     runs: str = "runs/applications"
     """Where models and completions are kept."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """CPU threads."""
 
 
@@ -592,7 +594,7 @@ def main(argv: list[str] | None = None) -> None:
     made = provenance(torch.device("cpu"))
     for section in config.sections:
         found = measure[section](config)
-        record = json.loads(out.read_text()) if out.exists() else {}
+        record = read_json(out, dict[str, Any]) if out.exists() else {}
         record |= {**made, section: {**made, "settings": asdict(config), **found}}
         write_json(out, record)
         print(section, json.dumps(found, indent=2)[:4000], flush=True)

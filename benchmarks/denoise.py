@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from farmer_ref import Farmer, train
@@ -23,19 +23,20 @@ from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.plots import labelled_grids
 from farmer_ref.support.record import ROOT, provenance
+from farmer_ref.support.settings import settings_class
 
 STRONG = 0.1
 
 
-@dataclass(frozen=True)
+@settings_class
 class DenoiseBenchmark:
     """Training and samples."""
 
-    samples: int = 1000
+    samples: PositiveInt = 1000
     """Samples of each model."""
-    minutes: float = 6.0
+    minutes: PositiveFloat = 6.0
     """Training time of the noisy model, at most."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """CPU threads."""
 
 

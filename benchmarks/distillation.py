@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from farmer_ref import Farmer, OneStepStudent, distill
@@ -23,29 +23,30 @@ from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance
 from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.support import cli
-from farmer_ref.support.files import PRETRAINED, write_json
+from farmer_ref.support.files import PRETRAINED, read_metrics, write_json
 from farmer_ref.support.plots import labelled_grids
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.support.settings import Dropout, Whole, settings_class
 from farmer_ref.training.checkpoint import last_state
 
 AVERAGED = ("sample_error", "sample_accuracy", "frechet_distance", "validation_relative_error_from_block_1")
 
 
-@dataclass(frozen=True)
+@settings_class
 class DistillationBenchmark:
     """Forms and losses, seeds and the budget."""
 
     students: tuple[str, ...] = ("forward/hidden", "inverse/hidden", "inverse/output", "inverse/projected")
     """Form and loss of the students to compare; the first is the paper's."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Whole, ...] = (0, 1, 2)
     """One student each."""
-    steps: int = 3000
+    steps: PositiveInt = 3000
     """Optimiser steps of each."""
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
     """The students' dropout."""
-    samples: int = 1000
+    samples: PositiveInt = 1000
     """Latents that both decode."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """CPU threads."""
     ship: bool = False
     """Ship the student of the first row and seed."""
@@ -58,8 +59,8 @@ class DistillationBenchmark:
 def ship(model: Farmer, z: Tensor, folder: Path, figures: dict) -> None:
     """Copy a student into the package, with the record of how it was made, and draw it beside its teacher."""
     shutil.copyfile(folder / STUDENT, PRETRAINED / "digits" / STUDENT)
-    settings = json.loads((folder / "distillation" / "config.json").read_text())
-    settings |= {"out": "", "run": "digits"}  # not the folder of the machine that trained it
+    made = distill.distillation_settings(folder / "distillation")
+    settings = dataclasses.asdict(dataclasses.replace(made, out="", run="digits"))  # not that machine's folders
     write_json(PRETRAINED / "digits" / "student.json", {**figures, "settings": settings})
     grids = {}
     for name, student in (("exact inverse", None), ("one-step student", OneStepStudent.from_pretrained("digits"))):
@@ -110,19 +111,18 @@ def main(argv: list[str] | None = None) -> None:
             arguments += ["--dropout", str(config.dropout), "--device", "cpu", "--resume"]
             distill.main(["--run", "digits", "--out", str(folder), *arguments])
             state = last_state(folder / "distillation")
-            if state["step"] < config.steps:
+            if state.step < config.steps:
                 return  # interrupted
             student = OneStepStudent.from_pretrained(folder)
             with torch.no_grad():
                 images = model.decode(z, student=student).clamp(-1, 1)
-            records = [json.loads(x) for x in (folder / "distillation" / "metrics.jsonl").read_text().splitlines()]
-            last = [r for r in records if "validation_error_block_1" in r][-1]
+            last = [r for r in read_metrics(folder / "distillation") if "validation_error_block_1" in r][-1]
             run = {
                 "form": form,
                 "loss": loss,
                 "seed": seed,
-                "steps": state["step"],
-                "training_minutes": state["seconds"] / 60,
+                "steps": state.step,
+                "training_minutes": state.seconds / 60,
                 "validation_relative_error_from_block_1": [
                     last[f"validation_error_block_{t}"] for t in range(1, 1 + model.config.flow_blocks)
                 ],

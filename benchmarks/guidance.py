@@ -11,11 +11,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
+from pydantic import PositiveInt
 from torch import Tensor
 
 from farmer_ref import Farmer, Guidance
@@ -27,25 +27,26 @@ from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.support.settings import Factor, Whole, settings_class
 
 ROWS = 20_000  # of candidates in one dimension
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 PROPER, IMPROPER = ((1.0, 0.8), (0.0, 1.2), 2.0), ((0.0, 1.2), (0.0, 1.0), 3.0)  # p_c, p_u (mean, std) and w
 
 
-@dataclass(frozen=True)
+@settings_class
 class GuidanceBenchmark:
     """Scales, seeds and numbers of samples."""
 
-    scales: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+    scales: tuple[Factor, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
     """Guidance scales w."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Whole, ...] = (0, 1, 2)
     """Each draws the samples anew."""
-    samples: int = 1000
+    samples: PositiveInt = 1000
     """Samples of each scale, rule and seed."""
-    finite: int = 20_000
+    finite: PositiveInt = 20_000
     """Samples of each rule that are searched for what is not finite, spread over w = 0, 1, 2, 5, 10."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """CPU threads."""
 
 

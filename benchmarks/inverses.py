@@ -17,11 +17,11 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from unittest import mock
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from benchmarks.photographs import BLOCKS, CHANNELS, LAYERS, PATCH_SIZE, WIDTH, trained_flow, trained_student
@@ -35,27 +35,28 @@ from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.record import ROOT, provenance, timed
+from farmer_ref.support.settings import settings_class
 
 TOLERANCE = 1e-5
 
 
-@dataclass(frozen=True)
+@settings_class
 class InverseBenchmark:
     """The methods to compare, and the measurement."""
 
     tarflow: str = ""
     """The folder of a clone of github.com/apple/ml-tarflow; empty: leave it out."""
-    batches: tuple[int, ...] = ()
+    batches: tuple[PositiveInt, ...] = ()
     """Batch sizes of the matrix; default: 1 and 16, and 128 on a GPU."""
-    tokens: tuple[int, ...] = (64, 256)
+    tokens: tuple[PositiveInt, ...] = (64, 256)
     """Numbers of tokens for the sweeps; the matrix uses the last one."""
-    rounds: int = 5
+    rounds: PositiveInt = 5
     """Counted rounds of the matrix, after one of warm-up."""
-    steps: int = 500
+    steps: PositiveInt = 500
     """Training steps of each flow and of each student."""
-    sweep_batch: int = 4
+    sweep_batch: PositiveInt = 4
     """Images for which sweeps are counted; the slowest one decides."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """CPU threads."""
     device: str = "auto"
     """auto, cpu, cuda."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import gc
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 
 from farmer_ref import Farmer
 from farmer_ref.data.order import Batch, training_images
@@ -27,6 +27,7 @@ from farmer_ref.support import cli
 from farmer_ref.support.errors import require
 from farmer_ref.support.files import write_json
 from farmer_ref.support.record import ROOT, provenance, timed
+from farmer_ref.support.settings import settings_class
 from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.costs import peak_flops, saved_bytes, state_bytes, training_flops
 from farmer_ref.training.presets import PRESETS
@@ -41,17 +42,17 @@ VARIANTS = {
 }
 
 
-@dataclass(frozen=True)
+@settings_class
 class ScalingBenchmark:
     """The training steps to time."""
 
     preset: str = "farmer-1.1b-p16"
     """The preset whose model is trained."""
-    batches: tuple[int, ...] = (8, 16, 32, 48, 64, 96, 128, 160, 192, 256)
+    batches: tuple[PositiveInt, ...] = (8, 16, 32, 48, 64, 96, 128, 160, 192, 256)
     """Batch sizes, tried in turn until one does not fit."""
-    compiled_batches: int = 2
+    compiled_batches: PositiveInt = 2
     """Compiled variants are timed at this many of the largest batch sizes that fit uncompiled."""
-    steps: int = 8
+    steps: PositiveInt = 8
     """Timed steps, after two of warm-up; the median counts."""
     run: str = "digits"
     """A trained model whose bits/dim are compared in both precisions."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from pydantic import PositiveInt
 
 from farmer_ref import InputError
 from farmer_ref.model.tarflow import from_tarflow
@@ -20,29 +20,30 @@ from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.record import provenance, timed
+from farmer_ref.support.settings import settings_class
 
 
-@dataclass(frozen=True)
+@settings_class
 class BenchmarkConfig:
     """Shapes and repetitions of the benchmark."""
 
     tarflow: str = ""
     """A clone of github.com/apple/ml-tarflow."""
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
     """Images per batch."""
-    tokens_per_side: int = 16
+    tokens_per_side: PositiveInt = 16
     """N is its square."""
-    patch_size: int = 4
+    patch_size: PositiveInt = 4
     """D = 3 * patch_size^2."""
-    blocks: int = 4
+    blocks: PositiveInt = 4
     """Flow blocks."""
-    layers: int = 2
+    layers: PositiveInt = 2
     """Layers per block."""
-    width: int = 256
+    width: PositiveInt = 256
     """Width."""
-    rounds: int = 9
+    rounds: PositiveInt = 9
     """Timed rounds, after one of warm-up."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """CPU threads."""
     device: str = "auto"
     """auto, cpu, cuda."""

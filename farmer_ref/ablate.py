@@ -15,17 +15,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier
+from farmer_ref.evaluation.results import Figures, read_result
 from farmer_ref.evaluation.tables import (
     HIGHER_IS_BETTER,
     MEASURES,
@@ -37,13 +39,13 @@ from farmer_ref.evaluation.tables import (
     tables,
 )
 from farmer_ref.evaluation.verdicts import describe, judged, report
-from farmer_ref.model.guidance import Guidance
 from farmer_ref.support import cli
 from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import replace_file, write_json
+from farmer_ref.support.files import read_json, replace_file, write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.plots import class_labels, comparison, labelled_grids
 from farmer_ref.support.record import over_seeds, provenance, timed
+from farmer_ref.support.settings import settings_class
 from farmer_ref.training.checkpoint import last_state
 from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.presets import PRESETS
@@ -54,7 +56,7 @@ TRAINING = ("steps", "training_seconds")
 SETTINGS = ("seconds_per_run", "steps_per_run", "samples", "images")  # common to all rows of a result file
 
 
-@dataclass(frozen=True)
+@settings_class
 class AblateConfig:
     """What to train, for how long, and what to print."""
 
@@ -72,21 +74,21 @@ class AblateConfig:
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
-    seconds_per_run: float = 60.0
+    seconds_per_run: PositiveFloat = 60.0
     """Training time of each run; the schedules are fitted to it."""
-    steps_per_run: int | None = None
+    steps_per_run: PositiveInt | None = None
     """Steps of each run of the paper's tables, instead of --seconds-per-run: the same on a busy or slower machine."""
-    basis_steps: int = 400
+    basis_steps: PositiveInt = 400
     """Steps of the runs of --basis that are compared at equal steps."""
-    seeds: int = 1
+    seeds: PositiveInt = 1
     """Runs of each row: seeds 0, 1, ..."""
-    other_seeds: int | None = None
+    other_seeds: PositiveInt | None = None
     """Runs of rows that no claim compares, whose deviation is not needed; default: as many."""
-    samples: int = 1000
+    samples: PositiveInt = 1000
     """Samples per row and seed."""
-    images: int | None = None
+    images: PositiveInt | None = None
     """Real test images to measure with, evenly spaced over the split; default: all of them."""
-    side_by_side: int | None = None
+    side_by_side: PositiveInt | None = None
     """Runs at a time, one thread each; default: one per CPU core, or 1 on a GPU."""
     runs: str = "runs/ablations"
     """Where the runs are kept: finished ones are not trained again."""
@@ -98,13 +100,6 @@ class AblateConfig:
     """Appended to the names of the result files, so that a longer run of a table can stand beside a shorter one."""
     keep: bool = False
     """Keep the figures of an existing result file, and add the rows and seeds that it lacks."""
-
-    def __post_init__(self) -> None:
-        for name in ("seconds_per_run", "basis_steps", "seeds", "samples"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("other_seeds", "images", "steps_per_run", "side_by_side"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "1 or more")
 
 
 def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:
@@ -188,7 +183,7 @@ class Runs:
         self._run("distill", *place, *self._limit(row), *quiet)
         distilled.write_text(row.form)
 
-    def figures(self, preset: TrainConfig, row: Row, seed: int) -> dict[str, Any]:
+    def figures(self, preset: TrainConfig, row: Row, seed: int) -> Figures:
         """The figures of `farmer_ref.evaluate` for a row's run on the test split, cached beside it."""
         folder = self.sampled_folder(preset, row, seed)
         images = [] if self.config.images is None else ["--images", str(self.config.images)]
@@ -197,7 +192,7 @@ class Runs:
         if not path.exists():
             place = ["--run", folder, "--out", path, "--samples", self.config.samples]
             self._run("evaluate", *place, "--seed", seed, "--data-root", self.config.data_root, *images, *row.sampling)
-        return json.loads(path.read_text())
+        return read_json(path, Figures)
 
     def in_parallel(self, what: str, work: Callable[..., Any], jobs: Iterable[tuple]) -> list[Any]:
         """work(*job) for all jobs, `side_by_side` at a time, with a progress bar; in the order of the jobs."""
@@ -252,7 +247,8 @@ def measure(
     runs.in_parallel("distilling", runs.distil, {runs.sampled_folder(*job): job for job in with_student}.values())
     for (_, row, seed), scored in zip(every, runs.in_parallel("scoring", runs.figures, every), strict=True):
         state = last_state(runs.folder(preset, row, seed))
-        figures[row.name, seed] = {**scored, "steps": state["step"], "training_seconds": state["seconds"]}
+        measures = {name: getattr(scored, name) for name in MEASURES}
+        figures[row.name, seed] = {**measures, "steps": state.step, "training_seconds": state.seconds}
     rows = []
     for row in table.rows:
         mine = [figures[row.name, seed] for seed in seeds[row.name]]
@@ -296,14 +292,13 @@ def parts_of_sampling(runs: Runs, preset: TrainConfig, row: Row) -> dict[str, Ca
     sampled = runs.figures(preset, row, 0)
     run = Run.open(runs.sampled_folder(preset, row, 0))
     model = run.load().to(runs.device)
-    student = run.load_student(model) if sampled["student"] else None
-    guidance = Guidance(**sampled["guidance"])
+    student = run.load_student(model) if sampled.student else None
     labels = torch.zeros(TIMED_BATCH, dtype=torch.long, device=runs.device)
     z = model.prior.sample(labels)
     images = model.decode(z)
     return {
         "forward": lambda: model.encode(images),
-        "prior": lambda: model.prior.sample(labels, guidance),
+        "prior": lambda: model.prior.sample(labels, sampled.guidance),
         "prior unguided": lambda: model.prior.sample(labels),
         "back": lambda: model.decode(z, student=student),
     }
@@ -380,7 +375,7 @@ def earlier_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """A result file whose figures to keep; empty if there is none. Raises `InputError` if settings differ."""
     if not path.exists():
         return {}
-    earlier = json.loads(path.read_text())
+    earlier = read_result(path)
     for name, value in settings.items():
         require(earlier.get(name) == value, name, value, f"{earlier.get(name)}, as in {path}, whose figures are kept")
     return earlier

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from PIL import Image
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from farmer_ref.applications.anomalies import AnomalyScorer
@@ -24,6 +24,7 @@ from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import output_file, replace_file, write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.plots import image_grid, to_bytes
+from farmer_ref.support.settings import Factor, PositiveFactor, Whole, settings_class
 from farmer_ref.training.runs import Run
 
 DESCRIPTION = """Applications of an exact likelihood, with a trained FARMER: on a folder of your own images, or on the
@@ -32,7 +33,7 @@ HALVES = {"lower-half": (1, 0), "upper-half": (0, 0), "right-half": (1, 1), "lef
 MISSING = 128  # mask values from here up mark missing pixels
 
 
-@dataclass(frozen=True)
+@settings_class
 class Source:
     """The model and the images: options of all four commands."""
 
@@ -51,20 +52,17 @@ class Source:
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
-    count: int | None = None
+    count: PositiveInt | None = None
     """At most this many images, evenly spaced; default: all of a folder, a few of a data set."""
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
-    seed: int = 0
+    seed: Whole = 0
     """The same seed gives the same result on the same device."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
 
-    def __post_init__(self) -> None:
-        require(self.count is None or self.count >= 1, "count", self.count, "1 or more")
 
-
-@dataclass(frozen=True)
+@settings_class
 class InpaintConfig(Source):
     """Draw missing pixels given the others, under the exact density."""
 
@@ -74,22 +72,17 @@ class InpaintConfig(Source):
     white where pixels are missing."""
     use_labels: bool = True
     """Condition on the labels, where they are known."""
-    samples: int = 4
+    samples: PositiveInt = 4
     """Completions of each image."""
-    particles: int = 16
+    particles: PositiveInt = 16
     """Particles of each completion: more come closer to the exact distribution, and take longer."""
-    moves: int = 10
+    moves: PositiveInt = 10
     """Moves under the exact density at the end."""
     out: str = "inpainted.png"
     """A picture (original, masked, completions), or a folder of single PNG files."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("samples", "particles", "moves"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
 
-
-@dataclass(frozen=True)
+@settings_class
 class EditConfig(Source):
     """Change an image's class or its details in the latents, or interpolate between images."""
 
@@ -98,54 +91,40 @@ class EditConfig(Source):
     image's own label. interpolate: from each image to the next, in the latents and, below it, in the pixels."""
     labels: tuple[int, ...] = ()
     """The other classes; none given: the first ten."""
-    steps: int = 8
+    steps: Annotated[int, Field(ge=2)] = 8
     """Images of each walk, and redraws of details."""
-    guidance: float = 0.0
+    guidance: Factor = 0.0
     """Guidance scale w of the new informative latents."""
     out: str = "edited.png"
     """A picture: each image, then its edits."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.steps >= 2, "steps", self.steps, "2 or more")
 
-
-@dataclass(frozen=True)
+@settings_class
 class AnomalyConfig(Source):
     """Score how anomalous images are under the model; larger is more anomalous."""
 
     A_FEW: ClassVar[int] = 30
-    draws: int = 2
+    draws: PositiveInt = 2
     """Dequantisations per image."""
-    reference: int = 500
+    reference: Annotated[int, Field(ge=10)] = 500
     """At most this many training images of the run's own data set, which define what is normal."""
     score: Literal["likelihood", "typicality", "complexity", "terms", "terms and complexity"] = "terms and complexity"
     """The score to sort images by (the default did best on validation); `--out` has all scores."""
     out: str | None = None
     """A JSON file to write the scores to."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.draws >= 1, "draws", self.draws, "1 or more")
-        require(self.reference >= 10, "reference", self.reference, "10 or more")
 
-
-@dataclass(frozen=True)
+@settings_class
 class ClassifyConfig(Source):
     """Classify by Bayes' rule, from log p(x | class)."""
 
     A_FEW: ClassVar[int] = 300
-    draws: int = 8
+    draws: PositiveInt = 8
     """Dequantisations per image."""
-    temperature: float = 1.0
+    temperature: PositiveFactor = 1.0
     """Divides log-likelihoods: above 1 makes the probabilities less confident."""
     out: str | None = None
     """A JSON file to write the probabilities to."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.draws >= 1, "draws", self.draws, "1 or more")
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
 
 
 class Inputs:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
@@ -21,9 +21,10 @@ from farmer_ref.model.student import Distillation, Loss, OneStepStudent, relativ
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import PRETRAINED, pretrained_folder, replace_file, write_config
+from farmer_ref.support.files import PRETRAINED, pretrained_folder, read_json, replace_file, write_config
 from farmer_ref.support.hub import is_repository
 from farmer_ref.support.plots import class_labels, image_grid
+from farmer_ref.support.settings import Dropout, Factor, settings_class
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import RunConfig
 from farmer_ref.training.runs import Run, check_resumed
@@ -32,7 +33,7 @@ from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 KEPT_BY_RESUME = ("form", "loss", "max_noise", "dropout", "seed", "batch_size")  # else the run is another one
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class DistillConfig(RunConfig):
     """One distillation: whose student, and what it minimises."""
 
@@ -47,21 +48,16 @@ class DistillConfig(RunConfig):
     loss: Loss = "hidden"
     """Squared error of every block's output (the paper), of the last one's, or of the last one's with small heads on
     the others (ours)."""
-    max_noise: float = 0.3
+    max_noise: Factor = 0.3
     """The student's input is disturbed by s * noise, s uniform in [0, max_noise] for each image (the paper's .3)."""
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
     """The student's dropout."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
-    steps: int = 3000
+    steps: PositiveInt = 3000
     """Optimiser steps of the whole distillation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_noise >= 0, "max_noise", self.max_noise, "0 or more")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 up to (not including) 1")
 
 
 def settings(argv: list[str] | None = None) -> DistillConfig:
@@ -78,13 +74,8 @@ def settings(argv: list[str] | None = None) -> DistillConfig:
 def distillation_settings(folder: Path) -> DistillConfig:
     """The configuration that a folder `distillation` was made with."""
     path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text())
-        config = DistillConfig(**values)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); allowed: a distillation's own") from None
-    require("form" in values, f"form in {path}", None, "'forward', or 'inverse', which all had before there were two")
-    return config
+    require("form" in read_json(path, dict[str, Any]), f"form in {path}", None, "'forward', or 'inverse' for old ones")
+    return read_json(path, DistillConfig)
 
 
 def prepare(config: DistillConfig) -> Path:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import (
@@ -22,6 +23,7 @@ from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import output_file, write_json
+from farmer_ref.support.settings import Factor, Whole, settings_class
 from farmer_ref.training.runs import Run
 
 DESCRIPTION = """Score a trained FARMER on a split of a data set.
@@ -32,7 +34,7 @@ precision and recall of samples, drawn now or earlier, against the split's image
 READABLE_DIMENSIONS = 4096  # of an image that the classifier of pixels can read in reasonable time
 
 
-@dataclass(frozen=True)
+@settings_class
 class EvaluateConfig:
     """Likelihood of a split, and how samples are read by a classifier of real images."""
 
@@ -47,13 +49,13 @@ class EvaluateConfig:
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
-    draws: int = 8
+    draws: PositiveInt = 8
     """Dequantisations per image."""
     importance_weighted: bool = False
     """Print the tighter, importance-weighted bound over the draws, too."""
-    images: int | None = None
+    images: Annotated[int, Field(ge=2)] | None = None
     """Only so many images, spread evenly over the split."""
-    samples: int | None = None
+    samples: NonNegativeInt | None = None
     """Samples to draw, spread evenly over the classes, and have read; 0 for none. Not given: 1000, or none where an
     image has more than 4096 numbers, too many for the classifier of pixels, or no label; with --fid, as many as the
     real images."""
@@ -61,13 +63,13 @@ class EvaluateConfig:
     """How the samples are drawn: the run's own guidance unless given."""
     student: bool = False
     """Decode the samples with the run's one-step student."""
-    redundant_temperature: float = 1.0
+    redundant_temperature: Factor = 1.0
     """Standard deviation of the redundant channels' mixture when sampling, times this (Fig. 7)."""
-    batch_size: int = 100
+    batch_size: PositiveInt = 100
     """Images at a time."""
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
-    seed: int = 0
+    seed: Whole = 0
     """Seed of the dequantisation, which does not depend on `batch_size`, and of the samples, which do."""
     fid: bool = False
     """FID, Inception score, precision and recall of samples against the split's images, in place of the likelihood."""
@@ -85,19 +87,11 @@ class EvaluateConfig:
     """A JSON file to write the figures to."""
 
     def __post_init__(self) -> None:
-        for name in ("draws", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
-        if self.redundant_temperature < 0:
-            raise InputError(f"redundant_temperature is {self.redundant_temperature}; allowed: 0 or more")
         if self.student and self.samples == 0:
             raise InputError("samples is 0, with a student to draw them; allowed: 2 or more")
         if self.student and self.weights == "raw":
             raise InputError("weights is 'raw', with a student; allowed: ema, whose student it is")
-        if self.images is not None and self.images < 2:
-            raise InputError(f"images is {self.images}; allowed: 2 or more")
-        if self.samples is not None and (self.samples < 0 or self.samples == 1):
-            raise InputError(f"samples is {self.samples}; allowed: 0, or 2 or more")
+        require(self.samples != 1, "samples", 1, "0, or 2 or more")
         if self.fid and self.samples is not None and self.samples < 10:
             raise InputError(f"samples is {self.samples}, with fid; allowed: 10 or more")
         drawn = self.samples is not None or self.student or self.weights == "raw" or self.redundant_temperature != 1

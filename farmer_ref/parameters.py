@@ -5,14 +5,13 @@ Parameters beside the paper's Table 1; FLOPs and memory of a training step; the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer
 from farmer_ref.support import cli
-from farmer_ref.support.errors import InputError
+from farmer_ref.support.errors import require
+from farmer_ref.support.settings import settings_class
 from farmer_ref.training.costs import peak_flops_of, saved_bytes, state_bytes, training_flops
 from farmer_ref.training.presets import PRESETS
 
@@ -80,7 +79,7 @@ def step_costs(name: str) -> str:
     )
 
 
-@dataclass(frozen=True)
+@settings_class
 class ParametersConfig:
     """Parameters and costs of the presets."""
 
@@ -88,8 +87,7 @@ class ParametersConfig:
     """A preset, or all."""
 
     def __post_init__(self) -> None:
-        if self.preset != "all" and self.preset not in PRESETS:
-            raise InputError(f"preset is {self.preset!r}; allowed: all, {', '.join(PRESETS)}")
+        require(self.preset in ("all", *PRESETS), "preset", self.preset, f"all, {', '.join(PRESETS)}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,13 +6,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,9 +21,10 @@ from farmer_ref.evaluation.metrics import sample_generator
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.support import cli, parallel
-from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import output_file, pretrained_folder, replace_file, write_json
+from farmer_ref.support.errors import InputError, require, shown
+from farmer_ref.support.files import output_file, pretrained_folder, read_json, replace_file, write_json
 from farmer_ref.support.plots import class_labels, image_grid, to_bytes
+from farmer_ref.support.settings import Factor, Whole, settings_class
 from farmer_ref.training.runs import Run
 
 DESCRIPTION = """Draw samples from a trained FARMER.
@@ -33,7 +35,7 @@ again draws what is missing there. `--guidance 1.5` is short for `--guidance.sca
 SETTINGS_FILE = "samples.json"
 
 
-@dataclass(frozen=True)
+@settings_class
 class SampleConfig:
     """What to draw, how, and where to."""
 
@@ -44,9 +46,9 @@ class SampleConfig:
     """A name that ends in .png or .npz, or a folder."""
     labels: tuple[int, ...] = ()
     """The classes, in turn; none given: the first ten for a picture, all otherwise. -1 asks for any class."""
-    rows: int = 10
+    rows: PositiveInt = 10
     """Rows of a picture."""
-    count: int = 1000
+    count: PositiveInt = 1000
     """Images in an .npz file or a folder."""
     guidance: Guidance = field(default_factory=Guidance)
     """Guidance; default: the run's own."""
@@ -54,23 +56,20 @@ class SampleConfig:
     """Decode with the run's one-step student in place of the exact inverse."""
     method: Literal["sequential", "jacobi"] = "sequential"
     """The exact inverse of the flow: token by token, or in parallel sweeps to 1e-5."""
-    redundant_temperature: float = 1.0
+    redundant_temperature: Factor = 1.0
     """Multiplies the standard deviations of the redundant channels' mixture (Fig. 7)."""
     denoise: bool = False
     """Remove the noise from samples of a model trained with Gaussian noise (Tweedie's formula)."""
-    batch_size: int = 100
+    batch_size: PositiveInt = 100
     """Images drawn at a time. Together with the seed it decides the images: another batch size gives others."""
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
-    seed: int = 0
+    seed: Whole = 0
     """The same seed gives the same images on the same device."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
 
     def __post_init__(self) -> None:
-        for name in ("rows", "count", "batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require(self.redundant_temperature >= 0, "redundant_temperature", self.redundant_temperature, "0 or more")
         if self.student and self.method != "sequential":
             raise InputError(f"method is {self.method!r}, with a student; allowed: one of the two")
         if self.student and self.weights == "raw":
@@ -184,16 +183,11 @@ def note_settings(config: SampleConfig, out: Path, deciding: dict[str, Any]) -> 
     """Create the folder with the settings that decide image k; raise `InputError` if they differ from its own."""
     noted = out / SETTINGS_FILE
     if noted.exists() and any(out.glob("*.png")):  # without images, it is left over from a failed command
-        try:
-            before = dict(json.loads(noted.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{noted} cannot be read ({error}); allowed: the one written with the samples") from None
+        before = read_json(noted, dict[str, Any])
         for name, value in deciding.items():
-            if before.get(name) != value:
-                raise InputError(
-                    f"{name} is {value!r}; allowed: {before.get(name)!r}, with which the images in {out} were drawn, "
-                    "or another folder"
-                )
+            old = before.get(name)
+            where = f"with which the images in {out} were drawn, or another folder"
+            require(old == value, name, value, f"{shown(old)}, {where}")
     elif not noted.exists() and out.exists() and any(out.iterdir()):
         raise InputError(f"out is {config.out!r}, a folder that holds other things; allowed: a new folder")
     try:

@@ -19,13 +19,13 @@ from farmer_ref.model.tokens import nats_to_bits_per_dim
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError
-from farmer_ref.support.files import read_config, replace_file, write_config, write_weights
+from farmer_ref.support.files import replace_file, write_config, write_weights
 from farmer_ref.support.plots import class_labels, image_grid, training_curve
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.costs import training_flops
 from farmer_ref.training.presets import PRESETS
-from farmer_ref.training.runs import check_resumed, run_record, saved_settings
+from farmer_ref.training.runs import Run, check_resumed, run_record, saved_settings
 from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 
 DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults below are its values.
@@ -79,7 +79,7 @@ def holds_trained_weights(run: Path) -> bool:
     if not (run / "model.safetensors").exists() or not (run / "config.json").exists():
         return False
     metrics = run / "metrics.jsonl"
-    return "training" not in read_config(run) or (metrics.exists() and metrics.stat().st_size > 0)
+    return Run.open(run).training is None or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def likelihood_figures(terms: LikelihoodTerms, config: ModelConfig) -> dict[str, float]:
@@ -130,15 +130,29 @@ def main(argv: list[str] | None = None) -> None:
         )
         with autocast(device, config.precision):
             terms = distributed_model(images, labels if config.model.num_classes else None, training)
-        return negative_log_likelihood(terms, dimensions), likelihood_figures(terms, config.model)
+        figures = likelihood_figures(terms, config.model) | noise_figures(progress)
+        return negative_log_likelihood(terms, dimensions), figures
+
+    def noise_figures(progress: float, prefix: str = "") -> dict[str, float]:
+        """The size of the Gaussian noise on which nats per dimension depend."""
+        gaussian = config.model.dequantisation == "gaussian"
+        return {f"{prefix}noise_std": model.dequantiser.noise_std_at(progress)} if gaussian else {}
 
     @functools.cache
     def validate(step: int) -> dict[str, float]:
-        measured = evaluate_likelihood(average.module(), validation, draws=4, batch_size=config.batch_size, limit=1000)
+        """The likelihood of validation images, with the noise that the training images have at this step."""
+        measured = evaluate_likelihood(
+            average.module(),
+            validation,
+            draws=4,
+            batch_size=config.batch_size,
+            limit=1000,
+            noise_std=model.dequantiser.noise_std_at(trainer.progress),
+        )
         unit, value = "nats_per_dim", measured.nats_per_dim
         if measured.bits_per_dim is not None:
             unit, value = "bits_per_dim", measured.bits_per_dim
-        return {f"validation_{unit}": value}
+        return {f"validation_{unit}": value, **noise_figures(trainer.progress, "validation_")}
 
     def draw_samples(step: int) -> dict[str, float]:
         averaged = average.module()

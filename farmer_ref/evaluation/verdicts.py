@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
+from farmer_ref.evaluation.results import is_result, read_result
 from farmer_ref.evaluation.tables import HIGHER_IS_BETTER, MEASURES, TIMED_BATCH, Claim, Table
 
 REPORT = """Written by `python -m farmer_ref.ablate` from the JSON files beside this page. Entries are means and
@@ -175,14 +175,14 @@ def report(folder: Path) -> str:
     """All results of this command in a folder as one page of Markdown."""
     lines = ["# The paper's tables and figures, at small scale", "", *REPORT.splitlines()]
     for path in sorted(folder.glob("*.json")):
-        if "sentences" in json.loads(path.read_text()):
+        if is_result(path):
             lines += ["", *section(path)]
     return "\n".join(lines) + "\n"
 
 
 def section(path: Path) -> list[str]:
     """One result, a JSON file of this command, as lines of Markdown with a heading, and its picture beside it."""
-    record = json.loads(path.read_text())
+    record = read_result(path)
     limit = f"{record['steps_per_run']:,} steps" if record["steps_per_run"] else f"{record['seconds_per_run']:g} s"
     seeds = f"{record['seeds']} seed{'s' * (record['seeds'] > 1)}"
     if fewer := record.get("other_seeds"):  # results of before this option have none

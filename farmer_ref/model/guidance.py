@@ -12,23 +12,22 @@ Legend: B batch, S = s_c + s_u candidates, N tokens, D channels of whatever is d
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from dataclasses import dataclass
+from dataclasses import field
 from typing import Literal, NamedTuple
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from farmer_ref.model.mixture import GaussianMixture
-from farmer_ref.support.errors import require
+from farmer_ref.support.settings import Factor, PositiveFactor, settings_class
 
 SCORED_AT_ONCE = 16  # candidates: the shared mixture of a large model has 10^5 numbers, for each candidate again
 NAIVE_TRIES, TRIES_AT_ONCE = 1000, 20  # as published; ours, to bound memory
 GRID_REACH, GRID_STEP = 10.0, 0.02  # the naive rule's envelope is found on 1,001 points around mu_c (as published)
 
 
-@dataclass(frozen=True)
+@settings_class(known_as="guidance")
 class Guidance:
     """How samples are drawn (A.2, Table 6). T_pi and T_s multiply logits: larger is *sharper*, not flatter.
 
@@ -38,43 +37,29 @@ class Guidance:
     ('resampling', 5)
     """
 
-    scale: float = 0.0
+    scale: Factor = field(default=0.0, kw_only=False)
     """w. 0 draws from p_c alone, without candidates (Alg. 1 at w = 0 would still let candidates of p_u win)."""
-    candidates_conditional: int = 5
+    candidates_conditional: PositiveInt = 5
     """s_c, candidates of a token from p_c."""
-    candidates_unconditional: int = 5
+    candidates_unconditional: NonNegativeInt = 5
     """s_u, candidates of a token from p_u."""
-    redundant_candidates_conditional: int = 192
+    redundant_candidates_conditional: PositiveInt = 192
     """Candidates of an image's pool of redundant vectors from p_c (the paper: "larger"; the number is ours)."""
-    redundant_candidates_unconditional: int = 64
+    redundant_candidates_unconditional: NonNegativeInt = 64
     """Candidates of that pool from p_u (ours)."""
-    weight_temperature: float = 1.0
+    weight_temperature: Factor = 1.0
     """T_pi: the mixtures' logits are multiplied by it for drawing."""
-    scale_temperature: float = 1.0
+    scale_temperature: Factor = 1.0
     """T_sigma: the components' standard deviations are multiplied by it for drawing."""
-    scoring_weight_temperature: float = 1.0
+    scoring_weight_temperature: Factor = 1.0
     """T_pi,v: as T_pi, where candidates are weighed."""
-    scoring_scale_temperature: float = 1.0
+    scoring_scale_temperature: PositiveFactor = 1.0
     """T_sigma,v: as T_sigma, where candidates are weighed."""
-    resampling_temperature: float = 1.0
+    resampling_temperature: Factor = 1.0
     """T_s: the log-weights are multiplied by it."""
     rule: Literal["resampling", "naive"] = "resampling"
     """FARMER's rule, or that of JetFormer and GIVT: rejection sampling of the guided density of two components of equal
     number, which has no candidates and neither scoring nor resampling temperatures."""
-
-    def __post_init__(self) -> None:
-        counts = ("candidates", "redundant_candidates")
-        for field in dataclasses.fields(self):
-            name, value = f"guidance {field.name}", getattr(self, field.name)
-            if field.name == "rule":
-                require(value in ("resampling", "naive"), name, value, "resampling, naive")
-            elif field.name.startswith(counts):
-                least = 0 if field.name.endswith("unconditional") else 1
-                require(isinstance(value, int) and value >= least, name, value, f"a whole number, {least} or more")
-            elif field.name == "scoring_scale_temperature":
-                require(math.isfinite(value) and value > 0, name, value, "a finite number above 0")
-            else:
-                require(math.isfinite(value) and value >= 0, name, value, "a finite number, 0 or more")
 
 
 class Drawn(NamedTuple):

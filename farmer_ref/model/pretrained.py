@@ -14,15 +14,14 @@ from typing import Self, Unpack, get_args
 import torch
 from torch import Tensor
 
-from farmer_ref.model.config import ModelConfig, StudentForm
+from farmer_ref.model.config import StudentForm, read_config
 from farmer_ref.model.flow import AutoregressiveFlow
 from farmer_ref.support.errors import InputError
 from farmer_ref.support.files import (
+    build,
     load_weights,
     pretrained_folder,
-    read_config,
     read_metadata,
-    read_weights,
     write_config,
     write_weights,
 )
@@ -53,9 +52,8 @@ class Pretrained:
         (8, 16, False)
         """
         folder = pretrained_folder(name, **options)
-        model = cls(ModelConfig.from_dict(read_config(folder)["model"]))
-        load_weights(model, folder / "model.safetensors")
-        return model.eval()
+        config = read_config(folder).model
+        return build(lambda: cls(config), folder / "model.safetensors").eval()
 
     def push_to_hub(self, repository: str, **options: Unpack[PushOptions]) -> str:
         """Upload the model to owner/name of the Hugging Face Hub; the commit's address.
@@ -124,11 +122,12 @@ class PretrainedStudent:
 
 def _flow_of(folder: Path) -> AutoregressiveFlow:
     """The flow alone of the model in a folder."""
-    config = ModelConfig.from_dict(read_config(folder)["model"])
-    flow = AutoregressiveFlow(config.tokens, config.token_channels, **config.flow_settings())
-    weights = read_weights(folder / "model.safetensors")
-    flow.load_state_dict({name.removeprefix("flow."): w for name, w in weights.items() if name.startswith("flow.")})
-    return flow
+    config = read_config(folder).model
+    return build(
+        lambda: AutoregressiveFlow(config.tokens, config.token_channels, **config.flow_settings()),
+        folder / "model.safetensors",
+        part="flow.",
+    )
 
 
 @torch.no_grad()

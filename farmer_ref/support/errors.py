@@ -12,4 +12,10 @@ class InputError(Exception):
 def require(condition: bool, name: str, given: object, allowed: str) -> None:
     """Raise `InputError`, in the form that all our messages have, unless `condition` holds."""
     if not condition:
-        raise InputError(f"{name} is {given!r}; allowed: {allowed}")
+        raise InputError(f"{name} is {shown(given)}; allowed: {allowed}")
+
+
+def shown(value: object, most: int = 200) -> str:
+    """A value as Python writes it, in one line of at most `most` characters."""
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= most else f"{text[: most - 3]}..."

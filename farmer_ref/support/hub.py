@@ -9,12 +9,14 @@ package. `huggingface_hub` itself does the work: it is imported when a repositor
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TypedDict
 
+from pydantic import BaseModel
+
 from farmer_ref.support.errors import InputError
+from farmer_ref.support.settings import parse_json
 
 LIBRARY = "farmer_ref"
 PAPER = "https://arxiv.org/abs/2510.23588"
@@ -51,6 +53,27 @@ class PushOptions(TypedDict, total=False):
     """One line."""
     license: str
     """The licence of the weights, for the model card; default: mit, as of this package. The data may demand another."""
+
+
+class CardModel(BaseModel):
+    """What the model card says of a model; a model itself asks for more (`farmer_ref.model.config`)."""
+
+    image_size: int
+    channels: int
+    num_classes: int
+
+
+class CardRun(BaseModel):
+    """What the model card says of a run."""
+
+    dataset: str = ""
+
+
+class CardFacts(BaseModel):
+    """What the model card takes from config.json."""
+
+    model: CardModel
+    training: CardRun = CardRun()
 
 
 def is_repository(name: str) -> bool:
@@ -137,18 +160,17 @@ def push_run(
 
     folder = Path(folder)
     weights = sorted(folder.glob("*.safetensors"))
+    path = folder / "config.json"
+    if not path.is_file() or folder / "model.safetensors" not in weights:
+        raise InputError(f"folder is {str(folder)!r}, without config.json and model.safetensors; allowed: a run folder")
     try:
-        config = json.loads((folder / "config.json").read_text())
-        if "model" not in config or folder / "model.safetensors" not in weights:
-            raise ValueError("no FARMER model")
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"folder is {str(folder)!r}, which is not a run folder ({error}); allowed: a run folder with a model"
-        ) from None
+        config = parse_json(CardFacts, path.read_bytes())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     try:
         api = HfApi(token=token, library_name=LIBRARY)
         repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
-        operations = [CommitOperationAdd(file.name, file) for file in (folder / "config.json", *weights)]
+        operations = [CommitOperationAdd(file.name, file) for file in (path, *weights)]
         if not api.file_exists(repository, "README.md"):
             has_student = folder / "student.safetensors" in weights
             card = model_card(repository, config, license=license, with_student=has_student)
@@ -162,13 +184,13 @@ def push_run(
     return commit.commit_url
 
 
-def model_card(repository: str, config: dict, *, license: str, with_student: bool) -> str:
+def model_card(repository: str, config: CardFacts, *, license: str, with_student: bool) -> str:
     """README.md of a repository: what the model is and how to load it, under the YAML header that the Hub indexes."""
     from huggingface_hub import ModelCardData
 
     head = ModelCardData(library_name=LIBRARY, license=license, tags=["farmer", "normalizing-flow", "image-generation"])
-    model, dataset = config["model"], config.get("training", {}).get("dataset")
-    side, channels, classes = model["image_size"], model["channels"], model["num_classes"]
+    model, dataset = config.model, config.training.dataset
+    side, channels, classes = model.image_size, model.channels, model.num_classes
     facts = [f"{side}×{side} images", f"{channels} colour channel{'s' if channels > 1 else ''}"]
     facts += [f"classes 0 to {classes - 1}"] if classes else []
     facts += [f"trained on `{dataset}`"] if dataset else []

@@ -11,18 +11,21 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from pydantic import NonNegativeFloat
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from farmer_ref.support import parallel
 from farmer_ref.support.errors import InputError
-from farmer_ref.support.files import flush, replace_file
+from farmer_ref.support.files import flush, read_json, replace_file
+from farmer_ref.support.settings import Whole, settings_class
 
 KEEP_CHECKPOINTS = 2
 STATE = "state.json"
@@ -34,17 +37,33 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def last_state(run: Path) -> dict[str, Any]:
-    """Steps, seconds and skipped steps at the newest checkpoint of a run."""
+@settings_class
+class State:
+    """What a checkpoint holds beside tensors."""
+
+    step: Whole
+    """Steps done."""
+    seconds: NonNegativeFloat
+    """Time they took."""
+    skipped: Whole
+    """Steps whose gradient was not finite."""
+    skipped_in_a_row: Whole
+    """The last of these, if the last steps are."""
+    files: Whole
+    """Files of tensors."""
+
+
+def last_state(run: Path) -> State:
+    """The state at the newest checkpoint of a run."""
     return read_state(checkpoints(run)[-1])
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> State:
     """The state of a checkpoint. Raises `InputError` if it is damaged."""
     try:
-        return dict(json.loads((folder / STATE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder / STATE} cannot be read ({error}); {_advice(folder)}") from None
+        return read_json(folder / STATE, State)
+    except InputError as error:
+        raise InputError(f"{error}; or delete {folder} to resume from the checkpoint before it") from None
 
 
 def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -63,8 +82,8 @@ def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]
         )
 
     def complete() -> None:
-        recorded = {**state, "files": len(list(temporary.glob("*.safetensors")))}
-        replace_file(temporary / STATE, lambda path: path.write_text(json.dumps(recorded) + "\n"))
+        complete_state = State(**state, files=len(list(temporary.glob("*.safetensors"))))
+        replace_file(temporary / STATE, lambda path: path.write_text(json.dumps(asdict(complete_state)) + "\n"))
         temporary.rename(folder / name)
         flush(folder)
         for old in checkpoints(run)[:-KEEP_CHECKPOINTS]:
@@ -84,15 +103,15 @@ def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]
         ) from None
 
 
-def load_checkpoint(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def load_checkpoint(folder: Path, tensors: dict[str, Tensor]) -> State:
     """Load the tensors of a checkpoint in place and return its state. Raises `InputError` naming a damaged file.
 
     Each process reads the shards it needs, however many processes wrote the checkpoint.
     """
     state = read_state(folder)
     files = sorted(folder.glob("*.safetensors"))
-    if len(files) != state.get("files"):
-        raise InputError(f"{folder} holds {len(files)} of {state.get('files')} safetensors files; {_advice(folder)}")
+    if len(files) != state.files:
+        raise InputError(f"{folder} holds {len(files)} of {state.files} safetensors files; {_advice(folder)}")
     for file in files:
         try:
             with safe_open(file, framework="pt"):

@@ -213,7 +213,7 @@ class Trainer:
             return
         state = load_checkpoint(found[-1], self.tensors())
         for name in STATE_FIELDS:
-            setattr(self, name, state[name])
+            setattr(self, name, getattr(state, name))
         for entry in self.optimiser.state.values():
             entry["step"].fill_(self.step - self.skipped)
         if parallel.rank() == 0:

@@ -9,8 +9,12 @@ from helpers import fails_with_one_line
 
 from farmer_ref import PRESETS, InputError, ablate
 from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, measure, result_path, seeds_of_rows
+from farmer_ref.evaluation.results import Figures
 from farmer_ref.evaluation.tables import GUIDED, MEASURES, Claim, Row, Table, tables
 from farmer_ref.evaluation.verdicts import report
+from farmer_ref.training.checkpoint import State
+
+LAST = State(step=9, seconds=1.0, skipped=0, skipped_in_a_row=0, files=1)
 
 
 def test_rows_share_the_runs_that_they_have_in_common(tmp_path):
@@ -91,7 +95,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     for name in ("table3", "figure7", "figure8"):
         assert (tmp_path / "results" / f"{name}.png").stat().st_size > 1000
         assert f"({name}.json)" in page and f"({name}.png)" in page
-    assert '- "plain better than no split": by Fréchet inconclusive with one seed' in page
+    assert '- "exact inverse better than no split": by Fréchet inconclusive with one seed' in page
 
     fails_with_one_line(capsys, ablate.main, [*arguments, "--keep"], "keep is True", "False for table3")
     monkeypatch.setattr(Runs, "_run", lambda *_: pytest.fail("a finished run was started again"))
@@ -120,7 +124,7 @@ def test_figures_of_a_result_file_are_kept_and_others_added(tmp_path, monkeypatc
             Path(arguments[arguments.index("--out") + 1]).write_text(json.dumps(figures))
 
     monkeypatch.setattr(Runs, "_run", run)
-    monkeypatch.setattr(ablate, "last_state", lambda folder: {"step": 9, "seconds": 1.0})
+    monkeypatch.setattr(ablate, "last_state", lambda folder: LAST)
     first, second = Row("first"), Row("second", {"components": 3})
     monkeypatch.setattr(ablate, "tables", lambda preset: {"table3": Table("A table", (first,))})
     arguments = ["--table", "3", "--out", str(tmp_path / "results"), "--device", "cpu", "--runs"]
@@ -144,8 +148,8 @@ def test_a_run_at_hand_counts_before_a_figure_of_a_result_file(tmp_path, monkeyp
     runs = Runs(AblateConfig(table=("3",), runs=str(tmp_path), device="cpu"))
     table, preset = Table("t", (Row("r"),)), PRESETS["digits"]
     monkeypatch.setattr(Runs, "train", lambda *_: None)
-    monkeypatch.setattr(Runs, "figures", lambda *_: dict.fromkeys(MEASURES, 1.0))
-    monkeypatch.setattr(ablate, "last_state", lambda folder: {"step": 9, "seconds": 1.0})
+    monkeypatch.setattr(Runs, "figures", lambda *_: Figures(**dict.fromkeys(MEASURES, 1.0)))
+    monkeypatch.setattr(ablate, "last_state", lambda folder: LAST)
     old = {**{name: {"seeds": [2.0]} for name in MEASURES}, "steps": [5], "training_seconds": [1.0]}
     earlier = [{"name": "r", "model": {}, "sampling": [], **old}]
     assert measure(runs, preset, table, earlier=earlier)[0]["bits_per_dim"]["seeds"] == [2.0]
@@ -159,14 +163,14 @@ def test_test_images_are_limited_and_figures_of_fewer_kept_apart(tmp_path, monke
 
     def run(self, command, *arguments):
         asked.append([str(argument) for argument in arguments])
-        Path(arguments[arguments.index("--out") + 1]).write_text(json.dumps({"run": len(asked)}))
+        Path(arguments[arguments.index("--out") + 1]).write_text(json.dumps(dict.fromkeys(MEASURES, len(asked))))
 
     monkeypatch.setattr(Runs, "_run", run)
     found = []
     for images in (None, 7):
         runs = Runs(AblateConfig(table=("3",), images=images, runs=str(tmp_path), device="cpu"))
         runs.folder(PRESETS["digits"], Row("plain"), 0).mkdir(parents=True, exist_ok=True)
-        found.append(runs.figures(PRESETS["digits"], Row("plain"), 0)["run"])
+        found.append(runs.figures(PRESETS["digits"], Row("plain"), 0).bits_per_dim)
     assert found == [1, 2] and "--images" not in asked[0]
     assert asked[1][asked[1].index("--images") + 1] == "7"
 
@@ -184,7 +188,7 @@ def test_rows_that_no_claim_compares_may_have_fewer_seeds():
     ("arguments", "parts"),
     [
         ([], ["table is None", "--basis, --all"]),
-        (["--table", "3", "--seeds", "0"], ["seeds is 0", "above 0"]),
+        (["--table", "3", "--seeds", "0"], ["seeds is 0", "1 or more"]),
         (["--table", "3", "--other-seeds", "0"], ["other_seeds is 0", "1 or more"]),
         (["--table", "3", "--images", "0"], ["images is 0"]),
         (["--table", "3", "--steps-per-run", "0"], ["steps_per_run is 0"]),

@@ -17,11 +17,11 @@ from farmer_ref import Guidance, sample
         (["--labels", "3", "12"], ["label is 12", "0 to 9, or -1"]),
         (["--rows", "0"], ["rows is 0"]),
         (["--out", "grid.jpg"], ["out is 'grid.jpg'", ".png or .npz, or a folder"]),
-        (["--guidance", "inf"], ["guidance scale is inf", "a finite number"]),
+        (["--guidance", "inf"], ["guidance.scale is inf", "a finite number"]),
         (["--count", "0"], ["count is 0"]),
         (["--batch-size", "0"], ["batch_size is 0"]),
-        (["--guidance", "-1"], ["guidance scale is -1.0", "0 or more"]),
-        (["--guidance.candidates-conditional", "0"], ["guidance candidates_conditional is 0"]),
+        (["--guidance", "-1"], ["guidance.scale is -1.0", "0 to 1,000,000"]),
+        (["--guidance.candidates-conditional", "0"], ["guidance.candidates_conditional is 0"]),
         (["--redundant-temperature", "-0.1"], ["redundant_temperature is -0.1"]),
         (["--student", "--method", "jacobi"], ["method is 'jacobi', with a student"]),
         (["--denoise"], ["denoise is asked of a model with uniform dequantisation"]),
@@ -85,7 +85,7 @@ def test_a_folder_of_samples_goes_on_where_it_was_cut_off(capsys, trained, tmp_p
     fails_with_one_line(capsys, sample.main, other, "seed is 1; allowed: 0, with which the images in")
     (tmp_path / "cut" / "samples.json").write_text("{")
     other = ["--run", trained, "--out", tmp_path / "cut", *arguments]
-    fails_with_one_line(capsys, sample.main, other, "samples.json cannot be read")
+    fails_with_one_line(capsys, sample.main, other, "samples.json: content is no JSON")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     other = ["--run", trained, "--out", tmp_path / "mine"]

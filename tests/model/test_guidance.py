@@ -374,12 +374,15 @@ def test_conditional_and_unconditional_rows_are_not_mixed_up(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": -1.0}, r"guidance scale is -1.0; allowed: a finite number, 0 or more"),
+        ({"scale": -1.0}, r"guidance.scale is -1.0; allowed: 0 to 1,000,000"),
         ({"rule": "magic"}, "rule is 'magic'; allowed: resampling, naive"),
-        ({"scale": math.inf}, "guidance scale is inf; allowed: a finite number"),
+        ({"scale": math.inf}, "guidance.scale is inf; allowed: a finite number, 0 to 1,000,000"),
         ({"candidates_unconditional": 2.5}, "candidates_unconditional is 2.5; allowed: a whole number"),
-        ({"candidates_conditional": 0}, "candidates_conditional is 0; allowed: a whole number, 1 or more"),
-        ({"scoring_scale_temperature": 0.0}, "scoring_scale_temperature is 0.0; allowed: a finite number above 0"),
+        ({"candidates_conditional": 0}, "candidates_conditional is 0; allowed: 1 or more"),
+        (
+            {"scoring_scale_temperature": 0.0},
+            "scoring_scale_temperature is 0.0; allowed: above 0 and at most 1,000,000",
+        ),
     ],
 )
 def test_wrong_settings_are_named(changes, message):

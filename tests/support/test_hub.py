@@ -251,7 +251,7 @@ def test_what_cannot_be_pushed_is_one_line(uploads, tmp_path):
     assert "\n" not in str(info.value)
     (tmp_path / "config.json").write_text("[]")
     write_weights(tmp_path / "model.safetensors", {})
-    with pytest.raises(InputError, match="which is not a run folder .no FARMER model.; allowed: a run folder"):
+    with pytest.raises(InputError, match=r"config.json: content is \[\]; allowed: an object"):
         push_run(tmp_path, "me/x")
     with pytest.raises(InputError, match="allowed: a run folder"):
         push_run(tmp_path / "nothing", "me/x")

@@ -7,6 +7,7 @@ import pytest
 
 from farmer_ref import PRESETS, Guidance, TrainConfig
 from farmer_ref.parameters import PAPER, count
+from farmer_ref.support.settings import parse_json
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -15,7 +16,7 @@ def test_preset_builds_and_survives_json(name):
     assert preset.preset == name
     assert preset.model.flow_blocks * preset.model.max_log_scale <= 80
     assert count(preset.model)["total"] > 0  # on the meta device
-    assert TrainConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(preset)))) == preset
+    assert parse_json(TrainConfig, json.dumps(dataclasses.asdict(preset))) == preset
 
 
 def test_parameter_counts_of_the_paper():
