@@ -1,20 +1,24 @@
-# Each target works on a fresh clone: it makes .venv and installs into it when it is missing or stale.
+# Every target works on a fresh clone: it creates .venv, or updates it when it is stale.
 PYTHON ?= python3
 RUN := runs/digits
 BIN := .venv/bin
 ABLATE := $(BIN)/python -m farmer_ref.ablate --out results
-# Where the public TARFlow code is cloned (github.com/apple/ml-tarflow); "make check" then measures against it.
+# A clone of the public TARFlow code (github.com/apple/ml-tarflow), which "make check" then compares with.
 TARFLOW ?=
 
-.PHONY: train test notebooks book check check-gpu format clean
+.PHONY: train quick test notebooks book refresh check check-gpu format clean
 
 train: .venv/.installed
 	$(BIN)/python -m farmer_ref.train --preset digits --out $(RUN) --max-minutes 6 --resume
 	$(BIN)/python -m farmer_ref.evaluate --run $(RUN) --out $(RUN)/test.json
 	$(BIN)/python -m farmer_ref.sample --run $(RUN) --out $(RUN)/samples.png
 
-# One thread: the tests start processes of their own, and two of two threads on two cores spin each other to death.
-test notebooks book check: export OMP_NUM_THREADS = 1
+# One thread: the tests start processes of their own, and multi-threaded processes on two cores starve each other.
+quick test notebooks book check: export OMP_NUM_THREADS = 1
+
+# The mathematics alone, in less than a minute.
+quick: .venv/.installed
+	$(BIN)/python -m pytest tests/model farmer_ref/model
 
 test: .venv/.installed
 	$(BIN)/ruff check .
@@ -22,15 +26,19 @@ test: .venv/.installed
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval-lax notebooks
 
-# Each notebook's .ipynb from its .py, run; NAMES="01_flow_invertibility ..." for some of them.
+# Make each notebook's .ipynb from its .py and run it; NAMES="01_flow_invertibility ..." selects some.
 notebooks: .venv/.installed
 	$(BIN)/python notebooks/execute.py $(NAMES)
 
-# The book, to be read from the file system: book/_build/html/index.html. A warning is an error.
+# The book, to read from the file system: book/_build/html/index.html. Warnings are errors.
 book: .venv/.installed
 	$(BIN)/python -m book.build
 
-# Every acceptance figure, written to results/: about ten hours on 2 cores (CIFAR-10 is downloaded).
+# What is generated and committed: the README's figures, the verdicts in results/ and their page.
+refresh: .venv/.installed
+	$(BIN)/python -m book.refresh
+
+# Measure every figure and write it to results/: about ten hours on 2 cores (downloads CIFAR-10).
 check: .venv/.installed
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m benchmarks.digits
@@ -48,8 +56,9 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.applications
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))
+	$(BIN)/python -m book.refresh
 
-# What needs a GPU; the data sets are downloaded into data/ first.
+# Measure what needs a GPU (downloads the data sets into data/).
 check-gpu: .venv/.installed
 	$(BIN)/python -m pytest tests/training/test_cuda.py
 	$(BIN)/python -m benchmarks.scaling --preset farmer-1.1b-p16

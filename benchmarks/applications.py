@@ -1,32 +1,35 @@
-"""What an exact likelihood is good for: `python -m benchmarks.applications`. Writes results/applications.json and PNGs.
+"""Measure the applications of the likelihood: `python -m benchmarks.applications`. Writes results/applications.json and
+PNGs.
 
-inpainting: the lower half of digits is drawn given the upper one, with the label and without; how many completions a
-   classifier reads as the true class, how diverse they are; and, with samples of the model in place of digits, whether
-   the truth looks like one of the completions, as it must where the conditional distribution is right.
+inpainting: the lower half of digits drawn given the upper one, with the label and without; a classifier's accuracy on
+   the completions, and their diversity; and, with samples of the model in place of digits, whether the truth looks
+   like one of the completions, as it must if the conditional distribution is right.
 editing: class changes, other details, interpolation in latents and pixels.
 anomalies: one class left out (ten models of nine classes), simple images, Fashion-MNIST against MNIST and the reverse
    (models of a few minutes). The score is chosen on validation splits. Baselines: ten border pixels, a Gaussian
-   mixture, a PCA's error.
+   mixture, the reconstruction error of a PCA.
 classification: Bayes' rule on the test split, its calibration, a temperature fitted on validation.
 
-Models and completions are kept in --runs, and what is finished there is not done again.
+Models and completions are kept in --runs, and finished ones are not computed again.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from pydantic import PositiveInt
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
@@ -39,7 +42,6 @@ from farmer_ref.applications.classification import (
     class_log_probs,
     class_probabilities,
     expected_calibration_error,
-    fit_temperature,
     reliability,
 )
 from farmer_ref.applications.editing import change_class, change_details, interpolate
@@ -49,13 +51,14 @@ from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.support import cli
-from farmer_ref.support.files import read_weights, write_json, write_weights
+from farmer_ref.support.files import read_json, read_weights, write_json, write_weights
 from farmer_ref.support.plots import COLOURS, STYLE, image_grid, labelled_grids
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.support.settings import Whole, settings_class
 
 WALK = 11  # images of an interpolation
 SECTIONS = ("inpainting", "editing", "anomalies", "classification")
-SMALL = {  # changes to the mnist and fashion-mnist presets: minutes on one CPU core, far from what a GPU would reach
+SMALL = {  # changes to the mnist and fashion-mnist presets: minutes on a CPU core, far from a GPU's results
     "flow-blocks": 4,
     "flow-width": 64,
     "prior-layers": 4,
@@ -67,39 +70,39 @@ SMALL = {  # changes to the mnist and fashion-mnist presets: minutes on one CPU 
 }
 
 
-@dataclass(frozen=True)
+@settings_class
 class ApplicationsBenchmark:
-    """What to measure, and how much of it."""
+    """The parts to measure, and their sizes."""
 
     sections: tuple[Literal["inpainting", "editing", "anomalies", "classification"], ...] = SECTIONS
     """Parts to measure; the others stay as they are in results/applications.json."""
-    digits: tuple[int, int] = (100, 2)
-    """Test images that are completed with their label, spread evenly, and completions of each."""
-    without_label: tuple[int, int] = (20, 6)
+    digits: tuple[PositiveInt, PositiveInt] = (100, 2)
+    """Evenly spaced test images to complete with their label, and completions of each."""
+    without_label: tuple[PositiveInt, PositiveInt] = (20, 6)
     """The same without labels."""
-    samples: tuple[int, int] = (100, 2)
-    """The same of samples of the model in place of test images."""
-    particles: int = 16
-    """Of each completion."""
-    draws: int = 16
-    """Dequantisations per image, when classifying."""
-    anomaly_draws: int = 2
-    """Dequantisations per image, of anomaly scores."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Of edits, and of dequantisation when classifying."""
-    steps: int = 1500
+    samples: tuple[PositiveInt, PositiveInt] = (100, 2)
+    """The same for samples of the model in place of test images."""
+    particles: PositiveInt = 16
+    """Particles of each completion."""
+    draws: PositiveInt = 16
+    """Dequantisations per image in classification."""
+    anomaly_draws: PositiveInt = 2
+    """Dequantisations per image for anomaly scores."""
+    seeds: tuple[Whole, ...] = (0, 1, 2)
+    """Seeds of edits, and of dequantisation in classification."""
+    steps: PositiveInt = 1500
     """Training steps of the models of nine classes."""
-    small_steps: int = 1000
+    small_steps: PositiveInt = 1000
     """Training steps of the models of MNIST and Fashion-MNIST."""
-    images: int = 300
-    """Validation and test images of each of the two; of digits, all."""
-    reference: int = 1500
-    """Training images that say what is normal."""
+    images: PositiveInt = 300
+    """Validation and test images of MNIST and Fashion-MNIST each; of digits, all."""
+    reference: PositiveInt = 1500
+    """Training images that define what is normal."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     runs: str = "runs/applications"
     """Where models and completions are kept."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """CPU threads."""
 
 
@@ -114,7 +117,7 @@ def digits(split: str, model: Farmer, limit: int = 10_000) -> tuple[Tensor, Tens
 def completed(
     config: ApplicationsBenchmark, name: str, values: Tensor, known: Tensor, labels: Tensor, count: int
 ) -> dict:
-    """`count` completions of all images, in parts of four images that are kept on disk."""
+    """Complete all images `count` times, in parts of four images that are cached on disk."""
     model, size, parts = Farmer.from_pretrained("digits"), 4, []
     for first in trange(0, len(values), size, desc=f"inpainting, {name}", unit="part"):
         key = f"{name}-{config.particles}-{count}-of-{len(values)}-{first}"
@@ -123,7 +126,9 @@ def completed(
         if not path.exists():
             rows = slice(first, first + size)
             generator = torch.Generator().manual_seed(random_seed(0, name, first))
-            done = inpaint(model, values[rows], known, labels[rows], count, config.particles, generator=generator)
+            done = inpaint(
+                model, values[rows], known, labels[rows], samples=count, particles=config.particles, generator=generator
+            )
             figures = torch.tensor([done.acceptance, done.temperatures])
             write_weights(path, {"values": done.values, "log_prob": done.log_prob, "figures": figures})
         parts.append(read_weights(path))
@@ -135,7 +140,8 @@ def completed(
 def spread_and_distance(drawn: Tensor, truth: Tensor, missing: Tensor) -> dict[str, float]:
     """Standard deviation over completions (n,k,C,H,W), and root mean square distance to the truth, in grey levels.
 
-    Were the truth (n,C,H,W) one more draw, the distance would be sqrt(1 + 1/k) * deviation of their mean.
+    If the truth (n,C,H,W) is one more draw, the distance of the mean is sqrt(1 + 1/k) times the deviation; it is
+    divided by that factor, so the two figures should agree.
     """
     pixels, true = drawn.double()[..., missing], truth.double()[..., missing]  # (n,k,U), (n,U)
     deviation = pixels.var(1).mean().sqrt()
@@ -146,10 +152,10 @@ def spread_and_distance(drawn: Tensor, truth: Tensor, missing: Tensor) -> dict[s
 
 @torch.no_grad()
 def samples_with_cells(model: Farmer, labels: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
-    """One sample (n,C,H,W) of each label whose known pixels lie in [-1, 1], where there are cells. Nothing is clipped.
+    """One sample (n,C,H,W) per label whose known pixels lie in [-1, 1], where the cells are. Nothing is clipped.
 
-    So a sample, given the cells of its known pixels, is distributed as a completion is. Clipping would bring it nearer
-    to the data: it has a higher density than what was drawn.
+    Given the cells of its known pixels, such a sample is distributed as a completion is. Clipping would move it closer
+    to the data, to a higher density than that of the draw.
     """
     found = []
     for label in labels:
@@ -163,7 +169,7 @@ def samples_with_cells(model: Farmer, labels: Tensor, known: Tensor, generator: 
 
 
 def inpainting(config: ApplicationsBenchmark) -> dict:
-    """The lower half of digits and of samples."""
+    """Complete the lower half of digits and of samples."""
     model = Farmer.from_pretrained("digits")
     classifier = PixelClassifier(load_split("digits", "train", model.config))
     known = torch.zeros(1, 8, 8, dtype=torch.bool)
@@ -174,7 +180,7 @@ def inpainting(config: ApplicationsBenchmark) -> dict:
     generator = torch.Generator().manual_seed(0)
     sample_labels = torch.arange(config.samples[0]) % 10
     samples = samples_with_cells(model, sample_labels, known, generator)
-    own = model.dequantiser.quantise(samples)
+    quantised = model.dequantiser.quantise(samples)
     count = config.digits[1]
     pasted = model.dequantiser.quantise(model.sample(labels.repeat_interleave(count), generator=generator))
     pasted = torch.where(known, values[:, None], pasted.unflatten(0, (len(values), -1)))
@@ -183,10 +189,14 @@ def inpainting(config: ApplicationsBenchmark) -> dict:
     free = completed(
         config, "no-label", some, known, torch.full_like(their_labels, NULL_LABEL), config.without_label[1]
     )
-    check = completed(config, "unclipped-samples", own, known, sample_labels, config.samples[1])
+    check = completed(config, "unclipped-samples", quantised, known, sample_labels, config.samples[1])
     record: dict = {"missing_pixels": int(missing.sum())}
-    for name, truth, drawn in (("with_label", values, given), ("without_label", some, free), ("samples", own, check)):
-        assert bool((drawn["values"] == truth[:, None])[..., known].all())  # bit-identical, or no result at all
+    for name, truth, drawn in (
+        ("with_label", values, given),
+        ("without_label", some, free),
+        ("samples", quantised, check),
+    ):
+        assert bool((drawn["values"] == truth[:, None])[..., known].all())  # known pixels are bit-identical
         record[name] = {
             "images": len(truth),
             "completions": drawn["values"].shape[1],
@@ -196,9 +206,9 @@ def inpainting(config: ApplicationsBenchmark) -> dict:
             **spread_and_distance(drawn["values"], truth, missing),
         }
     wanted = labels.repeat_interleave(count)
-    read = (classifier.predict(given["values"].flatten(0, 1)) == wanted).double().view(-1, count)
+    correct = (classifier.predict(given["values"].flatten(0, 1)) == wanted).double().view(-1, count)
     record["with_label"] |= {
-        "completions_read_as_class": float(read.mean()),
+        "completions_read_as_class": float(correct.mean()),
         "pasted_samples_read_as_class": classifier.accuracy(pasted.flatten(0, 1), wanted),
         "whole_images_read_as_class": classifier.accuracy(values, labels),
         "blanked_images_read_as_class": classifier.accuracy(values * known, labels),
@@ -211,7 +221,7 @@ def inpainting(config: ApplicationsBenchmark) -> dict:
     }
     truth, copies = model.log_prob(samples, sample_labels).detach(), config.samples[1]
     ranks = (check["log_prob"] < truth[:, None]).double().mean(1)  # uniform if the truth is one more draw
-    ink = [levels.double()[..., missing].sum(-1) for levels in (check["values"], own)]
+    ink = [levels.double()[..., missing].sum(-1) for levels in (check["values"], quantised)]
     ink_ranks = (ink[0] < ink[1][:, None]).double().mean(1) + (ink[0] == ink[1][:, None]).double().mean(1) / 2
     record["samples"] |= {
         "mean_rank_of_log_prob": float(ranks.mean()),
@@ -225,14 +235,16 @@ def inpainting(config: ApplicationsBenchmark) -> dict:
 
 
 def draw_inpainting(model: Farmer, known: Tensor, given: tuple, free: tuple) -> None:
-    """For each digit the image, what is known of it, and the completions; two digits with label in a row."""
+    """For each digit the image, its known part, and the completions; two digits to a row where the label is given."""
     grids = {}
     for name, (values, labels, drawn), count in (("label given", given, 16), ("no label", free, 8)):
         order = labels.argsort(stable=True)[torch.arange(count) * len(labels) // count]
-        whole, completions = (levels[order].double() / (model.config.levels - 1) * 2 - 1 for levels in (values, drawn))
-        masked = torch.where(known, whole, 0.0)
+        complete, completions = (
+            levels[order].double() / (model.config.levels - 1) * 2 - 1 for levels in (values, drawn)
+        )
+        masked = torch.where(known, complete, 0.0)
         grids[f"{name}: image, known half, completions"] = torch.cat(
-            [whole[:, None], masked[:, None], completions], 1
+            [complete[:, None], masked[:, None], completions], 1
         ).flatten(0, 1)
     labelled_grids(grids, columns=2 + free[2].shape[1]).savefig(ROOT / "results" / "inpainting.png")
 
@@ -241,7 +253,7 @@ def draw_inpainting(model: Farmer, known: Tensor, given: tuple, free: tuple) -> 
 
 
 def editing(config: ApplicationsBenchmark) -> dict:
-    """Class changes and other details of the test split; walks between its images."""
+    """Class changes and other details of test images; interpolation between these."""
     model = Farmer.from_pretrained("digits")
     classifier = PixelClassifier(load_split("digits", "train", model.config))
     values, labels = digits("test", model)
@@ -258,7 +270,7 @@ def editing(config: ApplicationsBenchmark) -> dict:
         other = (labels + 1 + torch.randint(9, labels.shape, generator=generator)) % 10
         run: dict = {}
         for name, guidance in (("class", None), ("class_guided", Guidance(scale=1.0))):
-            edits = change_class(model, images, labels, other, guidance, generator)
+            edits = change_class(model, images, labels, other, guidance=guidance, generator=generator)
             fresh = model.sample(other, guidance, generator=generator)
             run[name] = {
                 "read_as_new_class": classifier.accuracy(model.dequantiser.quantise(edits), other),
@@ -266,7 +278,7 @@ def editing(config: ApplicationsBenchmark) -> dict:
                 "distance": level_distance(edits),
                 "distance_of_samples": level_distance(fresh),
             }
-        edits = change_details(model, images, labels, generator)
+        edits = change_details(model, images, labels, generator=generator)
         run["details"] = {
             "read_as_class": classifier.accuracy(model.dequantiser.quantise(edits), labels),
             "distance": level_distance(edits),
@@ -275,7 +287,7 @@ def editing(config: ApplicationsBenchmark) -> dict:
         runs.append(run)
     first, second, same = pairs_of(labels)
     walks = {
-        name: interpolate(model, images[first], images[second], WALK, latent)
+        name: interpolate(model, images[first], images[second], steps=WALK, latent=latent)
         for name, latent in (("latents", True), ("pixels", False))
     }
     generator = torch.Generator().manual_seed(0)
@@ -286,8 +298,8 @@ def editing(config: ApplicationsBenchmark) -> dict:
         with torch.no_grad():
             log_p = model.log_prob(model.dequantiser(steps, noise).flatten(0, 1)).view(len(first), -1)
         middle = steps[:, steps.shape[1] // 2]
-        read = classifier.predict(middle)
-        either = (read == labels[first]) | (read == labels[second])
+        predicted = classifier.predict(middle)
+        either = (predicted == labels[first]) | (predicted == labels[second])
         record["walks"][name] = {
             "nats_per_image": log_p.double().mean(0).tolist(),
             "middle_of_one_class_read_as_class": classifier.accuracy(middle[same], labels[first][same]),
@@ -300,7 +312,7 @@ def editing(config: ApplicationsBenchmark) -> dict:
 
 
 def pairs_of(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of images, and whether they are of one class: 100 that are, 100 that are not, as they come."""
+    """Random pairs of images, 100 of one class and then 100 of two classes, and which are of one class."""
     pairs = [(i, j) for i in range(len(labels)) for j in range(i + 1, len(labels))]
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
     same = [pairs[k] for k in order if labels[pairs[k][0]] == labels[pairs[k][1]]][:100]
@@ -318,22 +330,22 @@ def draw_editing(
     ends: tuple[Tensor, Tensor],
     levels: int,
 ) -> None:
-    """Five digits under all labels, the same with other details, and six walks."""
+    """Five digits under all labels, the same with other details, and five walks."""
     generator = torch.Generator().manual_seed(0)
     chosen = torch.tensor([int((labels == c).nonzero()[0]) for c in range(0, 10, 2)])
     original = values[chosen].double() / levels * 2 - 1
     under = [
         change_class(model, images[chosen], labels[chosen], torch.full((5,), c), generator=generator) for c in range(10)
     ]
-    details = [change_details(model, images[chosen], labels[chosen], generator) for _ in range(10)]
+    details = [change_details(model, images[chosen], labels[chosen], generator=generator) for _ in range(10)]
     grids = {}
     for name, edits in (("image, then under the labels 0 to 9", under), ("image, then with other details", details)):
         shown = [original, *(model.dequantiser.without_noise(edit).double() for edit in edits)]
         grids[name] = torch.stack(shown, 1).flatten(0, 1)
     picked = [0, 1, 2, len(ends[0]) - 3, len(ends[0]) - 2]
     for name, walk in walks.items():
-        whole = model.dequantiser.without_noise(walk[picked]).double()
-        grids[f"walks in the {name}"] = whole.flatten(0, 1)
+        shown = model.dequantiser.without_noise(walk[picked]).double()
+        grids[f"walks in the {name}"] = shown.flatten(0, 1)
     labelled_grids(grids, columns=WALK).savefig(ROOT / "results" / "editing.png")
 
 
@@ -341,7 +353,7 @@ def draw_editing(
 
 
 def train(config: ApplicationsBenchmark, dataset: str) -> Path:
-    """A model of a data set, trained unless it is there already."""
+    """Train a model on a data set, unless it has been trained already."""
     folder = Path(config.runs) / dataset
     if not (folder / "finished").exists():
         small = dataset in ("mnist", "fashion-mnist")
@@ -359,7 +371,7 @@ def train(config: ApplicationsBenchmark, dataset: str) -> Path:
 
 
 class Baselines:
-    """Scores without our model: ten border pixels, a Gaussian mixture, a PCA's error."""
+    """Scores without our model: ten border pixels, a Gaussian mixture, the reconstruction error of a PCA."""
 
     def __init__(self, train: Tensor, levels: int):
         self.levels = levels
@@ -371,17 +383,17 @@ class Baselines:
         self.mixture = GaussianMixture(20, covariance_type="full", reg_covar=1e-3, random_state=0).fit(reduced)
 
     def pixels(self, values: Tensor) -> np.ndarray:
-        """Grey levels (n,C,H,W) as numbers in [0, 1], (n,d)."""
+        """Grey levels (n,C,H,W) scaled to [0, 1], (n,d)."""
         return values.flatten(1).double().numpy() / (self.levels - 1)
 
     def scores(self, values: Tensor) -> dict[str, Tensor]:
         """Every score (n,) by name; larger is stranger."""
         pixels = self.pixels(values)
-        back = self.pca.inverse_transform(self.pca.transform(pixels))
+        restored = self.pca.inverse_transform(self.pca.transform(pixels))
         found = {
             "ten border pixels": pixels[:, self.border].sum(1),
             "Gaussian mixture": -self.mixture.score_samples(self.features.transform(pixels)),
-            "PCA error": np.square(pixels - back).sum(1),
+            "PCA error": np.square(pixels - restored).sum(1),
         }
         return {name: torch.from_numpy(score) for name, score in found.items()}
 
@@ -400,7 +412,7 @@ def auroc(normal: Tensor, strange: Tensor) -> float:
 
 
 def anomalies(config: ApplicationsBenchmark) -> dict:
-    """AUROC of every score on every task, of validation and test splits; the score is chosen on validation."""
+    """AUROC of every score on every task, on validation and test; the score is chosen on validation."""
     jobs: list[tuple[str, str, str]] = [("simple", "digits", "")]
     jobs += [(f"without {k}", f"digits-without-{k}", "digits") for k in range(10)]
     jobs += [("MNIST", "fashion-mnist", "mnist"), ("Fashion-MNIST", "mnist", "fashion-mnist")]
@@ -408,16 +420,16 @@ def anomalies(config: ApplicationsBenchmark) -> dict:
     for name, dataset, other in tqdm(jobs, desc="anomalies", unit="task"):
         model = Farmer.from_pretrained("digits" if name == "simple" else train(config, dataset))
 
-        def read(which: str, split: str, model: Farmer = model) -> tuple[Tensor, Tensor]:
-            data = load_split(which, split, model.config, config.data_root)
+        def load(which: str, split: str, model: Farmer = model) -> tuple[Tensor, Tensor]:
+            data = load_split(which, split, model.config, data_root=config.data_root)
             limit = config.reference if split == "train" else config.images
             return next(batches(data, limit, limit))
 
-        normal_train, labels = read(dataset, "train")
-        ours = AnomalyScorer(model, normal_train, labels, config.anomaly_draws)
+        normal_train, labels = load(dataset, "train")
+        ours = AnomalyScorer(model, normal_train, labels, draws=config.anomaly_draws)
         theirs = Baselines(normal_train, model.config.levels)
         for split in ("validation", "test"):
-            normal, _ = read(dataset, split)
+            normal, _ = load(dataset, split)
             if name == "simple":
                 strange = {
                     "blank": torch.zeros_like(normal),
@@ -425,7 +437,7 @@ def anomalies(config: ApplicationsBenchmark) -> dict:
                     "faint": (normal / 4).round().to(torch.uint8),
                 }
             else:
-                values, labels = read(other, split)
+                values, labels = load(other, split)
                 strange = {name: values[labels == int(name[-1])] if other == "digits" else values}
             usual = ours.scores(normal) | theirs.scores(normal)
             for task, images in strange.items():
@@ -452,7 +464,7 @@ def anomalies(config: ApplicationsBenchmark) -> dict:
     }
     draw_anomalies(table["test"], tasks, best)
     for task in tasks.values():
-        del task["likelihood"]  # drawn, and too long to keep
+        del task["likelihood"]  # already drawn, and too long to record
     return {
         "chosen_on_validation": best,
         "mean_validation_auroc": mean,
@@ -463,7 +475,7 @@ def anomalies(config: ApplicationsBenchmark) -> dict:
 
 
 def draw_anomalies(table: dict, tasks: dict, best: str) -> None:
-    """AUROC of every score, and the likelihoods where they fail."""
+    """AUROC of every score, and histograms of the likelihood where it fails."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 7), layout="constrained")
         axes, below = figure.subplots(2, 1, height_ratios=(1.2, 1))
@@ -475,7 +487,7 @@ def draw_anomalies(table: dict, tasks: dict, best: str) -> None:
             axes.bar(places, [row[score] for row in table.values()], 0.09, label=label, color=colour)
         axes.axhline(0.5, color="black", lw=0.8, ls="--")
         axes.set_xticks(range(len(table)), list(table))
-        axes.set(ylabel="AUROC, test split", ylim=(0, 1.02), title="Anomaly scores; larger is better, .5 is chance")
+        axes.set(ylabel="AUROC, test split", ylim=(0, 1.02), title="Anomaly scores; higher is better, .5 is chance")
         axes.legend(frameon=False, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
         below.set_axis_off()
         shown = ("blank", "without 1", "MNIST", "Fashion-MNIST")
@@ -500,6 +512,22 @@ def draw_anomalies(table: dict, tasks: dict, best: str) -> None:
 # -- classification ----------------------------------------------------------------------------------------------------
 
 
+def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
+    """The temperature in [.01, 1000] with the least cross-entropy on held-out images (Guo et al. 2017).
+
+    Found by ternary search: the cross-entropy is convex in 1/T, so it falls and then rises in log T.
+    """
+
+    def cross_entropy(log_temperature: float) -> float:
+        return float(F.nll_loss(F.log_softmax(log_probs.double() / math.exp(log_temperature), -1), labels))
+
+    low, high = math.log(0.01), math.log(1000)
+    while high - low > 1e-3:
+        first, second = (2 * low + high) / 3, (low + 2 * high) / 3
+        low, high = (low, second) if cross_entropy(first) < cross_entropy(second) else (first, high)
+    return math.exp((low + high) / 2)
+
+
 def classification(config: ApplicationsBenchmark) -> dict:
     """Bayes' rule on the test split, over dequantisation seeds and numbers of draws."""
     model = Farmer.from_pretrained("digits")
@@ -510,8 +538,8 @@ def classification(config: ApplicationsBenchmark) -> dict:
     for draws in sorted({1, 4, config.draws}):
         runs = []
         for seed in config.seeds:
-            temperature = fit_temperature(class_log_probs(model, held_out, draws, seed), own)
-            log_probs = class_log_probs(model, values, draws, seed)
+            temperature = fit_temperature(class_log_probs(model, held_out, draws=draws, seed=seed), own)
+            log_probs = class_log_probs(model, values, draws=draws, seed=seed)
             run: dict = {"temperature": temperature}
             for name, t in (("plain", 1.0), ("tempered", temperature)):
                 probabilities = class_probabilities(log_probs, t)
@@ -534,24 +562,24 @@ def classification(config: ApplicationsBenchmark) -> dict:
     return record
 
 
-def draw_classification(tables: dict, wrong: Tensor, labels: Tensor, read: Tensor) -> None:
-    """The reliability diagram, and the images that were classified wrongly."""
+def draw_classification(tables: dict, wrong: Tensor, labels: Tensor, predicted: Tensor) -> None:
+    """The reliability diagram, and the misclassified images."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 4), layout="constrained")
         axes, beside = figure.subplots(1, 2)
-        axes.plot([0, 1], [0, 1], color="black", lw=0.8, ls="--", label="meant as said")
+        axes.plot([0, 1], [0, 1], color="black", lw=0.8, ls="--", label="perfect calibration")
         for marker, height, (name, rows) in zip("os", (-12, 6), tables.items(), strict=True):
             points = [(row.confidence, row.accuracy) for row in rows]
             axes.plot(*zip(*points, strict=True), marker, ms=7, alpha=0.8, label=name)
             for row, point in zip(rows, points, strict=True):
                 axes.annotate(str(row.images), point, textcoords="offset points", xytext=(5, height), fontsize=7)
-        axes.set(xlabel="probability of the likeliest class", ylabel="share of images right", title="Reliability")
+        axes.set(xlabel="confidence: probability of the likeliest class", ylabel="accuracy", title="Reliability")
         axes.legend(frameon=False, loc="upper left", fontsize=8)
         beside.set_axis_off()
         if len(wrong):
             grid = image_grid(wrong.double() / 8 - 1, columns=min(4, len(wrong)), cell=64)
             beside.imshow(np.asarray(grid), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        pairs = ", ".join(f"{a}→{b}" for a, b in zip(labels.tolist(), read.tolist(), strict=True))
+        pairs = ", ".join(f"{a}→{b}" for a, b in zip(labels.tolist(), predicted.tolist(), strict=True))
         beside.set_title(f"wrong: {pairs}", fontsize=9)
     figure.savefig(ROOT / "results" / "classification.png")
 
@@ -566,7 +594,7 @@ def main(argv: list[str] | None = None) -> None:
     made = provenance(torch.device("cpu"))
     for section in config.sections:
         found = measure[section](config)
-        record = json.loads(out.read_text()) if out.exists() else {}
+        record = read_json(out, dict[str, Any]) if out.exists() else {}
         record |= {**made, section: {**made, "settings": asdict(config), **found}}
         write_json(out, record)
         print(section, json.dumps(found, indent=2)[:4000], flush=True)

@@ -1,9 +1,9 @@
-"""Does Tweedie's step clean samples? `python -m benchmarks.denoise`. Writes results/denoise.json and .png.
+"""Does Tweedie's formula denoise samples? `python -m benchmarks.denoise`. Writes results/denoise.json and .png.
 
 Two models of the digits: the shipped `digits-noise`, whose training noise ends at the paper's .005, and one trained
-here with a noise of .1 throughout. For each: real test images with that noise added, before and after denoising, and
-samples, before and after: how far pixels that are blank in every training image stray from blank, the share read as
-their class and the Fréchet distance in the reader's scores to the test split.
+here with a noise of .1 throughout. For each, real test images with that noise, and samples, both before and after
+denoising: how far pixels that are blank in every training image stray from blank, a classifier's accuracy, and the
+Fréchet distance of its scores to the test split's.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from farmer_ref import Farmer, train
@@ -23,25 +23,28 @@ from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.plots import labelled_grids
 from farmer_ref.support.record import ROOT, provenance
+from farmer_ref.support.settings import settings_class
 
 STRONG = 0.1
 
 
-@dataclass(frozen=True)
+@settings_class
 class DenoiseBenchmark:
     """Training and samples."""
 
-    samples: int = 1000
+    samples: PositiveInt = 1000
     """Samples of each model."""
-    minutes: float = 6.0
-    """Most minutes of training of the noisy model."""
-    threads: int = 2
+    minutes: PositiveFloat = 6.0
+    """Training time of the noisy model, at most."""
+    threads: PositiveInt = 2
     """CPU threads."""
 
 
 def figures_of(model: Farmer, samples: int) -> tuple[dict, dict[str, Tensor]]:
-    """The figures of one model, and thirty samples before and after."""
-    train_split, test_split = (load_split("digits", split, model.config, "data", False) for split in ("train", "test"))
+    """The figures of one model, and thirty samples before and after denoising."""
+    train_split, test_split = (
+        load_split("digits", split, model.config, data_root="data", download=False) for split in ("train", "test")
+    )
     classifier = PixelClassifier(train_split)
     seen, _ = next(batches(train_split, len(train_split)))
     blank = (seen == 0).all(0)  # (C,H,W): pixels that are blank in every training image
@@ -55,12 +58,12 @@ def figures_of(model: Farmer, samples: int) -> tuple[dict, dict[str, Tensor]]:
     figures = {"noise_std": model.config.noise_final, "blank_pixels": int(blank.sum())}
     stages = {"before": (noisy, raw), "after": (model.denoise(noisy, labels), model.denoise(raw, wanted))}
     for stage, (real, drawn) in stages.items():
-        bytes_drawn = model.dequantiser.quantise(drawn)
+        quantised = model.dequantiser.quantise(drawn)
         figures[stage] = {
             "error_on_noisy_test_images": float((real - clean).square().mean().sqrt()),
             "stray_of_blank_pixels_in_samples": float((drawn[:, blank] + 1).square().mean().sqrt()),
-            "sample_accuracy": classifier.accuracy(bytes_drawn, wanted),
-            "frechet_distance": frechet_distance(classifier.scores(bytes_drawn), classifier.scores(values)),
+            "sample_accuracy": classifier.accuracy(quantised, wanted),
+            "frechet_distance": frechet_distance(classifier.scores(quantised), classifier.scores(values)),
         }
     return figures, {stage: drawn[:30].clamp(-1, 1) for stage, (_, drawn) in stages.items()}
 

@@ -1,7 +1,8 @@
-"""The digits, as `make train` trains them, with several seeds: `python -m benchmarks.digits`.
+"""Train the digits as `make train` does, with several seeds: `python -m benchmarks.digits`.
 
-Writes results/<preset>.json: the test split once per seed, the mean and spread, and each seed's validation curve. With
-`--ship`, the first seed's weights become those that ship with the package, beside a record of how they were made.
+Writes results/<preset>.json: the test figures of each seed, their mean and standard deviation, and each seed's
+validation curve. With `--ship`, the first seed's weights replace those that ship with the package, with a record of
+their origin.
 
 `--rescore` trains nothing: where scoring has changed, it scores the shipped weights again and puts the new figures in
 place of the old ones, in their record and in results/<preset>.json. The weights of the other seeds are not kept, and
@@ -14,51 +15,51 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import PositiveInt
 
 from farmer_ref import PRESETS, train
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.support import cli
-from farmer_ref.support.files import PRETRAINED, write_json
+from farmer_ref.support.files import PRETRAINED, read_metrics, write_config, write_json
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.support.settings import Whole, settings_class
 from farmer_ref.training.checkpoint import last_state
+from farmer_ref.training.runs import run_record, saved_settings
 
 AVERAGED = ("bits_per_dim", "nats_per_dim", "sample_accuracy", "frechet_distance", "training_minutes")
 
 
-@dataclass(frozen=True)
+@settings_class
 class DigitsConfig:
-    """Seeds and settings; everything else is the preset's."""
+    """Seeds and settings; everything else comes from the preset."""
 
     preset: str = "digits"
     """digits or digits-noise."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One training run each, one after the other."""
-    threads: int = 2
+    seeds: tuple[Whole, ...] = (0, 1, 2)
+    """One training run per seed, one after another."""
+    threads: PositiveInt = 2
     """CPU threads of each run."""
-    draws: int = 16
+    draws: PositiveInt = 16
     """Dequantisations per test image."""
-    samples: int = 1000
-    """Samples that are read by the classifier."""
+    samples: PositiveInt = 1000
+    """Samples to classify."""
     ship: bool = False
-    """Make the first seed's weights those that ship with the package."""
+    """Ship the first seed's weights with the package."""
     rescore: bool = False
     """Score the shipped weights again, without training."""
 
 
 def train_and_score(config: DigitsConfig, seed: int, folder: Path) -> dict:
-    """One run of the preset and its figures on the test split."""
+    """Train the preset once, and measure it on the test split."""
     arguments = ["--preset", config.preset, "--max-minutes", "6", "--device", "cpu"]  # as in the Makefile
     train.main([*arguments, "--out", str(folder), "--seed", str(seed)])
     state = last_state(folder)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    curve = [record for record in records if any(name.startswith("validation") for name in record)]
-    minutes = state["seconds"] / 60
-    figures = scores(config, str(folder))
-    return {"seed": seed, "steps": state["step"], "training_minutes": minutes, **figures, "validation_curve": curve}
+    curve = [record for record in read_metrics(folder) if any(name.startswith("validation") for name in record)]
+    figures, minutes = scores(config, str(folder)), state.seconds / 60
+    return {"seed": seed, "steps": state.step, "training_minutes": minutes, **figures, "validation_curve": curve}
 
 
 def scores(config: DigitsConfig, run: str) -> dict:
@@ -72,13 +73,12 @@ def scores(config: DigitsConfig, run: str) -> dict:
 
 
 def ship(name: str, folder: Path, figures: dict, made: dict) -> None:
-    """Copy the weights of a run into the package, with the record of how they were made and what they score."""
+    """Copy a run's weights into the package, with a record of their origin and test figures."""
     target = PRETRAINED / name
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "model.safetensors", target)
-    config = json.loads((folder / "config.json").read_text())
-    config["training"]["out"] = PRESETS[name].out  # not the folder of the machine that trained it
-    write_json(target / "config.json", config)
+    settings = dataclasses.replace(saved_settings(folder), out=PRESETS[name].out)  # not that machine's folder
+    write_config(target, run_record(settings))
     figures = {name: value for name, value in figures.items() if name != "validation_curve"}
     write_json(target / "record.json", {**made, **figures})
 

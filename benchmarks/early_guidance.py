@@ -7,9 +7,8 @@ nearer. Samples of our trained digits are near the data, and guidance takes them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import PositiveInt
 
 from farmer_ref import train
 from farmer_ref.evaluate import EvaluateConfig, evaluate
@@ -17,6 +16,7 @@ from farmer_ref.model.guidance import Guidance
 from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.record import ROOT, over_seeds, provenance
+from farmer_ref.support.settings import Whole, settings_class
 
 WAYS = {
     "no guidance": Guidance(),
@@ -26,15 +26,15 @@ WAYS = {
 }
 
 
-@dataclass(frozen=True)
+@settings_class
 class EarlyGuidance:
     """How long, and how often."""
 
-    steps: int = 500
+    steps: PositiveInt = 500
     """Steps of each run."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Whole, ...] = (0, 1, 2)
     """Seeds of the runs."""
-    samples: int = 1000
+    samples: PositiveInt = 1000
     """Samples of each way and seed."""
     runs: str = "runs/early_guidance"
     """Where the runs are kept: a finished one is not trained again."""

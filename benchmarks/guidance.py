@@ -11,11 +11,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
+from pydantic import PositiveInt
 from torch import Tensor
 
 from farmer_ref import Farmer, Guidance
@@ -27,25 +27,26 @@ from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.support.settings import Factor, Whole, settings_class
 
 ROWS = 20_000  # of candidates in one dimension
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 PROPER, IMPROPER = ((1.0, 0.8), (0.0, 1.2), 2.0), ((0.0, 1.2), (0.0, 1.0), 3.0)  # p_c, p_u (mean, std) and w
 
 
-@dataclass(frozen=True)
+@settings_class
 class GuidanceBenchmark:
     """Scales, seeds and numbers of samples."""
 
-    scales: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+    scales: tuple[Factor, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
     """Guidance scales w."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Whole, ...] = (0, 1, 2)
     """Each draws the samples anew."""
-    samples: int = 1000
+    samples: PositiveInt = 1000
     """Samples of each scale, rule and seed."""
-    finite: int = 20_000
+    finite: PositiveInt = 20_000
     """Samples of each rule that are searched for what is not finite, spread over w = 0, 1, 2, 5, 10."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """CPU threads."""
 
 
@@ -69,7 +70,9 @@ def in_one_dimension() -> dict:
             moments = []
             for _ in range(ROWS // 1000):
                 pair = normal(*conditional, 1000), normal(*unconditional, 1000)
-                z, log_weights = weighed_candidates(*pair, guidance, (count, count), generator)
+                z, log_weights = weighed_candidates(
+                    *pair, guidance=guidance, counts=(count, count), generator=generator
+                )
                 weights = log_weights.softmax(1)  # of each candidate to be the one that is drawn
                 moments.append(torch.stack([(weights * z[..., 0] ** power).sum(1).mean() for power in (1, 2)]))
             first, second = torch.stack(moments).double().mean(0).tolist()
@@ -94,8 +97,8 @@ def distance_within_classes(values: Tensor, labels: Tensor) -> float:
 
 def sweep(config: GuidanceBenchmark, model: Farmer) -> list[dict]:
     """Both rules over w."""
-    classifier = PixelClassifier(load_split("digits", "train", model.config, "data", False))
-    test = load_split("digits", "test", model.config, "data", False)
+    classifier = PixelClassifier(load_split("digits", "train", model.config, data_root="data", download=False))
+    test = load_split("digits", "test", model.config, data_root="data", download=False)
     real, real_labels = next(batches(test, len(test)))
     labels = torch.arange(config.samples) % model.config.num_classes
     rows = []

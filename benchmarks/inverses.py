@@ -1,13 +1,13 @@
-"""Ways back through the flow: `python -m benchmarks.inverses [--tarflow PATH]`. Writes results/inverses.json.
+"""Inverses of the flow compared: `python -m benchmarks.inverses [--tarflow PATH]`. Writes results/inverses.json.
 
-Flows trained on crops of scikit-learn's photographs (`benchmarks.photographs`; 4 blocks of 2 layers, width 256,
-D = 48), which take about half an hour to train on 2 cores the first time and are kept in runs/.
+Flows trained on crops of scikit-learn's photographs (`benchmarks.photographs`; 4 blocks of 2 layers, width 256, D =
+48), which take about half an hour to train on 2 cores the first time and are kept in runs/.
 
-1. Sweeps that parallel exact inverses need, block by block, to equal the sequential one to 1e-5: started from z, from
-   zero, or from the student's guess; all tokens at once, or a window of them; with Anderson acceleration. What won is
-   `farmer_ref.model.jacobi.inverse_jacobi`; what lost is here.
-2. A matrix of method x batch: seconds, images per second, and the ratio to our own unrecorded sequential inverse, with
-   the public TARFlow's inverse of a flow of the same shapes in the same rounds.
+1. The number of sweeps, block by block, in which a parallel inverse agrees with the sequential one to 1e-5: started
+from z, from zero, or from the student's guess; on all tokens at once, or on a window; with Anderson acceleration. The
+winner is `farmer_ref.model.jacobi.inverse_jacobi`; the losers are here.
+2. A matrix of method x batch: seconds, images per second, and the speed relative to our own unrecorded sequential
+inverse, with the public TARFlow's inverse of a flow of the same shapes in the same rounds.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from unittest import mock
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from benchmarks.photographs import BLOCKS, CHANNELS, LAYERS, PATCH_SIZE, WIDTH, trained_flow, trained_student
@@ -35,27 +35,28 @@ from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.record import ROOT, provenance, timed
+from farmer_ref.support.settings import settings_class
 
 TOLERANCE = 1e-5
 
 
-@dataclass(frozen=True)
+@settings_class
 class InverseBenchmark:
-    """What to compare, and for how long."""
+    """The methods to compare, and the measurement."""
 
     tarflow: str = ""
-    """The folder of a clone of github.com/apple/ml-tarflow; empty: without it."""
-    batches: tuple[int, ...] = ()
-    """Batch sizes of the matrix; none given: 1 and 16, and 128 on a GPU."""
-    tokens: tuple[int, ...] = (64, 256)
-    """Numbers of tokens for the sweeps; the last one is that of the matrix."""
-    rounds: int = 5
+    """The folder of a clone of github.com/apple/ml-tarflow; empty: leave it out."""
+    batches: tuple[PositiveInt, ...] = ()
+    """Batch sizes of the matrix; default: 1 and 16, and 128 on a GPU."""
+    tokens: tuple[PositiveInt, ...] = (64, 256)
+    """Numbers of tokens for the sweeps; the matrix uses the last one."""
+    rounds: PositiveInt = 5
     """Counted rounds of the matrix, after one of warm-up."""
-    steps: int = 500
+    steps: PositiveInt = 500
     """Training steps of each flow and of each student."""
-    sweep_batch: int = 4
-    """Images for which sweeps are counted: the slowest decides."""
-    threads: int = 2
+    sweep_batch: PositiveInt = 4
+    """Images for which sweeps are counted; the slowest one decides."""
+    threads: PositiveInt = 2
     """CPU threads."""
     device: str = "auto"
     """auto, cpu, cuda."""
@@ -66,10 +67,13 @@ class InverseBenchmark:
 
 @torch.no_grad()
 def fixed_point(
-    block: FlowBlock, z: Tensor, start: Tensor | None = None, window: int | None = None, memory: int = 0
+    block: FlowBlock, z: Tensor, *, start: Tensor | None = None, window: int | None = None, memory: int = 0
 ) -> tuple[Tensor, int]:
-    """x and the sweeps of `jacobi.inverse_jacobi`, with what lost: another start, Anderson's mixing of `memory`
-    iterates (the combination of the last residuals that is smallest, image by image)."""
+    """x and the sweeps of `jacobi.inverse_jacobi`, generalised to the losing rules.
+
+    `start` replaces z as the first iterate, `window` limits how many tokens a sweep updates, and `memory` turns on
+    Anderson acceleration: the combination of the last iterates with the smallest residual, image by image.
+    """
     z = block.flip_if_reversed(z)
     positions, last = block.embedded_positions(None), z.shape[1] - 1
     x = (z if start is None else block.flip_if_reversed(start)).clone()
@@ -106,7 +110,7 @@ def fixed_point(
 
 
 def count_sweeps(config: InverseBenchmark, flow: AutoregressiveFlow, student: OneStepStudent) -> list[dict]:
-    """Each rule's sweeps block by block and its largest difference from the sequential inverse."""
+    """Sweeps of each rule, block by block, and its largest difference from the sequential inverse."""
     tokens = flow.tokens
     z = torch.randn(config.sweep_batch, tokens, CHANNELS, generator=torch.Generator().manual_seed(0))
     exact = flow.inverse(z)
@@ -116,8 +120,8 @@ def count_sweeps(config: InverseBenchmark, flow: AutoregressiveFlow, student: On
 
     rules: dict[str, Callable[[FlowBlock, Tensor], tuple[Tensor, int]]] = {
         "from z (ours)": fixed_point,
-        "from zero": lambda block, z: fixed_point(block, z, torch.zeros_like(z)),
-        "from the student's guess, its pass not counted": lambda block, z: fixed_point(block, z, guess(block, z)),
+        "from zero": lambda block, z: fixed_point(block, z, start=torch.zeros_like(z)),
+        "from the student's guess, its pass not counted": lambda block, z: fixed_point(block, z, start=guess(block, z)),
     }
     for memory in (2, 3, 5):
         rules[f"Anderson, {memory} iterates"] = lambda block, z, memory=memory: fixed_point(block, z, memory=memory)
@@ -139,7 +143,7 @@ def count_sweeps(config: InverseBenchmark, flow: AutoregressiveFlow, student: On
             flush=True,
         )
     _, report = inverse_jacobi(flow, z, tolerance=TOLERANCE)
-    assert report.sweeps == rows[0]["sweeps"], "the package's rule is not the first one here"
+    assert report.sweeps == rows[0]["sweeps"], "the package's rule differs from the first one here"
     return rows
 
 
@@ -147,7 +151,7 @@ def count_sweeps(config: InverseBenchmark, flow: AutoregressiveFlow, student: On
 
 
 def inverse_with(flow: AutoregressiveFlow, z: Tensor, *, fixed: bool) -> Tensor:
-    """`flow.inverse` with steps of fixed shape, or with the cache that grows, whatever the device's default."""
+    """`flow.inverse` with fixed-shape steps or with a growing cache, whatever the device's default."""
     with mock.patch.object(flow_module, "stepper", partial(stepper, fixed=fixed)):
         return flow.inverse(z)
 
@@ -155,7 +159,7 @@ def inverse_with(flow: AutoregressiveFlow, z: Tensor, *, fixed: bool) -> Tensor:
 def speed_matrix(
     config: InverseBenchmark, flow: AutoregressiveFlow, student: OneStepStudent, device: torch.device
 ) -> list[dict]:
-    """Seconds of each method for each batch, in interleaved rounds."""
+    """Seconds of each method at each batch size, in interleaved rounds."""
     baseline = "sequential"
     methods: dict[str, Callable[[Tensor], Tensor]] = {
         baseline: partial(inverse_with, flow, fixed=False),
@@ -199,7 +203,7 @@ def speed_matrix(
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = cli.parse("benchmarks.inverses", InverseBenchmark(), "Compare the ways back through the flow.", argv)
+    config = cli.parse("benchmarks.inverses", InverseBenchmark(), "Compare the inverses of the flow.", argv)
     torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "tarflow"}

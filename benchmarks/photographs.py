@@ -1,7 +1,7 @@
-"""Flows of natural images that need no download: scikit-learn's two photographs, cropped at random.
+"""Flows of natural images without a download: random crops of scikit-learn's two photographs.
 
-What `benchmarks.inverses` inverts: flows trained as TARFlow trains its own (prior N(0, I), noise of .05), so that
-z ~ N(0, I) is what a sampler would hand to the inverse.
+`benchmarks.inverses` inverts these flows. They are trained as TARFlow trains its own (prior N(0, I), noise of .05), so
+that z ~ N(0, I) is the input that a sampler would give to the inverse.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def photographs() -> list[Tensor]:
     return [torch.from_numpy(image.copy()).permute(2, 0, 1) / 127.5 - 1 for image in load_sample_images().images]
 
 
-def crops(images: list[Tensor], batch: int, side: int, generator: torch.Generator) -> Tensor:
-    """Random crops (batch,3,side,side), mirrored at random, with Gaussian noise of `NOISE`."""
+def crops(images: list[Tensor], *, batch: int, side: int, generator: torch.Generator) -> Tensor:
+    """Random crops (batch,3,side,side), mirrored at random, with Gaussian noise of standard deviation `NOISE`."""
     drawn = []
     for number in torch.randint(len(images), (batch,), generator=generator).tolist():
         height, width = images[number].shape[1:]
@@ -46,7 +46,7 @@ def crops(images: list[Tensor], batch: int, side: int, generator: torch.Generato
 
 
 def trained_flow(tokens: int, steps: int, seed: int = 0) -> AutoregressiveFlow:
-    """A flow of N tokens trained for `steps`; kept in runs/ for the next time."""
+    """A flow of N tokens trained for `steps`, cached in runs/."""
     torch.manual_seed(seed)
     flow = AutoregressiveFlow(tokens, CHANNELS, blocks=BLOCKS, layers=LAYERS, width=WIDTH, max_log_scale=MAX_LOG_SCALE)
 
@@ -54,14 +54,16 @@ def trained_flow(tokens: int, steps: int, seed: int = 0) -> AutoregressiveFlow:
         z, logdet = flow(x)
         return 0.5 * z.square().mean() - logdet.mean() / z[0].numel() + 0.5 * math.log(2 * math.pi)
 
-    _trained(flow, flow, loss, "flow", tokens, steps, seed)
+    _trained(flow, flow, loss_of=loss, name="flow", tokens=tokens, steps=steps, seed=seed)
     return flow
 
 
 def trained_student(flow: AutoregressiveFlow, steps: int, seed: int = 0) -> OneStepStudent:
-    """The one-step student of such a flow, with the paper's loss and noise (Alg. 2)."""
+    """The one-step student of such a flow, trained with the paper's loss and noise (Alg. 2)."""
     flow.requires_grad_(False)
-    distillation = Distillation(OneStepStudent.from_teacher(flow), "hidden", channels=CHANNELS, width=WIDTH)
+    distillation = Distillation(
+        OneStepStudent.from_teacher(flow, form="inverse"), "hidden", channels=CHANNELS, width=WIDTH
+    )
 
     def loss(x: Tensor) -> Tensor:
         levels = teacher_path(flow, x)
@@ -69,21 +71,23 @@ def trained_student(flow: AutoregressiveFlow, steps: int, seed: int = 0) -> OneS
         return distillation(levels[-1] + noise, levels)
 
     torch.manual_seed(seed)
-    _trained(distillation.student, distillation, loss, "student", flow.tokens, steps, seed)
-    assert distillation.student.taught_by(flow), "the student in runs/ is another flow's: delete it"
-    return distillation.student
+    student = distillation.student
+    _trained(student, distillation, loss_of=loss, name="student", tokens=flow.tokens, steps=steps, seed=seed)
+    assert student.taught_by(flow), "the student in runs/ was taught by another flow: delete it"
+    return student
 
 
 def _trained(
     kept: nn.Module,
     model: nn.Module,
+    *,
     loss_of: Callable[[Tensor], Tensor],
     name: str,
     tokens: int,
     steps: int,
     seed: int,
 ) -> None:
-    """Train `model` on crops by `loss_of(x)`, unless the weights of `kept` are there already, and load or keep them."""
+    """Load the weights of `kept`, or first train `model` on crops by `loss_of(x)` and save them."""
     side = round(math.sqrt(tokens)) * PATCH_SIZE
     folder = ROOT / "runs" / f"photographs-n{tokens}-steps{steps}-seed{seed}"
     path = folder / f"{name}.safetensors"
@@ -96,7 +100,7 @@ def _trained(
         for step in (bar := trange(steps, desc=f"{name}, N = {tokens}")):
             rate = min((step + 1) / WARMUP, (1 + math.cos(math.pi * step / steps)) / 2)
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * rate
-            loss = loss_of(patchify(crops(images, TOKENS_PER_STEP // tokens, side, generator)))
+            loss = loss_of(patchify(crops(images, batch=TOKENS_PER_STEP // tokens, side=side, generator=generator)))
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

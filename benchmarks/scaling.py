@@ -1,8 +1,8 @@
 """Throughput of training steps on synthetic images: `python -m benchmarks.scaling --preset farmer-1.1b-p16`.
 
-For each way of computing (plain, activation checkpointing, compiled): images per second, model FLOP utilisation, peak
-memory at growing batches, until one does not fit. Then, of a trained model (`--run`), test bits/dim in bfloat16 and in
-float32. Writes results/scaling.json, or results/scaling_cuda.json on a GPU, whose figures are the ones that matter.
+For each variant (plain, activations checkpointed, compiled): images per second, model FLOP utilisation (MFU) and peak
+memory at growing batch sizes, until one does not fit. Then test bits/dim of a trained model (`--run`) in bfloat16 and
+in float32. Writes results/scaling.json, or results/scaling_cuda.json on a GPU, whose figures are the ones that matter.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import gc
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 
 from farmer_ref import Farmer
 from farmer_ref.data.order import Batch, training_images
@@ -27,13 +27,14 @@ from farmer_ref.support import cli
 from farmer_ref.support.errors import require
 from farmer_ref.support.files import write_json
 from farmer_ref.support.record import ROOT, provenance, timed
+from farmer_ref.support.settings import settings_class
 from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.costs import peak_flops, saved_bytes, state_bytes, training_flops
 from farmer_ref.training.presets import PRESETS
 from farmer_ref.training.runs import Run
 from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 
-WAYS = {
+VARIANTS = {
     "plain": {},
     "activations checkpointed": {"checkpoint_activations": True},
     "compiled": {"compile": True},
@@ -41,22 +42,22 @@ WAYS = {
 }
 
 
-@dataclass(frozen=True)
+@settings_class
 class ScalingBenchmark:
-    """What to time."""
+    """The training steps to time."""
 
     preset: str = "farmer-1.1b-p16"
     """The preset whose model is trained."""
-    batches: tuple[int, ...] = (8, 16, 32, 48, 64, 96, 128, 160, 192, 256)
-    """Images a step, tried in turn until one does not fit."""
-    compiled_batches: int = 2
-    """The compiled ways are timed at so many of the largest batches that fitted without."""
-    steps: int = 8
-    """Counted steps, after two of warm-up; the median counts."""
+    batches: tuple[PositiveInt, ...] = (8, 16, 32, 48, 64, 96, 128, 160, 192, 256)
+    """Batch sizes, tried in turn until one does not fit."""
+    compiled_batches: PositiveInt = 2
+    """Compiled variants are timed at this many of the largest batch sizes that fit uncompiled."""
+    steps: PositiveInt = 8
+    """Timed steps, after two of warm-up; the median counts."""
     run: str = "digits"
     """A trained model whose bits/dim are compared in both precisions."""
     data_root: str = "data"
-    """Where torchvision keeps the data of that model."""
+    """Where torchvision keeps that model's data."""
     device: str = "auto"
     """auto, cpu, cuda."""
 
@@ -65,16 +66,16 @@ class ScalingBenchmark:
         require(bool(self.batches), "batches", self.batches, "one or more")
 
 
-def time_steps(preset: TrainConfig, way: dict[str, Any], batch_size: int, steps: int) -> dict[str, float] | None:
-    """Seconds of a training step as `farmer_ref.train` takes it, and what follows; None where memory is short."""
-    config = dataclasses.replace(preset, batch_size=batch_size, **way)
+def time_steps(preset: TrainConfig, variant: dict[str, Any], *, batch_size: int, steps: int) -> dict[str, float] | None:
+    """Time a training step as `farmer_ref.train` takes it, and derive rates and memory; None if memory is short."""
+    config = dataclasses.replace(preset, batch_size=batch_size, **variant)
     device = set_up(config)
     try:
-        with device:  # a billion weights are drawn faster where they will live
+        with device:  # a billion weights are drawn faster where they will be used
             model = Farmer(config.model)
         if config.model.patch_basis == "pca":
             model.patchify.fit(torch.rand(64, *image_shape(config), device=device) * 2 - 1)
-        average = MovingAverage(model, lambda: Farmer(config.model).to(device), config.ema_decay)
+        average = MovingAverage(model, lambda: Farmer(config.model).to(device), decay=config.ema_decay)
         dimensions = config.model.dimensions
 
         def loss(batch: Batch, progress: float, training: TrainingPass) -> tuple[torch.Tensor, dict[str, float]]:
@@ -117,7 +118,7 @@ def time_steps(preset: TrainConfig, way: dict[str, Any], batch_size: int, steps:
     rate, peak = batch_size / statistics.median(seconds), peak_flops(device)
     checkpointed = config.checkpoint_activations
     predicted = state_bytes(count(config.model)["total"]) + batch_size * saved_bytes(
-        config.model, checkpointed, config.precision
+        config.model, checkpoint_activations=checkpointed, precision=config.precision
     )
     return {
         "batch": batch_size,
@@ -136,17 +137,17 @@ def image_shape(config: TrainConfig) -> tuple[int, int, int]:
 
 
 def sweep(config: ScalingBenchmark) -> dict[str, list[dict[str, float]]]:
-    """The ways of computing, each at the batches that fit."""
+    """Time each variant at the batch sizes that fit."""
     preset = dataclasses.replace(PRESETS[config.preset], device=config.device)
     rows: dict[str, list[dict[str, float]]] = {}
-    for name, way in WAYS.items():
+    for name, variant in VARIANTS.items():
         batches = config.batches
-        if way.get("compile"):
+        if variant.get("compile"):
             eager = rows[name.removeprefix("compiled, ") if "," in name else "plain"]
             batches = [row["batch"] for row in eager[-config.compiled_batches :]]
         rows[name] = []
         for batch_size in batches:
-            measured = time_steps(preset, way, batch_size, config.steps)
+            measured = time_steps(preset, variant, batch_size=batch_size, steps=config.steps)
             if measured is None:
                 print(f"{name}: batch {batch_size} does not fit", flush=True)
                 break
@@ -154,7 +155,7 @@ def sweep(config: ScalingBenchmark) -> dict[str, list[dict[str, float]]]:
             used = measured["model_flops_utilisation"]
             print(
                 f"{name}: batch {batch_size}, {measured['images_per_second']:.1f} images/s"
-                + (f", {used:.1%} of the peak, {measured['peak_memory_gib']:.1f} GiB" if used else "")
+                + (f", MFU {used:.1%}, {measured['peak_memory_gib']:.1f} GiB" if used else "")
                 + f" ({measured['predicted_memory_gib']:.1f} GiB predicted)",
                 flush=True,
             )
@@ -162,10 +163,10 @@ def sweep(config: ScalingBenchmark) -> dict[str, list[dict[str, float]]]:
 
 
 def precisions(config: ScalingBenchmark, device: torch.device) -> dict[str, Any]:
-    """Test bits/dim of a trained model, its transformer layers in float32 and in bfloat16, same dequantisation."""
+    """Test bits/dim of a trained model with transformer layers in float32 and in bfloat16, same dequantisation."""
     run = Run.open(config.run)
     model = run.load().to(device)
-    data = load_split(run.dataset(), "test", model.config, config.data_root, download=False)
+    data = load_split(run.dataset(), "test", model.config, data_root=config.data_root, download=False)
     found = {}
     for precision in ("float32", "bfloat16"):
         with autocast(device, precision):

@@ -1,18 +1,18 @@
 """Speed of the flow against the public TARFlow code: `python -m benchmarks.tarflow --tarflow PATH_OF_A_CLONE`.
 
-Both models hold the same weights (`from_tarflow`), and the outputs are compared before anything is timed. Rounds
-alternate between the two, so that a machine whose speed drifts slows both; the ratio is the median over rounds.
+Both models hold the same weights (`from_tarflow`), and their outputs are compared before anything is timed. Rounds
+alternate between the two, so that drift in the machine's speed affects both; the ratio is the median over rounds.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from pydantic import PositiveInt
 
 from farmer_ref import InputError
 from farmer_ref.model.tarflow import from_tarflow
@@ -20,38 +20,39 @@ from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.record import provenance, timed
+from farmer_ref.support.settings import settings_class
 
 
-@dataclass(frozen=True)
+@settings_class
 class BenchmarkConfig:
     """Shapes and repetitions of the benchmark."""
 
     tarflow: str = ""
     """A clone of github.com/apple/ml-tarflow."""
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
     """Images per batch."""
-    tokens_per_side: int = 16
+    tokens_per_side: PositiveInt = 16
     """N is its square."""
-    patch_size: int = 4
+    patch_size: PositiveInt = 4
     """D = 3 * patch_size^2."""
-    blocks: int = 4
+    blocks: PositiveInt = 4
     """Flow blocks."""
-    layers: int = 2
+    layers: PositiveInt = 2
     """Layers per block."""
-    width: int = 256
+    width: PositiveInt = 256
     """Width."""
-    rounds: int = 9
-    """Counted rounds, after one of warm-up."""
-    threads: int = 2
+    rounds: PositiveInt = 9
+    """Timed rounds, after one of warm-up."""
+    threads: PositiveInt = 2
     """CPU threads."""
     device: str = "auto"
     """auto, cpu, cuda."""
     out: str = "results/tarflow_speed.json"
-    """Where the figures go."""
+    """The file to write the figures to."""
 
 
 def public_code(path: str) -> ModuleType:
-    """transformer_flow.py of a clone of the public code, as a module."""
+    """Import transformer_flow.py from a clone of the public code."""
     source = Path(path) / "transformer_flow.py"
     if not path or not source.is_file():
         raise InputError(f"tarflow is {path!r}, without transformer_flow.py; allowed: a clone of apple/ml-tarflow")
@@ -79,10 +80,10 @@ def main(argv: list[str] | None = None) -> None:
     with torch.no_grad():
         z, _, mean_logdet = theirs(images)
         z_ours, logdet = ours(x)
-        back, back_ours = theirs.patchify(theirs.reverse(z)), ours.inverse(z_ours)
+        x_theirs, x_ours = theirs.patchify(theirs.reverse(z)), ours.inverse(z_ours)
         assert torch.allclose(z, z_ours, atol=1e-4), "the two flows disagree"
         assert torch.allclose(mean_logdet, logdet / x[0].numel(), atol=1e-5), "the two log-determinants disagree"
-        assert torch.allclose(back, back_ours, atol=1e-3), "the two inverses disagree"
+        assert torch.allclose(x_theirs, x_ours, atol=1e-3), "the two inverses disagree"
 
     def step_theirs() -> None:
         z, _, logdet = theirs(images)

@@ -1,7 +1,8 @@
 """Build the book: `python -m book.build`, or `make book`; it ends in an error at any warning.
 
-The pages, the notebooks as committed, the pictures of results/ and the computed parts are laid out in one folder, which
-Jupyter Book then turns into HTML: book/_build/html/index.html, to be read from the file system, without a network.
+The pages, the committed notebooks, the pictures of results/ and the computed parts are laid out in one folder, which
+Jupyter Book turns into HTML: book/_build/html/index.html, to be read from the file system, without a network. Where a
+page has `{{ name }}`, the build puts a number of `measured.numbers`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import time
 from pathlib import Path
 
 import nbformat
+import yaml
 from sklearn.datasets import load_digits
 
 import farmer_ref
-from book import figures, pages
+from book import figures, measured, pages
 from book.equations import HERE, REPOSITORY, ROOT
 
 LOGO = 3  # which of scikit-learn's digits
@@ -27,7 +29,7 @@ STRINGS = re.compile(r"""(?:title|suptitle|set_title)(?:\(|=)\s*(["'])([^"'{}\\]
 
 
 def build(out: Path) -> Path:
-    """Lay out and build the book in the _build of a folder; that of its HTML. Raises `SystemExit` at a warning."""
+    """Build the book into out/_build; returns the folder of its HTML. Raises `SystemExit` at a warning."""
     source = out / "_build" / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(HERE, source, ignore=shutil.ignore_patterns("_build", "__pycache__"))
@@ -38,7 +40,10 @@ def build(out: Path) -> Path:
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         write_notebook(path, source / "notebooks" / path.name)
     figures.main(str(source / "_generated"))
-    for name, text in pages.parts().items():
+    configuration = yaml.safe_load((HERE / "_config.yml").read_text(encoding="utf-8"))
+    configuration["parse"]["myst_substitutions"] = measured.numbers()
+    (source / "_config.yml").write_text(yaml.safe_dump(configuration, allow_unicode=True), encoding="utf-8")
+    for name, text in {**pages.parts(), **measured.parts()}.items():
         (source / "_generated" / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     (source / "logo.svg").write_text(logo(), encoding="utf-8")
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
@@ -51,7 +56,7 @@ def build(out: Path) -> Path:
 
 
 def write_notebook(path: Path, target: Path) -> None:
-    """A notebook as it is, with a text for each picture: the heading above it, and the titles that its code writes."""
+    """Copy a notebook, with a text for each picture: the heading above it, and the titles that its code sets."""
     notebook, heading = nbformat.read(path, 4), path.stem
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -78,7 +83,7 @@ def sources(notebook: nbformat.NotebookNode, stem: str) -> str:
 
 
 def module_of(name: str) -> str:
-    """The module of a name that the package exports; a module's own."""
+    """The module that defines a name of the package, or the name itself if it is a module."""
     if (ROOT / "farmer_ref" / f"{name}.py").exists():
         return name
     return getattr(getattr(farmer_ref, name), "__module__", "farmer_ref.training.presets").removeprefix("farmer_ref.")
@@ -96,9 +101,9 @@ def logo() -> str:
 
 
 def main() -> None:
-    """Build it, and say where it is."""
+    """Build the book and print where it is."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=HERE, help="folder whose _build is built in")
+    parser.add_argument("--out", type=Path, default=HERE, help="the book is built in this folder's _build")
     began = time.perf_counter()
     html = build(parser.parse_args().out)
     print(f"{html / 'index.html'} ({time.perf_counter() - began:.0f} s)")

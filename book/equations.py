@@ -1,12 +1,14 @@
-"""The paper's equations, where the code has them, and what checks it: `equations.yml`, read and made into a page.
+"""What the paper numbers, where the code has it, and what checks it: `equations.yml`, read and made into a page.
 
-`tests/test_book.py` keeps the list true in both directions: what it names exists and cites the equation, and what cites
-an equation is named.
+`tests/project/test_book.py` keeps the list complete (`paper_items.yml` is the paper's own) and true in both directions:
+what it names exists and cites the equation, and what cites an equation is named.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,19 @@ import yaml
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 REPOSITORY = "https://github.com/farmer-ref/farmer_ref"
-CITATION = re.compile(r"\b(Eq|Alg)s?\.\s+(\d+(?:(?:-|,\s+|\s+and\s+)\d+)*)")
+CITATION = re.compile(
+    r"\b(?:(Eq|Alg|Fig)s?\.|(Table|Figure)s?)\s+(\d+[a-z]?(?:(?:-|\s+to\s+|,\s+|\s+and\s+)\d+[a-z]?)*)\b"
+)
 
 
 def entries() -> list[dict[str, Any]]:
     """Every entry of the list: `cite` ("Eq. 8"), `about`, `code` and `tests`, or `no_code`, the reason."""
     return [entry for part in read()["parts"] for entry in part["entries"]]
+
+
+def paper_items() -> dict[str, dict[str, Any]]:
+    """The paper's own numbered items: what each `says`, and `words`, patterns of which one stands beside a citation."""
+    return yaml.safe_load((HERE / "paper_items.yml").read_text(encoding="utf-8"))
 
 
 def read() -> dict[str, Any]:
@@ -30,12 +39,13 @@ def read() -> dict[str, Any]:
 
 
 def cited(text: str) -> list[str]:
-    """The equations and algorithms that a text cites, ranges written out: "Eqs. 8-10" is Eq. 8, Eq. 9 and Eq. 10."""
+    """What a text cites, ranges written out: "Eqs. 8-10 and Figure 6a" is Eq. 8, Eq. 9, Eq. 10 and Fig. 6."""
     found = []
-    for kind, numbers in CITATION.findall(text):
-        for part in re.split(r",\s+|\s+and\s+", numbers):
-            first, _, last = part.partition("-")
-            found += [f"{kind}. {number}" for number in range(int(first), int(last or first) + 1)]
+    for short, word, numbers in CITATION.findall(text):
+        kind = {"Table": "Table", "Figure": "Fig."}.get(word, f"{short}.")
+        for part in re.split(r",\s+|\s+and\s+", re.sub(r"(?<=\d)[a-z]", "", numbers)):
+            first, *last = re.split(r"-|\s+to\s+", part)
+            found += [f"{kind} {number}" for number in range(int(first), int((last or [first])[0]) + 1)]
     return found
 
 
@@ -64,29 +74,43 @@ def anchor(cite: str) -> str:
 
 
 def page() -> str:
-    """The list as Markdown: every entry with links into the code and to its tests."""
-    lines = []
+    """The list as Markdown: what the paper numbers, and every entry with links into the code and to its tests."""
+    coded = {cite: "no_code" not in entry for entry in entries() for cite in cited(entry["cite"])}
+    lines = ["| | the paper says | here |", "|-|-|-|"]
+    for cite, item in paper_items().items():
+        lines.append(f"| [{cite}](#{anchor(cite)}) | {item['says']} | {'code' if coded[cite] else 'no code'} |")
+    lines.append("")
+    taken = {anchor(entry["cite"]) for entry in entries()}  # each item has one place to link to
     for part in read()["parts"]:
         lines += [f"## {part['title']}", ""]
         for entry in part["entries"]:
+            anchors = dict.fromkeys([anchor(entry["cite"]), *map(anchor, cited(entry["cite"]))])
+            own = [name for name in anchors if name == anchor(entry["cite"]) or name not in taken]
+            taken.update(own)
             lines += [
-                f"({anchor(entry['cite'])})=",
+                *(f"({name})=" for name in own),
                 f"### {entry['cite']} · {entry['title']}",
                 "",
                 entry["about"].strip(),
                 "",
             ]
             if "no_code" in entry:
-                lines += [f"*No code of its own:* {entry['no_code'].strip()}", ""]
-                continue
-            code = [f"{{py:obj}}`{short(name)} <{name}>`" for name in entry["code"]]
-            lines += [f"- In the code: {', '.join(code)}"]
+                lines += [f"- No code of its own: {entry['no_code'].strip()}"]
+            else:
+                code = [f"{{py:obj}}`{short(name)} <{defined(name)}>`" for name in entry["code"]]
+                lines += [f"- In the code: {', '.join(code)}"]
             tests = [
                 f"[`{test.split('::')[1]}`]({REPOSITORY}/blob/main/tests/{test.split('::')[0]})"
-                for test in entry["tests"]
+                for test in entry.get("tests", ())
             ]
-            lines += [f"- Checked by: {', '.join(tests)}", ""]
+            lines += [*([f"- Checked by: {', '.join(tests)}"] if tests else []), ""]
     return "\n".join(lines)
+
+
+def defined(name: str) -> str:
+    """The full name of a thing where its source is: a method that a class inherits is documented at its base."""
+    thing = pkgutil.resolve_name(name)
+    return f"{thing.__module__}.{thing.__qualname__}" if inspect.isfunction(thing) else name
 
 
 def short(name: str) -> str:

@@ -1,23 +1,16 @@
-"""Draw the figures and compute the tables that the book's pages include: `python -m book.figures FOLDER`.
-
-No number that the pages include is typed into them: each comes from the package or from results/*.json.
-"""
+"""Draw the figures and compute the tables of costs that the book's pages include: `python -m book.figures FOLDER`."""
 
 from __future__ import annotations
 
 import itertools
-import math
-import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from book.equations import REPOSITORY, ROOT
-from book.pages import RESULTS, load
+from book.pages import table
 from farmer_ref import Farmer, Guidance
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.parameters import GPU, GPU_BYTES, GPUS, LARGE, PAPER, RESERVED_BYTES, UTILISATION, count, step_costs
@@ -26,12 +19,7 @@ from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.costs import peak_flops_of, training_flops
 from farmer_ref.training.presets import PRESETS
 
-README = {  # parts of the README that pages include: the text before and after each
-    "first_screen": ("selected.\n", "```python"),
-    "many_gpus": ("each of them):\n", "`--parallel ddp`"),
-    "slurm": ("can be queued again:\n", "ImageNet:"),
-}
-TABLES = {  # of a line of `step_costs`, the places of its numbers, and their names
+TABLES = {  # columns of `step_costs`, and their headings
     "memory": (
         (2, "state, 1 GPU (GiB)"),
         (3, f"each of {GPUS} (GiB)"),
@@ -41,7 +29,6 @@ TABLES = {  # of a line of `step_costs`, the places of its numbers, and their na
     "images that fit": ((6, "1 GPU"), (7, "checkpointed"), (8, f"each of {GPUS}"), (9, "checkpointed")),
     "time": ((1, "GFLOP an image"), (10, "images/s, 1 GPU"), (11, f"days on {GPUS} GPUs")),
 }
-WIDTH = 76  # of a line of code that the page shows whole
 
 
 def one_picture(folder: Path) -> None:
@@ -49,7 +36,7 @@ def one_picture(folder: Path) -> None:
     model = Farmer.from_pretrained("digits")
     values, labels = next(batches(load_split("digits", "test", model.config), 4))
     noise = model.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0))
-    figure = model_at_work(model, model.dequantiser(values, noise)[3], int(labels[3]), token=7)
+    figure = model_at_work(model, model.dequantiser(values, noise)[3], label=int(labels[3]), token=7)
     figure.savefig(folder / "one_picture.png", dpi=140)
 
 
@@ -62,7 +49,7 @@ def samples(folder: Path) -> None:
 
 
 def change_of_variables(folder: Path) -> None:
-    """A density in one dimension, the map that stretches it, and the density that comes out."""
+    """A density in one dimension, the map that stretches it, and the resulting density."""
     x = torch.linspace(-3.2, 3.2, 800)
     centres, scale, weights = torch.tensor([-1.3, 1.1]), torch.tensor([0.45, 0.6]), torch.tensor([0.4, 0.6])
     standard = torch.distributions.Normal(0.0, 1.0)
@@ -90,20 +77,14 @@ def change_of_variables(folder: Path) -> None:
         figure.savefig(folder / "change_of_variables.png", dpi=140)
 
 
-def table(heads: list[str], rows: list[list[Any]], numbers: bool = True) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [heads, ["---", *["---:" if numbers else "---"] * (len(heads) - 1)], *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
 def gpu_hours(run: TrainConfig) -> float:
-    """Hours of one GPU for all steps of a preset, to two digits: the days of `step_costs`, less rounded."""
+    """GPU-hours of a preset's whole training, to two digits: the days of `step_costs`, less rounded."""
     operations = training_flops(run.model) * run.steps * run.batch_size
     return float(f"{operations / (UTILISATION * peak_flops_of(GPU)) / 3600:.2g}")
 
 
 def costs(folder: Path) -> None:
-    """costs.md, what training the large presets takes, and counts.md, their parameters beside the paper's."""
+    """costs.md, the cost of training the large presets, and counts.md, their parameters beside the paper's."""
     sizes = {name: count(preset.model) for name, preset in PRESETS.items()}
     names = [name for name, parts in sizes.items() if parts["total"] >= LARGE]
     lines = {name: step_costs(name).split() for name in names}
@@ -115,66 +96,34 @@ def costs(folder: Path) -> None:
             heads.append("GPU-hours")
             for name, row in zip(names, rows, strict=True):
                 row.append(f"{gpu_hours(PRESETS[name]):,.0f}")
-        tables.append(table(heads, rows))
+        tables.append(f"{table(heads, rows, numbers=True)}\n")
     notes = (
-        f"Computed for {GPU} GPUs of {GPU_BYTES / 1e9:.0f} GB, of which {RESERVED_BYTES >> 30} GiB stay free, at "
-        f"{UTILISATION:.0%} of their bfloat16 peak. That share is a goal, not a measurement.\n"
+        f"Computed for {GPU} GPUs of {GPU_BYTES / 1e9:.0f} GB, with {RESERVED_BYTES >> 30} GiB left free, at a model "
+        f"FLOP utilisation (MFU) of {UTILISATION:.0%} of the bfloat16 peak: a goal, not a measurement.\n"
     )
     (folder / "costs.md").write_text("\n".join([*tables, notes]))
-    heads = ["millions of parameters", "flow", "the paper", "prior", "the paper", "of it: token head", "shared head"]
+    heads = [
+        "millions of parameters",
+        "flow",
+        "the paper",
+        "prior",
+        "the paper",
+        "its token head",
+        "its shared head",
+    ]
     rows = []
     for name, (prior, flow) in PAPER.items():
         parts = {part: f"{number / 1e6:,.0f}" for part, number in sizes[name].items()}
         heads_of_prior = [parts["token_head"], parts["redundant_head"]]
-        rows.append([f"`{name}`", parts["flow"], f"{flow:,}", parts["prior"], prior, *heads_of_prior])
-    (folder / "counts.md").write_text(table(heads, rows))
-
-
-def measured(folder: Path) -> None:
-    """measured.md: every file of results, what made it, on which day and which device."""
-    rows = []
-    for path in sorted(RESULTS.glob("*.json")):
-        record = load(path.stem)
-        module = record["command"].split()[2]
-        link = f"{REPOSITORY}/blob/main/results/{path.name}"
-        rows.append([f"[{path.stem}]({link})", f"`{module}`", f"`{record['commit'][:7]}`", record["device"]])
-    (folder / "measured.md").write_text(table(["result", "made by", "at commit", "on"], rows, numbers=False))
-
-
-def digits(folder: Path) -> None:
-    """digits.md: what the scores of the digits can be compared with."""
-    real = load("digits")["runs"][0]["real_image_accuracy"]
-    nothing = math.log2(PRESETS["digits"].model.levels)
-    (folder / "digits.md").write_text(
-        f"To compare: a model that knows nothing needs {nothing:.2f} bits/dim, and the classifier reads {real:.1%} of "
-        "the real test images as their class.\n"
-    )
-
-
-def readme(folder: Path) -> None:
-    """Parts of the README, whose commands and figures tests hold; long commands in lines that a page shows whole."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, (before, after) in README.items():
-        part = text.split(before, 1)[1].split(after, 1)[0].strip().replace("```", "```bash", 1)
-        lines = (wrapped(line) if line.startswith(("python", "torchrun")) else line for line in part.splitlines())
-        (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def wrapped(command: str) -> str:
-    """A command in several lines, each option with its value."""
-    lines = [""]
-    for part in re.split(" (?=-)", command):
-        if len(lines[-1]) + len(part) > WIDTH:
-            lines.append("   ")
-        lines[-1] = f"{lines[-1]} {part}" if lines[-1] else part
-    return " \\\n".join(lines)
+        rows.append([f"`{name}`", parts["flow"], f"{flow:,}", parts["prior"], f"{prior:,}", *heads_of_prior])
+    (folder / "counts.md").write_text(f"{table(heads, rows, numbers=True)}\n")
 
 
 def main(folder: str) -> None:
     """Everything, into one folder."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    for draw in (one_picture, samples, change_of_variables, costs, measured, digits, readme):
+    for draw in (one_picture, samples, change_of_variables, costs):
         draw(place)
 
 

@@ -1,4 +1,4 @@
-"""The parts of the book that are computed: the paper's claims beside our results, parameters, names, commands."""
+"""The computed parts of the book: the paper's claims beside our results, parameter counts, names, commands."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ JUDGED = ("frechet_distance", "sample_accuracy", "bits_per_dim")  # the first is
 BADGES = {
     "holds": "{bdg-success}`✓ holds`",
     "does not hold": "{bdg-danger}`✗ does not`",
-    "cannot be told": "{bdg-light}`? open`",
+    "inconclusive": "{bdg-light}`? open`",
 }
 COMMANDS = ("train", "evaluate", "sample", "distill", "apply", "ablate", "parameters")
 
-BASES = sorted(RESULTS.glob("basis*.json"))  # a table of our own: the first look, longer runs, other data
+BASES = sorted(RESULTS.glob("basis*.json"))  # a table of our own: short runs, longer ones, other data
 
 
 def load(name: str) -> dict[str, Any]:
@@ -41,15 +41,21 @@ def comparisons() -> list[Path]:
     return sorted(found, key=lambda path: (len(path.stem.split("_")), ORDER.index(path.stem.split("_")[0]), path.stem))
 
 
+def link(name: str) -> str:
+    """A file of results/, to follow."""
+    return f"[{name}.json]({equations.REPOSITORY}/blob/main/results/{name}.json)"
+
+
 def source(name: str) -> str:
     """Where a result comes from: its command, machine and file."""
-    record, address = load(name), f"{equations.REPOSITORY}/blob/main/results/{name}.json"
-    return f"`{record['command']}` ({record['device']}, {record['date']}; [{name}.json]({address}))"
+    record = load(name)
+    return f"`{record['command']}` ({record['device']}, {record['date']}; {link(name)})"
 
 
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Markdown; a figure and its spread stay on one line."""
-    lines = [f"| {' | '.join(cells)} |" for cells in [heads, ["-"] * len(heads), *rows]]
+def table(heads: list[str], rows: list[list[str]], numbers: bool = False) -> str:
+    """Markdown, with all columns but the first aligned to the right if they hold `numbers`; "1 ± 2" does not break."""
+    rule = ["-", *["-:" if numbers else "-"] * (len(heads) - 1)]
+    lines = [f"| {' | '.join(cells)} |" for cells in [heads, rule, *rows]]
     return "\n".join(lines).replace(" ± ", "\u00a0±\u00a0")
 
 
@@ -57,7 +63,7 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def judged() -> list[dict[str, Any]]:
-    """Every claim of the paper: where, in words, the paper's figures, and the verdict by each measure."""
+    """Every claim of the paper: where it stands, its words, its figures, and our verdict by each measure."""
     found = []
     for path in comparisons():
         record = load(path.stem)
@@ -72,13 +78,13 @@ def judged() -> list[dict[str, Any]]:
             said = f"*{first}* {relation} *{second}*"
             found.append({**where, "said": said, "figures": figures, "verdicts": verdicts})
         if path.stem.startswith("figure8"):
-            said, word = re.match(r'"(.+)" (holds|does not hold|cannot be told):', record["sentences"][-1]).groups()
+            said, word = re.match(r'"(.+)" (holds|does not hold|inconclusive):', record["sentences"][-1]).groups()
             found.append({**where, "said": f"{said} (by sharpness)", "figures": "", "verdicts": {"sharpness": word}})
     return found
 
 
 def claims() -> str:
-    """How many claims of the paper hold here, and which; and what was timed."""
+    """Which of the paper's claims hold here, how many, and the timings."""
     every = judged()
     votes = [set(claim["verdicts"].values()) for claim in every]
     held = sum("holds" in vote and "does not hold" not in vote for vote in votes)
@@ -86,10 +92,10 @@ def claims() -> str:
     split = sum({"holds", "does not hold"} <= vote for vote in votes)
     alike = sum(" within " in claim["said"] and "holds" in vote for claim, vote in zip(every, votes, strict=True))
     counts = (
-        f"Of {len(every)} claims, **{held}** hold by at least one measure and fail by none; **{failed}** fail by at "
-        f"least one and hold by none; on **{split}** the measures disagree; **{len(every) - held - failed - split}** "
-        f"cannot be told by any. ({alike} of those that hold say that a scale of Fig. 7 changes little, by a margin of "
-        "ours.)"
+        f"We tested {len(every)} claims. **{held}** hold by at least one measure and fail by none; **{failed}** fail "
+        f"by at least one and hold by none; on **{split}** the measures disagree; "
+        f"**{len(every) - held - failed - split}** are inconclusive by every measure. ({alike} of those that hold "
+        "belong together: each says that one scale of Fig. 7 changes little, within a margin that we chose.)"
     )
     rows = []
     for claim in every:
@@ -106,11 +112,11 @@ def claims() -> str:
         for sentence in record["sentences"]
         if not sentence.startswith('"')
     ]
-    return "\n\n".join([counts, table(heads, rows), "And what was timed:", "\n".join(timed)])
+    return "\n\n".join([counts, table(heads, rows), "Timings:", "\n".join(timed)])
 
 
 def results(paths: list[Path]) -> str:
-    """The whole tables, each under a heading that can be linked to."""
+    """The full tables, each under a heading to link to."""
     lines = []
     for path in paths:
         heading, *rest = section(path)
@@ -121,7 +127,7 @@ def results(paths: list[Path]) -> str:
 
 
 def parameters() -> str:
-    """Parameters of the paper's four models, counted, beside its Table 1."""
+    """Our parameter counts of the paper's four models beside its Table 1."""
     rows = []
     for name, (paper_prior, paper_flow) in PAPER.items():
         ours = count(farmer_ref.PRESETS[name].model)
@@ -130,12 +136,12 @@ def parameters() -> str:
             millions = ours[part] / 1e6
             cells += [f"{millions:,.0f}", f"{paper:,}", f"{millions / paper - 1:+.1%}"]
         rows.append([*cells, f"{ours['total'] / 1e6:,.0f}"])
-    heads = ["millions", "AR, counted", "the paper", "", "AF, counted", "the paper", "", "in all"]
-    return f"{table(heads, rows)}\n\n{' '.join(NOTES.split())}"
+    heads = ["millions", "AR, counted", "the paper", "", "AF, counted", "the paper", "", "total"]
+    return f"{table(heads, rows, numbers=True)}\n\n{' '.join(NOTES.split())}"
 
 
 def speeds() -> str:
-    """Ways back through the flow, and the flow beside TARFlow's public code."""
+    """The inverses of the flow, and the flow beside TARFlow's public code."""
     names = {
         "sequential": "sequential inverse",
         "jacobi": "parallel inverse (Jacobi)",
@@ -151,7 +157,7 @@ def speeds() -> str:
         ]
         for row in load("inverses")["matrix"]["rows"]
     ]
-    text = [source("inverses"), table(["way back", "batch", "seconds", "times as fast as our sequential"], rows)]
+    text = [source("inverses"), table(["inverse", "batch", "seconds", "speed-up over our sequential inverse"], rows)]
     for path in sorted(RESULTS.glob("tarflow_speed*.json")):
         record = load(path.stem)
         rows = [
@@ -160,7 +166,7 @@ def speeds() -> str:
             for times in [record[part]]
             for said in [ratio({key: times[f"speedup_{key}"] for key in ("median", "min", "max")})]
         ]
-        heads = ["the same weights and shapes", "seconds, ours", "seconds, TARFlow's", "times as fast"]
+        heads = ["same weights and shapes", "seconds, ours", "seconds, TARFlow's", "speed-up"]
         text += [source(path.stem), table(heads, rows)]
     return "\n\n".join(text)
 
@@ -171,7 +177,7 @@ def ratio(speedup: dict[str, float]) -> str:
 
 
 def guidance() -> str:
-    """The sweep over w with both rules, and what guidance does to a model that is not yet good."""
+    """The sweep over w with both rules, and the effect of guidance on a model that is not yet good."""
     measured = load("guidance")
     rows = []
     for scale in measured["scales"]:
@@ -181,7 +187,7 @@ def guidance() -> str:
                 found = [row for row in measured["sweep"] if (row["rule"], row["scale"]) == (rule, scale)]
                 cells.append(cell(found[0][measure], MEASURES[measure][1]) if found else "")
         rows.append(cells)
-    heads = ["w", "read, resampling", "read, naive", "Fréchet, resampling", "Fréchet, naive"]
+    heads = ["w", "accuracy, resampling", "accuracy, naive", "Fréchet, resampling", "Fréchet, naive"]
     early = load("early_guidance")
     early_rows = [
         [row["way"], cell(row["sample_accuracy"], ".1%"), cell(row["frechet_distance"], ".2f")]
@@ -192,28 +198,24 @@ def guidance() -> str:
             source("guidance"),
             table(heads, rows),
             "![What guidance does: error against candidates, drift, and the sweep over w](results/guidance.png)",
-            f"After {early['steps']} steps only, when samples are far from the data as the paper's are: "
+            f"After only {early['steps']} steps, when samples are still far from the data, as the paper's are: "
             f"{source('early_guidance')}",
-            table([f"after {early['steps']} steps", "read", "Fréchet"], early_rows),
+            table([f"after {early['steps']} steps", "accuracy", "Fréchet"], early_rows),
         ]
     )
 
 
 def student() -> str:
-    """The one-step student by its loss, and the one that ships."""
-    record, shipped = load("distillation"), load("student")["runs"][0]
+    """The one-step student by its form and loss."""
+    record = load("distillation")
     rows = [
-        [loss, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("sample_accuracy", ".1%")))]
-        for loss, figures in record["table"].items()
+        [name, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("sample_accuracy", ".1%")))]
+        for name, figures in record["table"].items()
     ]
-    errors = ", ".join(f"{error:.1%}" for error in shipped["validation_relative_error_from_block_1"])
     return "\n\n".join(
         [
             source("distillation"),
-            table(["loss", "difference from the exact inverse", "read as their class"], rows),
-            f"The student that ships was trained for {shipped['steps']:,} steps: difference "
-            f"{shipped['sample_error']:.3f}, {shipped['sample_accuracy']:.1%} read. Relative error after its "
-            f"blocks, for $Z^0$ and up: {errors}. {source('student')}",
+            table(["form/loss", "difference from the exact inverse", "accuracy"], rows),
             "![Digits of the exact inverse, and of the student from the same latents](results/student.png)",
         ]
     )
@@ -223,19 +225,19 @@ def student() -> str:
 
 
 def public_names() -> str:
-    """What `import farmer_ref` gives."""
+    """The names that `import farmer_ref` provides."""
     rows = []
     for name in farmer_ref.__all__:
         thing = getattr(farmer_ref, name)
         full = f"{thing.__module__}.{name}" if hasattr(thing, "__module__") else f"farmer_ref.training.presets.{name}"
-        said = (thing.__doc__ or "").split("\n")[0] if callable(thing) else "The settings to start from, by name."
+        said = (thing.__doc__ or "").split("\n")[0] if callable(thing) else "Every preset, by name."
         role = f"{{py:obj}}`{name} <{full}>`" if callable(thing) else f"`{name}`"
         rows.append([role, re.sub(r"([|_$<])", r"\\\1", re.sub(r"\s+\((?:Eq|Alg).*", "", said))])
     return table(["name", "what it is"], rows)
 
 
 def help_of(command: str) -> str:
-    """What a command prints for --help."""
+    """The --help of a command."""
     printed = io.StringIO()
     size = mock.patch.dict("os.environ", {"COLUMNS": "80", "NO_COLOR": "1"})
     with size, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):

@@ -1,8 +1,8 @@
 """The paper's tables and figures at a scale that a laptop can check: `python -m farmer_ref.ablate --table 3`.
 
-Each row is a model that differs from its neighbours in one thing, trained for the same time with several seeds, and
-measured in the same three ways: test bits/dim, the share of samples read as their class, and a Fréchet distance in the
-classifier's scores. Runs are kept and resumed, and tables share those that they have in common.
+Each row is a model that differs from its neighbours in one respect, trained for the same time with several seeds, and
+measured in the same three ways: test bits/dim, the accuracy of a classifier on class-conditional samples, and a Fréchet
+distance in the classifier's scores. Runs are kept and resumed, and shared between tables.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier
+from farmer_ref.evaluation.results import Figures, read_result
 from farmer_ref.evaluation.tables import (
     HIGHER_IS_BETTER,
     MEASURES,
@@ -37,13 +39,13 @@ from farmer_ref.evaluation.tables import (
     tables,
 )
 from farmer_ref.evaluation.verdicts import describe, judged, report
-from farmer_ref.model.guidance import Guidance
 from farmer_ref.support import cli
 from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import replace_file, write_json
+from farmer_ref.support.files import read_json, replace_file, write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.plots import class_labels, comparison, labelled_grids
 from farmer_ref.support.record import over_seeds, provenance, timed
+from farmer_ref.support.settings import settings_class
 from farmer_ref.training.checkpoint import last_state
 from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.presets import PRESETS
@@ -51,10 +53,10 @@ from farmer_ref.training.runs import Run
 
 QUINTILES, SHOWN = 5, 30
 TRAINING = ("steps", "training_seconds")
-SETTINGS = ("seconds_per_run", "steps_per_run", "samples", "images")  # in these, all rows of a result file agree
+SETTINGS = ("seconds_per_run", "steps_per_run", "samples", "images")  # common to all rows of a result file
 
 
-@dataclass(frozen=True)
+@settings_class
 class AblateConfig:
     """What to train, for how long, and what to print."""
 
@@ -63,7 +65,7 @@ class AblateConfig:
     figure: tuple[Literal["6a", "6b", "7", "8"], ...] = ()
     """Figures of the paper."""
     basis: bool = False
-    """Our own: the blind spot inside a token, and its cures, on photographs (or --data cifar10, cifar10-crops)."""
+    """Our own: the blind spot inside a token, and its remedies, on photographs (or --data cifar10, cifar10-crops)."""
     all: bool = False
     """Everything."""
     data: Literal["digits", "photographs", "mnist", "cifar10", "cifar10-crops"] = "digits"
@@ -72,43 +74,36 @@ class AblateConfig:
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
-    seconds_per_run: float = 60.0
+    seconds_per_run: PositiveFloat = 60.0
     """Training time of each run; the schedules are fitted to it."""
-    steps_per_run: int | None = None
-    """Steps of each run of the paper's tables, in place of --seconds-per-run: the same on a busy or slower machine."""
-    basis_steps: int = 400
+    steps_per_run: PositiveInt | None = None
+    """Steps of each run of the paper's tables, instead of --seconds-per-run: the same on a busy or slower machine."""
+    basis_steps: PositiveInt = 400
     """Steps of the runs of --basis that are compared at equal steps."""
-    seeds: int = 1
+    seeds: PositiveInt = 1
     """Runs of each row: seeds 0, 1, ..."""
-    other_seeds: int | None = None
-    """Runs of rows that no claim compares, where their spread is not needed; not given: as many."""
-    samples: int = 1000
+    other_seeds: PositiveInt | None = None
+    """Runs of rows that no claim compares, whose deviation is not needed; default: as many."""
+    samples: PositiveInt = 1000
     """Samples per row and seed."""
-    images: int | None = None
-    """Real test images to measure with, spread evenly over the split; not given: all of them."""
-    side_by_side: int | None = None
-    """Runs at a time, one thread each; not given: one per CPU core, or 1 on a GPU."""
+    images: PositiveInt | None = None
+    """Real test images to measure with, evenly spaced over the split; default: all of them."""
+    side_by_side: PositiveInt | None = None
+    """Runs at a time, one thread each; default: one per CPU core, or 1 on a GPU."""
     runs: str = "runs/ablations"
-    """Where the runs are kept: what is finished there is not trained again."""
+    """Where the runs are kept: finished ones are not trained again."""
     device: str = "auto"
     """auto, cpu, cuda."""
     out: str = "runs/ablations/results"
-    """The folder of the result files. Those in results/ are of longer runs; the book prints them."""
+    """The folder of the result files. Those in results/ come from longer runs, and appear in the book."""
     suffix: str = ""
-    """Added to the names of the result files: a longer run of a table stands beside a shorter one."""
+    """Appended to the names of the result files, so that a longer run of a table can stand beside a shorter one."""
     keep: bool = False
-    """Keep the figures of a result file that is there, and add the rows and seeds that it lacks."""
-
-    def __post_init__(self) -> None:
-        for name in ("seconds_per_run", "basis_steps", "seeds", "samples"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("other_seeds", "images", "steps_per_run", "side_by_side"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "1 or more")
+    """Keep the figures of an existing result file, and add the rows and seeds that it lacks."""
 
 
 def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:
-    """The tables that were asked for, by the name of their result file, each with the preset that it varies."""
+    """The requested tables by the name of their result file, each with the preset that it varies."""
     preset = PRESETS[config.data]
     names = [f"table{name}" for name in config.table] + [f"figure{name}" for name in config.figure]
     available = tables(preset)
@@ -124,73 +119,90 @@ def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:
 
 
 def result_path(config: AblateConfig, name: str, preset: TrainConfig) -> Path:
-    """The result file of a table; its name says of which data, other than a table's own, and the suffix."""
+    """The result file of a table; its name includes the data set, if not the table's own, and the suffix."""
     data = "" if preset.preset == ("photographs" if name == "basis" else "digits") else f"_{preset.preset}"
     return Path(config.out) / f"{name}{data}{config.suffix}.json"
 
 
 class Runs:
-    """The training runs behind rows, kept in a folder and trained when they are missing."""
+    """The training runs behind rows: kept in a folder, and trained if missing."""
 
     def __init__(self, config: AblateConfig):
         self.config, self.device = config, resolve_device(config.device)
         on_gpu = self.device.type == "cuda"
         self.side_by_side = config.side_by_side or (1 if on_gpu else os.cpu_count() or 1)
-        # One thread for each of several runs: threads of two runs on the same cores wait for each other in circles.
+        # One thread per run: the threads of two runs on the same cores would spin, waiting for each other.
         self.environment = os.environ | ({} if on_gpu else {"OMP_NUM_THREADS": "1"})
 
     def folder(self, preset: TrainConfig, row: Row, seed: int) -> Path:
-        """Where a row's run of one seed is kept: its name says all that differs from the preset."""
+        """Where a row's run of one seed is kept: the name spells out all differences from the preset."""
         on_gpu = "-on-gpu" if self.device.type == "cuda" else ""
         limit = f"{row.steps}steps" if row.steps else f"{self.config.seconds_per_run:g}s{on_gpu}"
         parts = [f"{name}={value}" for name, value in sorted(row.model.items()) if getattr(preset.model, name) != value]
         return Path(self.config.runs) / preset.preset / limit / (",".join(parts) or "preset") / f"seed{seed}"
 
+    def sampled_folder(self, preset: TrainConfig, row: Row, seed: int) -> Path:
+        """Where a row's samples come from: its run, or a copy of that with a student of our form."""
+        folder = self.folder(preset, row, seed)
+        return folder if row.form == "forward" else folder.with_name(f"{folder.name}-{row.form}")
+
     def finished(self, preset: TrainConfig, row: Row, seed: int) -> bool:
-        """Whether a row's run of one seed is there, trained to its end. Raises `InputError` if with other settings."""
+        """Whether a row's run of one seed is complete. Raises `InputError` if its settings differ."""
         folder = self.folder(preset, row, seed)
         if not (folder / "finished").exists():
             return False
         same = (folder / "finished").read_text() == self.settings(preset, row)
-        require(same, "runs", str(folder), "another folder, as the preset is not what it was when this one was trained")
+        require(same, "runs", str(folder), "another folder: the preset has changed since this one was trained")
         return True
 
     @staticmethod
     def settings(preset: TrainConfig, row: Row) -> str:
-        """All settings that a row is trained with."""
+        """All settings that a row is trained with, as JSON."""
         return json.dumps(asdict(replace(preset, model=replace(preset.model, **row.model))), indent=2)
 
     def train(self, preset: TrainConfig, row: Row, seed: int) -> None:
-        """Train a row's run, or go on with it, and distil it if the row needs a student."""
-        folder, minutes = self.folder(preset, row, seed), self.config.seconds_per_run / 60
-        limit = ["--steps", row.steps] if row.steps else ["--max-minutes", minutes]
-        if not self.finished(preset, row, seed):
-            model = [part for name, value in row.model.items() for part in model_flag(name, value)]
-            quiet = ["--validate-every", 0, "--sample-every", 0, "--checkpoint-every", 1000]
-            place = ["--out", folder, "--resume", "--seed", seed, "--data-root", self.config.data_root]
-            self._run("train", "--preset", preset.preset, *place, *limit, *quiet, *model)
-            (folder / "finished").write_text(self.settings(preset, row))
-        if "--student" in row.sampling and not (folder / "distilled").exists():
-            quiet = ["--validate-every", 0, "--sample-every", 0, "--dropout", 0.1, "--data-root", self.config.data_root]
-            self._run("distill", "--run", folder, "--resume", *limit, *quiet)
-            (folder / "distilled").touch()
-
-    def figures(self, preset: TrainConfig, row: Row, seed: int) -> dict[str, Any]:
-        """What `farmer_ref.evaluate` says of a row's run on the test split, kept beside it."""
+        """Train or resume a row's run."""
+        if self.finished(preset, row, seed):
+            return
         folder = self.folder(preset, row, seed)
+        model = [part for name, value in row.model.items() for part in model_flag(name, value)]
+        quiet = ["--validate-every", 0, "--sample-every", 0, "--checkpoint-every", 1000]
+        place = ["--out", folder, "--resume", "--seed", seed, "--data-root", self.config.data_root]
+        self._run("train", "--preset", preset.preset, *place, *self._limit(row), *quiet, *model)
+        (folder / "finished").write_text(self.settings(preset, row))
+
+    def distil(self, preset: TrainConfig, row: Row, seed: int) -> None:
+        """Distil a row's run, or resume that. Raises `InputError` where a student of another form is in its place."""
+        folder, distilled = self.folder(preset, row, seed), self.sampled_folder(preset, row, seed) / "distilled"
+        if distilled.exists():
+            form = distilled.read_text()
+            require(form == row.form, "runs", str(distilled), f"students that say their form, here {row.form!r}")
+            return
+        quiet = ["--validate-every", 0, "--sample-every", 0, "--dropout", 0.1, "--data-root", self.config.data_root]
+        place = ["--run", folder, "--out", distilled.parent, "--resume", "--form", row.form]
+        self._run("distill", *place, *self._limit(row), *quiet)
+        distilled.write_text(row.form)
+
+    def figures(self, preset: TrainConfig, row: Row, seed: int) -> Figures:
+        """The figures of `farmer_ref.evaluate` for a row's run on the test split, cached beside it."""
+        folder = self.sampled_folder(preset, row, seed)
         images = [] if self.config.images is None else ["--images", str(self.config.images)]
         name = "_".join(["figures", str(self.config.samples), *images, *row.sampling]).replace("--", "")
         path = folder / (re.sub(r"[^\w.]+", "-", name) + ".json")
         if not path.exists():
             place = ["--run", folder, "--out", path, "--samples", self.config.samples]
             self._run("evaluate", *place, "--seed", seed, "--data-root", self.config.data_root, *images, *row.sampling)
-        return json.loads(path.read_text())
+        return read_json(path, Figures)
 
     def in_parallel(self, what: str, work: Callable[..., Any], jobs: Iterable[tuple]) -> list[Any]:
         """work(*job) for all jobs, `side_by_side` at a time, with a progress bar; in the order of the jobs."""
         jobs = list(jobs)
         with ThreadPoolExecutor(self.side_by_side) as pool:
             return list(tqdm(pool.map(lambda job: work(*job), jobs), desc=what, unit="run", total=len(jobs)))
+
+    def _limit(self, row: Row) -> list[object]:
+        """How long a row is trained, and distilled, as arguments of both commands."""
+        return ["--steps", row.steps] if row.steps else ["--max-minutes", self.config.seconds_per_run / 60]
 
     def _run(self, command: str, *arguments: object) -> None:
         line = [sys.executable, "-m", f"farmer_ref.{command}", *map(str, arguments), "--device", str(self.device)]
@@ -201,14 +213,14 @@ class Runs:
 
 
 def seeds_of_rows(config: AblateConfig, table: Table) -> dict[str, range]:
-    """The seeds of each row, by its name: fewer, where that is asked, of rows that no claim compares."""
+    """The seeds of each row, by its name; rows that no claim compares may have fewer."""
     compared = {name for claim in table.claims for name in (claim.first, claim.second)}
     others = config.other_seeds if table.claims and config.other_seeds else config.seeds
     return {row.name: range(config.seeds if row.name in compared else others) for row in table.rows}
 
 
 def figures_of_rows(rows: Iterable[dict[str, Any]], table: Table) -> dict[tuple[str, int], dict[str, Any]]:
-    """What a result file says of the rows of a table, by row and seed."""
+    """The figures in a result file for the rows of a table, by row and seed."""
     wanted = {row.name: (row.model, list(row.sampling)) for row in table.rows}
     return {
         (row["name"], seed): {name: row[name]["seeds"][seed] for name in MEASURES}
@@ -220,23 +232,23 @@ def figures_of_rows(rows: Iterable[dict[str, Any]], table: Table) -> dict[tuple[
 
 
 def measure(
-    runs: Runs, preset: TrainConfig, table: Table, earlier: Iterable[dict[str, Any]] = ()
+    runs: Runs, preset: TrainConfig, table: Table, *, earlier: Iterable[dict[str, Any]] = ()
 ) -> list[dict[str, Any]]:
-    """The rows of a table: figures of each seed, and their mean and spread.
+    """The rows of a table: the figures of each seed, with mean and standard deviation.
 
-    `earlier`: rows of a result file. Their figures count where the run itself is not at hand.
+    `earlier` holds rows of a result file. Their figures are used where the run itself is missing.
     """
     seeds = seeds_of_rows(runs.config, table)
     figures = figures_of_rows(earlier, table)
     every = [(preset, row, seed) for row in table.rows for seed in seeds[row.name]]
     every = [job for job in every if runs.finished(*job) or (job[1].name, job[2]) not in figures]
-    trainings = {(runs.folder(*job), "--student" in job[1].sampling): job for job in every}
-    with_student = {folder for folder, student in trainings if student}
-    jobs = [job for (folder, student), job in trainings.items() if student or folder not in with_student]
-    runs.in_parallel("training", runs.train, jobs)
+    runs.in_parallel("training", runs.train, {runs.folder(*job): job for job in every}.values())
+    with_student = [job for job in every if "--student" in job[1].sampling]
+    runs.in_parallel("distilling", runs.distil, {runs.sampled_folder(*job): job for job in with_student}.values())
     for (_, row, seed), scored in zip(every, runs.in_parallel("scoring", runs.figures, every), strict=True):
         state = last_state(runs.folder(preset, row, seed))
-        figures[row.name, seed] = {**scored, "steps": state["step"], "training_seconds": state["seconds"]}
+        measures = {name: getattr(scored, name) for name in MEASURES}
+        figures[row.name, seed] = {**measures, "steps": state.step, "training_seconds": state.seconds}
     rows = []
     for row in table.rows:
         mine = [figures[row.name, seed] for seed in seeds[row.name]]
@@ -260,9 +272,9 @@ def model_flag(name: str, value: object) -> list[object]:
 
 @torch.no_grad()
 def seconds_per_image(runs: Runs, preset: TrainConfig, rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """Of each row by its name: median seconds per image of the parts of sampling, at batch 16.
+    """Median seconds per image of each part of sampling, by row, at batch 16.
 
-    Rows and parts take turns, round by round, so that what else a machine does falls on all of them.
+    Rows and parts alternate, round by round, so that other load on the machine affects all of them alike.
     """
     work = {row.name: parts_of_sampling(runs, preset, row) for row in rows}
     rounds = [
@@ -276,18 +288,17 @@ def seconds_per_image(runs: Runs, preset: TrainConfig, rows: Iterable[Row]) -> d
 
 
 def parts_of_sampling(runs: Runs, preset: TrainConfig, row: Row) -> dict[str, Callable[[], object]]:
-    """The flow's forward pass, the prior's sampling, as the row does it and without guidance, and the way back."""
-    folder, sampled = runs.folder(preset, row, 0), runs.figures(preset, row, 0)
-    run = Run.open(folder)
+    """The flow's forward pass, the prior's sampling (as the row does it, and unguided), and the flow's inverse."""
+    sampled = runs.figures(preset, row, 0)
+    run = Run.open(runs.sampled_folder(preset, row, 0))
     model = run.load().to(runs.device)
-    student = run.load_student(model) if sampled["student"] else None
-    guidance = Guidance(**sampled["guidance"])
+    student = run.load_student(model) if sampled.student else None
     labels = torch.zeros(TIMED_BATCH, dtype=torch.long, device=runs.device)
     z = model.prior.sample(labels)
     images = model.decode(z)
     return {
         "forward": lambda: model.encode(images),
-        "prior": lambda: model.prior.sample(labels, guidance),
+        "prior": lambda: model.prior.sample(labels, sampled.guidance),
         "prior unguided": lambda: model.prior.sample(labels),
         "back": lambda: model.decode(z, student=student),
     }
@@ -295,12 +306,14 @@ def parts_of_sampling(runs: Runs, preset: TrainConfig, row: Row) -> dict[str, Ca
 
 @torch.no_grad()
 def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """Samples in fifths by their log-determinant: sharpness, and the share read as their class (Fig. 8); some of them.
+    """Samples in fifths by their log-determinant (Fig. 8): sharpness and accuracy of each fifth, and some samples.
 
-    Sharpness is the mean absolute difference of neighbouring pixels, over that of real test images. Each class is cut
-    into fifths by itself, so that all fifths have the same classes: a 1 has fewer edges than an 8, blurred or not.
+    Sharpness is the mean absolute difference of neighbouring pixels, relative to real test images. Each class is split
+    into fifths by itself, so that all fifths hold the same classes: a 1 has fewer edges than an 8, blurred or not.
     """
-    training, test = (load_split(preset.dataset, s, preset.model, runs.config.data_root) for s in ("train", "test"))
+    training, test = (
+        load_split(preset.dataset, s, preset.model, data_root=runs.config.data_root) for s in ("train", "test")
+    )
     classifier = PixelClassifier(training)
 
     def sharpness(values: Tensor) -> Tensor:
@@ -324,7 +337,7 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
             members = order[labels[order] == label]
             fifth[members] = torch.arange(len(members), device=fifth.device) * QUINTILES // len(members)
         for number in range(QUINTILES):
-            chosen = (fifth == number).nonzero()[:, 0].cpu()  # labels cycle: the first ones are of all classes
+            chosen = (fifth == number).nonzero()[:, 0].cpu()  # labels cycle, so the first ones cover all classes
             measured[number]["logdet"].append(float(logdet[chosen].mean()))
             measured[number]["sharpness"].append(float(sharpness(values[chosen]).mean()) / real)
             measured[number]["sample_accuracy"].append(classifier.accuracy(values[chosen], labels.cpu()[chosen]))
@@ -338,7 +351,7 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
 
 @torch.no_grad()
 def scaled_samples(runs: Runs, preset: TrainConfig, table: Table) -> dict[str, Tensor]:
-    """The same informative latents with redundant ones of growing spread, by the names of the rows (Fig. 7)."""
+    """The same informative latents with redundant ones of growing scale, by the names of the rows (Fig. 7)."""
     model = Run.open(runs.folder(preset, table.rows[0], 0)).load().to(runs.device)
     labels = class_labels(preset.model.num_classes, per_class=1).repeat(3).to(runs.device)
     drawn = {}
@@ -350,26 +363,26 @@ def scaled_samples(runs: Runs, preset: TrainConfig, table: Table) -> dict[str, T
 
 
 def picture(record: dict[str, Any]) -> Figure:
-    """Rows of a result beside one another, by every measure; and the time of an image, where it was measured."""
+    """The rows of a result side by side in every measure, with seconds per image if they were measured."""
     headings = {
-        measure: f"{heading} ({'more' if measure in HIGHER_IS_BETTER else 'less'} is better)"
+        measure: f"{heading} ({'higher' if measure in HIGHER_IS_BETTER else 'lower'} is better)"
         for measure, (heading, _) in MEASURES.items()
     }
     return comparison(record["rows"], headings)
 
 
 def earlier_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """A result file to keep the figures of; empty where there is none. Raises `InputError` if settings differ."""
+    """A result file whose figures to keep; empty if there is none. Raises `InputError` if settings differ."""
     if not path.exists():
         return {}
-    earlier = json.loads(path.read_text())
+    earlier = read_result(path)
     for name, value in settings.items():
-        require(earlier.get(name) == value, name, value, f"{earlier.get(name)}, as in {path}, whose figures to keep")
+        require(earlier.get(name) == value, name, value, f"{earlier.get(name)}, as in {path}, whose figures are kept")
     return earlier
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train what is missing, measure, write the result files, print."""
+    """Train missing runs, measure, write the result files, print the findings."""
     description = "Check the tables and figures of the paper at small scale."
     config = cli.parse("farmer_ref.ablate", AblateConfig(), description, argv)
     runs = Runs(config)
@@ -380,12 +393,13 @@ def main(argv: list[str] | None = None) -> None:
     for name, (preset, table) in chosen.items():
         settings[name] = {"data": preset.preset} | {field: getattr(config, field) for field in SETTINGS}
         models_needed = table.speeds is not None or name in ("figure7", "figure8")
-        require(not (config.keep and models_needed), "keep", True, f"False for {name}: its models are measured, too")
+        require(not (config.keep and models_needed), "keep", True, f"False for {name}, which measures models, too")
         fewest = QUINTILES * max(1, preset.model.num_classes) if name == "figure8" else 1
         require(config.samples >= fewest, "samples", config.samples, f"{fewest} or more for {name}")
         earlier[name] = earlier_result(paths[name], settings[name]) if config.keep else {}
     for name, (preset, table) in chosen.items():
-        load_split(preset.dataset, "test", preset.model, config.data_root, config.download)  # or say so before the work
+        # Missing data is reported here, before the work.
+        load_split(preset.dataset, "test", preset.model, data_root=config.data_root, download=config.download)
         record = {
             **provenance(runs.device),
             "title": table.title,
@@ -393,7 +407,7 @@ def main(argv: list[str] | None = None) -> None:
             **settings[name],
             "seeds": config.seeds,
             "other_seeds": config.other_seeds,
-            "rows": measure(runs, preset, table, earlier[name].get("rows", ())),
+            "rows": measure(runs, preset, table, earlier=earlier[name].get("rows", ())),
         }
         if earlier[name]:
             origin = {key: earlier[name][key] for key in ("command", "commit", "date", "device")}

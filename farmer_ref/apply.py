@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from PIL import Image
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from farmer_ref.applications.anomalies import AnomalyScorer
@@ -24,47 +24,45 @@ from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import output_file, replace_file, write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.plots import image_grid, to_bytes
+from farmer_ref.support.settings import Factor, PositiveFactor, Whole, settings_class
 from farmer_ref.training.runs import Run
 
-DESCRIPTION = """What an exact likelihood is good for, with a trained FARMER: on a folder of your own images, or on the
+DESCRIPTION = """Applications of an exact likelihood, with a trained FARMER: on a folder of your own images, or on the
 data set that the run was trained on."""
 HALVES = {"lower-half": (1, 0), "upper-half": (0, 0), "right-half": (1, 1), "left-half": (0, 1)}  # part, axis
-MISSING = 128  # a mask's bytes from here on are missing pixels
+MISSING = 128  # mask values from here up mark missing pixels
 
 
-@dataclass(frozen=True)
+@settings_class
 class Source:
-    """The model and the images: what all four have in common."""
+    """The model and the images: options of all four commands."""
 
     A_FEW: ClassVar[int] = 8
     """Images of a data set, unless `count` says otherwise."""
     run: str = "digits"
     """A run folder, or a model that ships with the package."""
     images: str = ""
-    """A folder of image files, each of the model's size; a name like 03_class7.png tells the label. Empty: the run's
-    data set."""
+    """A folder of image files of the model's size; a name like 03_class7.png gives the label. Empty: the run's data
+    set."""
     dataset: str = ""
-    """The data set; empty: the one the run was trained on."""
+    """The data set; empty: the run's own."""
     split: str = "test"
     """train, validation or test, of the data set."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
-    count: int | None = None
-    """At most so many images, spread evenly; not given: all of a folder, a few of a data set."""
+    count: PositiveInt | None = None
+    """At most this many images, evenly spaced; default: all of a folder, a few of a data set."""
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
-    seed: int = 0
+    seed: Whole = 0
     """The same seed gives the same result on the same device."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
 
-    def __post_init__(self) -> None:
-        require(self.count is None or self.count >= 1, "count", self.count, "1 or more")
 
-
-@dataclass(frozen=True)
+@settings_class
 class InpaintConfig(Source):
     """Draw missing pixels given the others, under the exact density."""
 
@@ -73,83 +71,64 @@ class InpaintConfig(Source):
     """What is missing: lower-half, upper-half, left-half, right-half, centre; or an image file of the model's size,
     white where pixels are missing."""
     use_labels: bool = True
-    """Give the model the labels, where they are known."""
-    samples: int = 4
+    """Condition on the labels, where they are known."""
+    samples: PositiveInt = 4
     """Completions of each image."""
-    particles: int = 16
-    """Particles of each completion: more are nearer to the exact distribution, and take longer."""
-    moves: int = 10
+    particles: PositiveInt = 16
+    """Particles of each completion: more come closer to the exact distribution, and take longer."""
+    moves: PositiveInt = 10
     """Moves under the exact density at the end."""
     out: str = "inpainted.png"
     """A picture (original, masked, completions), or a folder of single PNG files."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("samples", "particles", "moves"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
 
-
-@dataclass(frozen=True)
+@settings_class
 class EditConfig(Source):
-    """Change an image's class or its details in the latents, or walk from one image to the next."""
+    """Change an image's class or its details in the latents, or interpolate between images."""
 
     change: Literal["class", "details", "interpolate"] = "class"
     """class: keep the redundant latents, draw the informative ones under other labels. details: the reverse, under the
     image's own label. interpolate: from each image to the next, in the latents and, below it, in the pixels."""
     labels: tuple[int, ...] = ()
     """The other classes; none given: the first ten."""
-    steps: int = 8
+    steps: Annotated[int, Field(ge=2)] = 8
     """Images of each walk, and redraws of details."""
-    guidance: float = 0.0
+    guidance: Factor = 0.0
     """Guidance scale w of the new informative latents."""
     out: str = "edited.png"
-    """A picture: the image, then what becomes of it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.steps >= 2, "steps", self.steps, "2 or more")
+    """A picture: each image, then its edits."""
 
 
-@dataclass(frozen=True)
+@settings_class
 class AnomalyConfig(Source):
-    """Score how strange images are to the model; larger is stranger."""
+    """Score how anomalous images are under the model; larger is more anomalous."""
 
     A_FEW: ClassVar[int] = 30
-    draws: int = 2
+    draws: PositiveInt = 2
     """Dequantisations per image."""
-    reference: int = 500
-    """At most so many training images of the run's own data set, which say what is normal."""
+    reference: Annotated[int, Field(ge=10)] = 500
+    """At most this many training images of the run's own data set, which define what is normal."""
     score: Literal["likelihood", "typicality", "complexity", "terms", "terms and complexity"] = "terms and complexity"
-    """What the images are sorted by (the default did best on validation); `--out` has all scores."""
+    """The score to sort images by (the default did best on validation); `--out` has all scores."""
     out: str | None = None
     """A JSON file to write the scores to."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.draws >= 1, "draws", self.draws, "1 or more")
-        require(self.reference >= 10, "reference", self.reference, "10 or more")
 
-
-@dataclass(frozen=True)
+@settings_class
 class ClassifyConfig(Source):
     """Classify by Bayes' rule, from log p(x | class)."""
 
     A_FEW: ClassVar[int] = 300
-    draws: int = 8
+    draws: PositiveInt = 8
     """Dequantisations per image."""
-    temperature: float = 1.0
-    """Divides log-likelihoods: above 1 makes the probabilities less sure."""
+    temperature: PositiveFactor = 1.0
+    """Divides log-likelihoods: above 1 makes the probabilities less confident."""
     out: str | None = None
     """A JSON file to write the probabilities to."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.draws >= 1, "draws", self.draws, "1 or more")
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
 
-
-class Studio:
-    """A model, the images it is used on, and their labels."""
+class Inputs:
+    """A model, the images it is applied to, and their labels."""
 
     def __init__(self, config: Source):
         self.config, self.device, self.run = config, resolve_device(config.device), Run.open(config.run)
@@ -172,8 +151,10 @@ class Studio:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
 
     def split(self, dataset: str, name: str, limit: int) -> tuple[Tensor, Tensor]:
-        """Grey levels and labels of a split of a data set."""
-        data = load_split(dataset, name, self.model.config, self.config.data_root, self.config.download)
+        """At most `limit` grey levels and labels of a data set's split."""
+        data = load_split(
+            dataset, name, self.model.config, data_root=self.config.data_root, download=self.config.download
+        )
         return next(batches(data, limit, limit))
 
     def as_bytes(self, values: Tensor) -> Tensor:
@@ -187,7 +168,7 @@ class Studio:
 
 
 def mask_of(name: str, config: ModelConfig) -> Tensor:
-    """Where pixels are missing (1,H,W)."""
+    """The mask (1,H,W) of missing pixels."""
     size = config.image_size
     missing = torch.zeros(1, size, size, dtype=torch.bool)
     if name in HALVES:
@@ -198,41 +179,50 @@ def mask_of(name: str, config: ModelConfig) -> Tensor:
     else:
         path = Path(name)
         if not path.is_file():
-            raise InputError(f"mask is {name!r}, which is no file; allowed: {', '.join(HALVES)}, centre, an image file")
+            raise InputError(
+                f"mask is {name!r}, which is not a file; allowed: {', '.join(HALVES)}, centre, an image file"
+            )
         missing = read_picture(path, 1, size) >= MISSING
     share = float(missing.double().mean())
-    require(0 < share < 1, "mask's missing pixels", f"{share:.0%}", "some, not all (`farmer_ref.sample` draws those)")
+    require(
+        0 < share < 1, "mask's missing pixels", f"{share:.0%}", "some, not all (`farmer_ref.sample` draws whole images)"
+    )
     return missing
 
 
 def picture(rows: list[Tensor], path: Path) -> None:
-    """A PNG file of rows of bytes (n,C,H,W)."""
+    """Write rows of bytes (n,C,H,W) as one PNG file."""
     cells = torch.cat(rows).float() / 127.5 - 1
     grid = image_grid(cells, columns=len(rows[0]))
     replace_file(path, lambda temporary: grid.save(temporary, format="PNG"))
 
 
 def run_inpaint(config: InpaintConfig) -> str:
-    """Complete the images; what was known stays as it was in the files, byte for byte."""
+    """Complete the images; known pixels stay as they were in the files, byte for byte."""
     as_picture = Path(config.out).suffix.lower() == ".png"
     out = output_file(config.out) if as_picture else output_folder(config.out)
-    studio = Studio(config)
-    missing = mask_of(config.mask, studio.model.config)
-    names = [Path(name).stem for name in studio.pictures.names]
-    require(len(set(names)) == len(names), "images", "two files of one name", "names that differ before their endings")
+    inputs = Inputs(config)
+    missing = mask_of(config.mask, inputs.model.config)
+    names = [Path(name).stem for name in inputs.pictures.names]
+    twice = sorted(name for name in inputs.pictures.names if names.count(Path(name).stem) > 1)
+    if twice:
+        raise InputError(
+            f"images is {config.images!r}, where files share a stem ({', '.join(twice)}); "
+            "allowed: one file per stem, which names the completions"
+        )
     done = inpaint(
-        studio.model,
-        studio.values,
-        ~missing.to(studio.device),
-        studio.labels if config.use_labels else torch.full_like(studio.labels, NULL_LABEL),
-        config.samples,
-        config.particles,
-        config.moves,
-        studio.generator,
+        inputs.model,
+        inputs.values,
+        ~missing.to(inputs.device),
+        inputs.labels if config.use_labels else torch.full_like(inputs.labels, NULL_LABEL),
+        samples=config.samples,
+        particles=config.particles,
+        moves=config.moves,
+        generator=inputs.generator,
         progress=True,
     )
-    originals = studio.pictures.bytes
-    drawn = torch.where(missing, studio.as_bytes(done.values), originals[:, None])  # (n,samples,C,H,W)
+    originals = inputs.pictures.bytes
+    drawn = torch.where(missing, inputs.as_bytes(done.values), originals[:, None])  # (n,samples,C,H,W)
     if as_picture:
         masked = torch.where(missing, MISSING, originals).to(torch.uint8)
         picture(list(torch.cat([originals[:, None], masked[:, None], drawn], 1)), out)
@@ -248,7 +238,7 @@ def run_inpaint(config: InpaintConfig) -> str:
 
 
 def output_folder(name: str) -> Path:
-    """A folder to write to, made before the work whose results it will hold."""
+    """The output folder, created before the work whose results it will hold."""
     try:
         Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -259,25 +249,28 @@ def output_folder(name: str) -> Path:
 
 
 def run_edit(config: EditConfig) -> str:
-    """Edit the images; one row each, the image first."""
-    out, studio = output_file(config.out), Studio(config)
-    model, images, originals = studio.model, studio.images(), studio.pictures.bytes
+    """Edit the images; each row shows the image, then its edits."""
+    out, inputs = output_file(config.out), Inputs(config)
+    model, images, originals = inputs.model, inputs.images(), inputs.pictures.bytes
     if config.change == "interpolate":
         require(len(images) >= 2, "images", len(images), "2 or more, to walk from one to the next")
         rows = []
         for latent in (True, False):
-            rows.append(interpolate(model, images[:-1], images[1:], config.steps, latent))
+            rows.append(interpolate(model, images[:-1], images[1:], steps=config.steps, latent=latent))
         walks = torch.stack(rows, 1).flatten(0, 1)  # (2 (n-1),steps,C,H,W): latents, pixels, latents, ...
         picture([to_bytes(model.dequantiser.without_noise(walk)) for walk in walks], out)
         return f"{len(images) - 1} walks of {config.steps} images, in the latents and, below, in the pixels: {out}"
     if config.change == "class":
         classes = config.labels or tuple(range(min(model.config.num_classes, 10)))
         require(bool(classes), "model's classes", 0, "a model trained with labels, to change the class")
-        guidance, old = Guidance(scale=config.guidance), studio.labels
-        edits = [change_class(model, images, old, torch.full_like(old, c), guidance, studio.generator) for c in classes]
+        guidance, old = Guidance(scale=config.guidance), inputs.labels
+        edits = [
+            change_class(model, images, old, torch.full_like(old, c), guidance=guidance, generator=inputs.generator)
+            for c in classes
+        ]
         what = f"under the labels {', '.join(map(str, classes))}"
     else:
-        edits = [change_details(model, images, studio.labels, studio.generator) for _ in range(config.steps)]
+        edits = [change_details(model, images, inputs.labels, generator=inputs.generator) for _ in range(config.steps)]
         what = f"with {config.steps} other details"
     columns = [originals, *(to_bytes(model.dequantiser.without_noise(edit)) for edit in edits)]
     picture(list(torch.stack(columns, 1)), out)
@@ -286,21 +279,21 @@ def run_edit(config: EditConfig) -> str:
 
 def run_anomaly(config: AnomalyConfig) -> str:
     """Score the images against the run's training split."""
-    out, studio = output_file(config.out) if config.out else None, Studio(config)
-    normal = studio.run.dataset(otherwise=config.dataset)  # whatever the scored images are of
-    train, labels = studio.split(normal, "train", config.reference)
-    held_out, _ = studio.split(normal, "validation", config.reference)
-    scorer = AnomalyScorer(studio.model, train, labels, config.draws, config.seed, progress=True)
-    scores, usual = scorer.scores(studio.values.cpu()), scorer.scores(held_out)
+    out, inputs = output_file(config.out) if config.out else None, Inputs(config)
+    normal = inputs.run.dataset(otherwise=config.dataset)  # not the data set of the scored images
+    train, labels = inputs.split(normal, "train", config.reference)
+    held_out, _ = inputs.split(normal, "validation", config.reference)
+    scorer = AnomalyScorer(inputs.model, train, labels, draws=config.draws, seed=config.seed, progress=True)
+    scores, usual = scorer.scores(inputs.values.cpu()), scorer.scores(held_out)
     rows: list[dict[str, Any]] = []
-    for i, name in enumerate(studio.pictures.names):
-        stranger = float((usual[config.score] >= scores[config.score][i]).double().mean())
-        row = {score: float(values[i]) for score, values in scores.items()}
-        rows.append({"image": name, "share_of_validation_images_as_strange": stranger, "scores": row})
+    for i, name in enumerate(inputs.pictures.names):
+        share = float((usual[config.score] >= scores[config.score][i]).double().mean())
+        own = {score: float(values[i]) for score, values in scores.items()}
+        rows.append({"image": name, "share_of_validation_images_as_strange": share, "scores": own})
     rows.sort(key=lambda row: -row["scores"][config.score])
     if out:
         write_json(out, {"run": config.run, "sorted_by": config.score, "images": rows})
-    lines = [f"{config.score}, the strangest first; beside it the share of validation images that are as strange"]
+    lines = [f"{config.score}, the most anomalous first, each with the share of validation images that score as high"]
     for row in rows:
         share = row["share_of_validation_images_as_strange"]
         lines.append(f"  {row['scores'][config.score]:10.2f}  {share:6.1%}  {row['image']}")
@@ -308,28 +301,28 @@ def run_anomaly(config: AnomalyConfig) -> str:
 
 
 def run_classify(config: ClassifyConfig) -> str:
-    """Classify the images; with labels known, count how many are right, and how well the probabilities are meant."""
-    out, studio = output_file(config.out) if config.out else None, Studio(config)
-    log_probs = class_log_probs(studio.model, studio.values.cpu(), config.draws, config.seed, progress=True)
+    """Classify the images; where labels are known, report accuracy and calibration."""
+    out, inputs = output_file(config.out) if config.out else None, Inputs(config)
+    log_probs = class_log_probs(inputs.model, inputs.values.cpu(), draws=config.draws, seed=config.seed, progress=True)
     probabilities = class_probabilities(log_probs, config.temperature)
     confidence, classes = probabilities.max(-1)
     if out:
-        names, labels = studio.pictures.names, studio.pictures.labels
+        names, labels = inputs.pictures.names, inputs.pictures.labels
         rows = [
-            {"image": name, "label": int(label), "class": int(c), "probabilities": own.tolist()}
-            for name, label, c, own in zip(names, labels, classes, probabilities, strict=True)
+            {"image": name, "label": int(label), "class": int(c), "probabilities": row.tolist()}
+            for name, label, c, row in zip(names, labels, classes, probabilities, strict=True)
         ]
         write_json(out, {"run": config.run, "temperature": config.temperature, "images": rows})
     lines = []
     if config.images:
-        triples = zip(studio.pictures.names, classes, confidence, strict=True)
+        triples = zip(inputs.pictures.names, classes, confidence, strict=True)
         lines = [f"  class {int(c)}  {float(share):6.1%}  {name}" for name, c, share in triples]
-    known = studio.pictures.labels != NULL_LABEL
+    known = inputs.pictures.labels != NULL_LABEL
     if bool(known.any()):
-        right = (classes == studio.pictures.labels)[known].double().mean()
-        error = expected_calibration_error(probabilities[known], studio.pictures.labels[known])
+        accuracy = (classes == inputs.pictures.labels)[known].double().mean()
+        error = expected_calibration_error(probabilities[known], inputs.pictures.labels[known])
         lines.append(
-            f"{right:.1%} of {int(known.sum())} images right ({config.draws} dequantisations each); expected "
+            f"accuracy {accuracy:.1%} on {int(known.sum())} images ({config.draws} dequantisations each); expected "
             f"calibration error {error:.1%}"
         )
     return "\n".join(lines)
@@ -344,7 +337,7 @@ RUNS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Do what was asked for, and say what came of it."""
+    """Run the chosen command and print its report."""
     defaults = {name: default for name, (default, _) in RUNS.items()}
     config = cli.parse_one_of("farmer_ref.apply", defaults, DESCRIPTION, argv)
     run = next(run for default, run in RUNS.values() if type(default) is type(config))

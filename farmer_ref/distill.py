@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
 from farmer_ref.data.sets import batches, load_split
-from farmer_ref.model.student import STUDENT, Distillation, OneStepStudent, relative_errors, teacher_path
+from farmer_ref.model.config import StudentForm
+from farmer_ref.model.pretrained import STUDENT
+from farmer_ref.model.student import Distillation, Loss, OneStepStudent, relative_errors, teacher_path
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import PRETRAINED, pretrained_folder, replace_file, write_config, write_weights
+from farmer_ref.support.files import PRETRAINED, pretrained_folder, read_json, replace_file, write_config
 from farmer_ref.support.hub import is_repository
 from farmer_ref.support.plots import class_labels, image_grid
+from farmer_ref.support.settings import Dropout, Factor, settings_class
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import RunConfig
 from farmer_ref.training.runs import Run, check_resumed
 from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 
-KEPT_BY_RESUME = ("loss", "max_noise", "dropout", "seed", "batch_size")  # else the run is another one
+KEPT_BY_RESUME = ("form", "loss", "max_noise", "dropout", "seed", "batch_size")  # else the run is another one
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class DistillConfig(RunConfig):
     """One distillation: whose student, and what it minimises."""
 
@@ -41,34 +42,28 @@ class DistillConfig(RunConfig):
     out: str = ""
     """The folder that gets student.safetensors and distillation/; empty: the teacher's own. Another folder gets a copy
     of the teacher, too."""
-    loss: Literal["hidden", "output", "alignment"] = "hidden"
-    """Squared error of every block's output (the paper), of the last one's, or of the last one's with projection heads
-    on the others (BiFlow)."""
-    max_noise: float = 0.3
+    form: StudentForm = "forward"
+    """What a block of the student computes: the form of the teacher's forward pass (Eq. 8, the paper's), or that of its
+    inverse (Eq. 9, ours)."""
+    loss: Loss = "hidden"
+    """Squared error of every block's output (the paper), of the last one's, or of the last one's with small heads on
+    the others (ours)."""
+    max_noise: Factor = 0.3
     """The student's input is disturbed by s * noise, s uniform in [0, max_noise] for each image (the paper's .3)."""
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
     """The student's dropout."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
-    steps: int = 3000
+    steps: PositiveInt = 3000
     """Optimiser steps of the whole distillation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_noise >= 0, "max_noise", self.max_noise, "0 or more")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 up to (not including) 1")
 
 
 def settings(argv: list[str] | None = None) -> DistillConfig:
     """The configuration from the command line; resuming, over that of the distillation itself."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--run", default=DistillConfig().run)
-    first.add_argument("--out", default="")
-    first.add_argument("--resume", action="store_true")
-    known, _ = first.parse_known_args(argv)
     default = DistillConfig()
+    known, _ = cli.first_pass(argv, run=default.run, out="", resume=False)
     saved = Path(known.out or known.run) / "distillation" / "config.json"
     if known.resume and saved.is_file():
         default = dataclasses.replace(distillation_settings(saved.parent), run=known.run, out=known.out)
@@ -78,10 +73,9 @@ def settings(argv: list[str] | None = None) -> DistillConfig:
 
 def distillation_settings(folder: Path) -> DistillConfig:
     """The configuration that a folder `distillation` was made with."""
-    try:
-        return DistillConfig(**json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder / 'config.json'} cannot be read ({error}); allowed: a distillation's own") from None
+    path = folder / "config.json"
+    require("form" in read_json(path, dict[str, Any]), f"form in {path}", None, "'forward', or 'inverse' for old ones")
+    return read_json(path, DistillConfig)
 
 
 def prepare(config: DistillConfig) -> Path:
@@ -136,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     flip = teacher.training.flip
     with parallel.rank_zero_first():
         data, validation = (
-            load_split(teacher.dataset(), split, model.config, config.data_root, config.download)
+            load_split(teacher.dataset(), split, model.config, data_root=config.data_root, download=config.download)
             for split in ("train", "validation")
         )
     if model.config.flow != "autoregressive":
@@ -148,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(random_seed(config.seed, "heads"))
 
     def new_distillation() -> Distillation:
-        student = OneStepStudent.from_teacher(model.flow, dropout=config.dropout)
+        student = OneStepStudent.from_teacher(model.flow, form=config.form, dropout=config.dropout)
         return Distillation(
             student, config.loss, channels=model.config.token_channels, width=model.config.flow_width
         ).to(device)
@@ -157,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     distributed_distillation = parallel.distribute(
         distillation, transformer_layers(distillation), how="ddp", precision=config.precision, device=device
     )
-    average = MovingAverage(distillation, new_distillation, config.ema_decay)
+    average = MovingAverage(distillation, new_distillation, decay=config.ema_decay)
 
     def averaged_student() -> OneStepStudent:
         return average.module().student
@@ -204,11 +198,13 @@ def main(argv: list[str] | None = None) -> None:
         return {}
 
     def export() -> None:
-        parallel.on_rank_zero(lambda: write_weights(run / STUDENT, averaged_student().state_dict()))
+        parallel.on_rank_zero(lambda: averaged_student().save(run / STUDENT))
 
     def steps_from(start: int) -> Iterator[Batch]:
         rows = parallel.rows_of_process(config.batch_size)
-        return training_batches(data, config.batch_size, config.seed, start, flip, config.workers, rows)
+        return training_batches(
+            data, config.batch_size, seed=config.seed, start=start, flip=flip, workers=config.workers, rows=rows
+        )
 
     folder = run / "distillation"
     events = [(config.validate_every, validate), (config.sample_every, draw_samples)]

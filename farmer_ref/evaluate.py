@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import (
@@ -22,6 +23,7 @@ from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import output_file, write_json
+from farmer_ref.support.settings import Factor, Whole, settings_class
 from farmer_ref.training.runs import Run
 
 DESCRIPTION = """Score a trained FARMER on a split of a data set.
@@ -32,7 +34,7 @@ precision and recall of samples, drawn now or earlier, against the split's image
 READABLE_DIMENSIONS = 4096  # of an image that the classifier of pixels can read in reasonable time
 
 
-@dataclass(frozen=True)
+@settings_class
 class EvaluateConfig:
     """Likelihood of a split, and how samples are read by a classifier of real images."""
 
@@ -47,13 +49,13 @@ class EvaluateConfig:
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
-    draws: int = 8
+    draws: PositiveInt = 8
     """Dequantisations per image."""
     importance_weighted: bool = False
     """Print the tighter, importance-weighted bound over the draws, too."""
-    images: int | None = None
+    images: Annotated[int, Field(ge=2)] | None = None
     """Only so many images, spread evenly over the split."""
-    samples: int | None = None
+    samples: NonNegativeInt | None = None
     """Samples to draw, spread evenly over the classes, and have read; 0 for none. Not given: 1000, or none where an
     image has more than 4096 numbers, too many for the classifier of pixels, or no label; with --fid, as many as the
     real images."""
@@ -61,14 +63,14 @@ class EvaluateConfig:
     """How the samples are drawn: the run's own guidance unless given."""
     student: bool = False
     """Decode the samples with the run's one-step student."""
-    redundant_temperature: float = 1.0
+    redundant_temperature: Factor = 1.0
     """Standard deviation of the redundant channels' mixture when sampling, times this (Fig. 7)."""
-    batch_size: int = 100
+    batch_size: PositiveInt = 100
     """Images at a time."""
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
-    seed: int = 0
-    """Seed of the dequantisation and of the samples. `batch_size` changes which samples are drawn, and nothing else."""
+    seed: Whole = 0
+    """Seed of the dequantisation, which does not depend on `batch_size`, and of the samples, which do."""
     fid: bool = False
     """FID, Inception score, precision and recall of samples against the split's images, in place of the likelihood."""
     samples_from: str | None = None
@@ -85,19 +87,11 @@ class EvaluateConfig:
     """A JSON file to write the figures to."""
 
     def __post_init__(self) -> None:
-        for name in ("draws", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
-        if self.redundant_temperature < 0:
-            raise InputError(f"redundant_temperature is {self.redundant_temperature}; allowed: 0 or more")
         if self.student and self.samples == 0:
             raise InputError("samples is 0, with a student to draw them; allowed: 2 or more")
         if self.student and self.weights == "raw":
             raise InputError("weights is 'raw', with a student; allowed: ema, whose student it is")
-        if self.images is not None and self.images < 2:
-            raise InputError(f"images is {self.images}; allowed: 2 or more")
-        if self.samples is not None and (self.samples < 0 or self.samples == 1):
-            raise InputError(f"samples is {self.samples}; allowed: 0, or 2 or more")
+        require(self.samples != 1, "samples", 1, "0, or 2 or more")
         if self.fid and self.samples is not None and self.samples < 10:
             raise InputError(f"samples is {self.samples}, with fid; allowed: 10 or more")
         drawn = self.samples is not None or self.student or self.weights == "raw" or self.redundant_temperature != 1
@@ -122,12 +116,14 @@ def evaluate(config: EvaluateConfig) -> dict:
     student = run.load_student(model) if config.student else None
     dataset = config.dataset or run.dataset()
     with parallel.rank_zero_first():
-        data = load_split(dataset, config.split, model.config, config.data_root, config.download)
+        data = load_split(dataset, config.split, model.config, data_root=config.data_root, download=config.download)
     if len(data) < 2:
         raise InputError(f"split is {config.split!r}, of {len(data)} image of {dataset}; allowed: a split of 2 or more")
     classifier = None
     if samples:
-        classifier = PixelClassifier(load_split(dataset, "train", model.config, config.data_root, config.download))
+        classifier = PixelClassifier(
+            load_split(dataset, "train", model.config, data_root=config.data_root, download=config.download)
+        )
     likelihood = evaluate_likelihood(
         model,
         data,
@@ -159,18 +155,20 @@ def evaluate_images(config: EvaluateConfig) -> dict:
 
     device, run = parallel.join(config.device), Run.open(config.run)
     dataset, shape = config.dataset or run.dataset(), run.model_config
-    earlier = fidelity.DrawnEarlier(config.samples_from, shape.image_size) if config.samples_from else None
+    earlier = fidelity.SavedSamples(config.samples_from, shape.image_size) if config.samples_from else None
     with parallel.rank_zero_first():
-        data = load_split(dataset, config.split, shape, config.data_root, config.download)
+        data = load_split(dataset, config.split, shape, data_root=config.data_root, download=config.download)
         if config.extractor == "classifier":
             require(
                 config.extractor_weights is None, "extractor_weights", config.extractor_weights, "none for classifier"
             )
-            train = load_split(dataset, "train", shape, config.data_root, config.download)
+            train = load_split(dataset, "train", shape, data_root=config.data_root, download=config.download)
             extractor = fidelity.classifier_extractor(PixelClassifier(train), train)
         else:
-            extractor = fidelity.extractor_named(config.extractor, config.extractor_weights, device)
-    reference = fidelity.reference_features(data, config.split, extractor, config.batch_size, config.images)
+            extractor = fidelity.extractor_named(config.extractor, weights=config.extractor_weights, device=device)
+    reference = fidelity.reference_features(
+        data, config.split, extractor, batch_size=config.batch_size, limit=config.images
+    )
     figures: dict[str, Any]
     if earlier is not None:
         count, images = len(earlier), earlier.batches(config.batch_size)
@@ -186,7 +184,7 @@ def evaluate_images(config: EvaluateConfig) -> dict:
         figures = {"run": config.run, "weights": config.weights, "samples": count, "student": config.student}
         figures["guidance"] = dataclasses.asdict(config.guidance)
         figures["redundant_temperature"] = config.redundant_temperature
-    samples = fidelity.features_of(images, count, extractor, "samples")
+    samples = fidelity.features_of(images, count=count, extractor=extractor, what="samples")
     figures |= {"dataset": dataset, "split": config.split, "images": len(reference), "image_size": data.image_size}
     figures["extractor"] = extractor.name
     found = fidelity.figures_of(samples, reference) if parallel.rank() == 0 else None

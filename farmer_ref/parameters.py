@@ -1,18 +1,17 @@
 """What a model costs, computed without allocating it: `python -m farmer_ref.parameters`.
 
-Parameters beside the paper's Table 1; operations and memory of a training step; how long the whole training would take.
+Parameters beside the paper's Table 1; FLOPs and memory of a training step; the duration of the full training.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer
 from farmer_ref.support import cli
-from farmer_ref.support.errors import InputError
+from farmer_ref.support.errors import require
+from farmer_ref.support.settings import settings_class
 from farmer_ref.training.costs import peak_flops_of, saved_bytes, state_bytes, training_flops
 from farmer_ref.training.presets import PRESETS
 
@@ -31,19 +30,19 @@ million and the head of the shared mixture, as stated, another 263; the paper do
 (D = 192) the paper gives no split, and I = 128, R = 640 is impossible: we take I = 32, R = 160 with the same K_I and
 K_R, so our AR at patch 8 has a smaller head than the paper's count."""
 GPU, GPU_BYTES, GPUS = "H100", 80e9, 8
-RESERVED_BYTES = 4 * 2**30  # for the kernels' workspaces and what lives briefly: our guess
-UTILISATION = 0.45  # of the peak: our goal
-LARGE = 100e6  # parameters: smaller models wait for a GPU's latency, of which this table knows nothing
+RESERVED_BYTES = 4 * 2**30  # for kernel workspaces and temporaries: our guess
+UTILISATION = 0.45  # of the peak (MFU): our goal
+LARGE = 100e6  # parameters: below it launch latency dominates on a GPU, which this table ignores
 COSTS = f"""
-What a training step costs, computed. GFLOP: of an image, three forward passes, attention as if nothing were masked.
+What a training step costs, computed. GFLOP: per image, three forward passes; the attention mask is not deducted.
 GiB: float32 weights, gradients, AdamW's moments and the average, on one GPU and on each of {GPUS} (--parallel fsdp).
-MiB: what one more image adds in the preset's precision; then with --checkpoint-activations.
+MiB: memory that one more image adds in the preset's precision; then with --checkpoint-activations.
 Fit: images on each {GPU} of {GPU_BYTES / 1e9:.0f} GB with {RESERVED_BYTES >> 30} GiB left free; then with checkpoints.
-Images a second of one {GPU} at {UTILISATION:.0%} of its peak; days of the preset's whole training on {GPUS} of them."""
+Images per second on one {GPU} at {UTILISATION:.0%} of its peak; days of the preset's training on {GPUS} of them."""
 
 
 def count(config: ModelConfig) -> dict[str, int]:
-    """Parameters of the flow (AF), of the prior (AR) and of its heads, which are among them; on the meta device."""
+    """Parameters of the flow (AF), of the prior (AR) and of the prior's heads, counted on the meta device."""
     with torch.device("meta"):
         model = Farmer(config)
 
@@ -55,7 +54,7 @@ def count(config: ModelConfig) -> dict[str, int]:
 
 
 def images_that_fit(state: int, image: int) -> int:
-    """Images of a step that fit on the GPU beside the state, both in bytes."""
+    """Images of a step that fit on the GPU beside the state, given the bytes of both."""
     return max(0, int((GPU_BYTES - RESERVED_BYTES - state) // image))
 
 
@@ -64,7 +63,10 @@ def step_costs(name: str) -> str:
     preset = PRESETS[name]
     parameters, flops = count(preset.model)["total"], training_flops(preset.model)
     states = [state_bytes(parameters, processes) for processes in (1, GPUS)]
-    images = [saved_bytes(preset.model, checkpointed, preset.precision) for checkpointed in (False, True)]
+    images = [
+        saved_bytes(preset.model, checkpoint_activations=checkpointed, precision=preset.precision)
+        for checkpointed in (False, True)
+    ]
     rate = UTILISATION * peak_flops_of(GPU) / flops
     days = preset.steps * preset.batch_size / (GPUS * rate) / 86_400
     one, one_checkpointed, each, each_checkpointed = (
@@ -77,7 +79,7 @@ def step_costs(name: str) -> str:
     )
 
 
-@dataclass(frozen=True)
+@settings_class
 class ParametersConfig:
     """Parameters and costs of the presets."""
 
@@ -85,12 +87,11 @@ class ParametersConfig:
     """A preset, or all."""
 
     def __post_init__(self) -> None:
-        if self.preset != "all" and self.preset not in PRESETS:
-            raise InputError(f"preset is {self.preset!r}; allowed: all, {', '.join(PRESETS)}")
+        require(self.preset in ("all", *PRESETS), "preset", self.preset, f"all, {', '.join(PRESETS)}")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the table."""
+    """Print the tables."""
     config = cli.parse("farmer_ref.parameters", ParametersConfig(), DESCRIPTION, argv)
     names = list(PRESETS) if config.preset == "all" else [config.preset]
     print("millions          flow (AF)  paper   prior (AR)  paper   of it: token head  shared head      total")

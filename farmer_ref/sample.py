@@ -6,88 +6,87 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
 from farmer_ref.evaluation.metrics import sample_generator
 from farmer_ref.model.guidance import Guidance
-from farmer_ref.model.student import STUDENT
+from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.support import cli, parallel
-from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import output_file, pretrained_folder, replace_file, write_json
+from farmer_ref.support.errors import InputError, require, shown
+from farmer_ref.support.files import output_file, pretrained_folder, read_json, replace_file, write_json
 from farmer_ref.support.plots import class_labels, image_grid, to_bytes
+from farmer_ref.support.settings import Factor, Whole, settings_class
 from farmer_ref.training.runs import Run
 
 DESCRIPTION = """Draw samples from a trained FARMER.
 
---out NAME.png is one picture, a column per class; NAME.npz holds `count` images as the field's evaluators read them
+--out NAME.png is one picture, a column per class; NAME.npz holds `count` images in the format of the usual evaluators
 (arr_0: uint8, count x H x W x 3; arr_1: labels); any other NAME is a folder of single PNG files, and the same command
 again draws what is missing there. `--guidance 1.5` is short for `--guidance.scale 1.5`."""
 SETTINGS_FILE = "samples.json"
 
 
-@dataclass(frozen=True)
+@settings_class
 class SampleConfig:
     """What to draw, how, and where to."""
 
     run: str = "digits"
     """A run folder, a model that ships with the package (digits, digits-noise), or owner/name of the Hugging Face Hub,
-    with @revision for another than its newest."""
+    with @revision for any but its newest."""
     out: str = "samples.png"
     """A name that ends in .png or .npz, or a folder."""
     labels: tuple[int, ...] = ()
     """The classes, in turn; none given: the first ten for a picture, all otherwise. -1 asks for any class."""
-    rows: int = 10
+    rows: PositiveInt = 10
     """Rows of a picture."""
-    count: int = 1000
+    count: PositiveInt = 1000
     """Images in an .npz file or a folder."""
     guidance: Guidance = field(default_factory=Guidance)
-    """Guidance: the run's own unless given."""
+    """Guidance; default: the run's own."""
     student: bool = False
     """Decode with the run's one-step student in place of the exact inverse."""
     method: Literal["sequential", "jacobi"] = "sequential"
     """The exact inverse of the flow: token by token, or in parallel sweeps to 1e-5."""
-    redundant_temperature: float = 1.0
-    """Standard deviation of the redundant channels' mixture, times this (Fig. 7)."""
+    redundant_temperature: Factor = 1.0
+    """Multiplies the standard deviations of the redundant channels' mixture (Fig. 7)."""
     denoise: bool = False
-    """Take off the noise that samples of a model trained with Gaussian noise carry (Tweedie's formula)."""
-    batch_size: int = 100
-    """Images drawn at a time. Part of what the seed means: batches of another size give other images."""
+    """Remove the noise from samples of a model trained with Gaussian noise (Tweedie's formula)."""
+    batch_size: PositiveInt = 100
+    """Images drawn at a time. Together with the seed it decides the images: another batch size gives others."""
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
-    seed: int = 0
+    seed: Whole = 0
     """The same seed gives the same images on the same device."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
 
     def __post_init__(self) -> None:
-        for name in ("rows", "count", "batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require(self.redundant_temperature >= 0, "redundant_temperature", self.redundant_temperature, "0 or more")
         if self.student and self.method != "sequential":
             raise InputError(f"method is {self.method!r}, with a student; allowed: one of the two")
         if self.student and self.weights == "raw":
-            raise InputError("weights is 'raw', with a student; allowed: ema, whose student it is")
+            raise InputError("weights is 'raw', with a student; allowed: ema, the student's teacher")
         if Path(self.out).suffix.lower() in (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tiff", ".pdf", ".npy"):
             raise InputError(f"out is {self.out!r}; allowed: a name that ends in .png or .npz, or a folder")
 
 
 def settings(argv: list[str] | None = None) -> SampleConfig:
-    """The configuration from the command line, over the guidance that the run was trained to be sampled with."""
+    """Settings from the command line; the default guidance is the run's own."""
     run, argv = cli.split_run_and_guidance(SampleConfig().run, argv)
     default = SampleConfig(run=run, guidance=Run.open(run).guidance)
     return cli.parse("farmer_ref.sample", default, DESCRIPTION, argv)
 
 
 class Sampler:
-    """A model with all that decides which images it draws."""
+    """A model with everything that decides which images it draws."""
 
     def __init__(self, config: SampleConfig):
         self.config, self.device = config, parallel.join(config.device)
@@ -95,8 +94,8 @@ class Sampler:
         self.model = run.load(config.weights).to(self.device)
         self.student = run.load_student(self.model) if config.student else None
 
-    def draw(self, labels: Tensor, batch: int, progress: bool) -> Tensor:
-        """One image (n,C,H,W) for each label (n,), on the CPU: a function of the seed and the batch's number."""
+    def draw(self, labels: Tensor, *, batch: int, progress: bool) -> Tensor:
+        """One image (n,C,H,W) per label (n,), on the CPU: a function of the seed and the batch's number."""
         images = self.model.sample(
             labels.to(self.device),
             self.config.guidance,
@@ -110,28 +109,29 @@ class Sampler:
         return self.model.dequantiser.without_noise(images).cpu()
 
     def batches(self, labels: Tensor, done: Set[int] = frozenset()) -> Iterator[tuple[range, Tensor]]:
-        """This process's images and their numbers, batch by batch; without the batches that are all `done`."""
+        """This process's images with their numbers, batch by batch, skipping batches that are entirely `done`."""
         parts, quiet = labels.split(self.config.batch_size), parallel.rank() > 0
         with tqdm(total=len(labels), unit="image", disable=quiet or len(parts) == 1) as bar:
             for batch in range(parallel.rank(), len(parts), parallel.world_size()):
                 first, count = batch * self.config.batch_size, len(parts[batch])
                 if not done.issuperset(range(first, first + count)):
-                    yield range(first, first + count), self.draw(parts[batch], batch, not quiet and len(parts) == 1)
+                    progress = not quiet and len(parts) == 1
+                    yield range(first, first + count), self.draw(parts[batch], batch=batch, progress=progress)
                 bar.update(min(count * parallel.world_size(), len(labels) - bar.n))
 
     def images(self, labels: Tensor) -> Tensor:
-        """All images (n,C,H,W), of whichever process, on each of them."""
+        """The images (n,C,H,W) of all processes, on every one of them."""
         return torch.cat(parallel.gather_interleaved([images for _, images in self.batches(labels)]))
 
     def labels(self) -> Tensor:
-        """The classes in turn, for `count` images and what fills the last batch: so it is the same for any count."""
+        """The classes in turn, for `count` images rounded up to full batches: image k is the same for any count."""
         classes = torch.tensor(self.config.labels or tuple(range(self.model.config.num_classes)) or (-1,))
-        whole = -(-self.config.count // self.config.batch_size) * self.config.batch_size
-        return classes.repeat(whole // len(classes) + 1)[:whole]
+        padded = -(-self.config.count // self.config.batch_size) * self.config.batch_size
+        return classes.repeat(padded // len(classes) + 1)[:padded]
 
 
 def write_picture(sampler: Sampler, out: Path) -> str:
-    """A grid with one column per class."""
+    """Write a grid with one column per class."""
     config = sampler.config
     columns = torch.tensor(config.labels)
     if not config.labels:
@@ -143,7 +143,7 @@ def write_picture(sampler: Sampler, out: Path) -> str:
 
 
 def write_array(sampler: Sampler, out: Path) -> str:
-    """arr_0: images (count,H,W,3), uint8; arr_1: labels (count,)."""
+    """Write an .npz file. arr_0: images (count,H,W,3), uint8; arr_1: labels (count,)."""
     count, labels = sampler.config.count, sampler.labels()
     images = to_bytes(sampler.images(labels))[:count]
     array = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
@@ -157,7 +157,7 @@ def write_array(sampler: Sampler, out: Path) -> str:
 
 
 def write_folder(sampler: Sampler, out: Path) -> str:
-    """One PNG per image, named by its number and label; what is there already is not drawn again."""
+    """Write one PNG per image, named by its number and label; existing ones are not drawn again."""
     config = sampler.config
     labels = sampler.labels()
     parallel.on_rank_zero(lambda: note_settings(config, out, images_depend_on(config, sampler.device)))
@@ -167,7 +167,7 @@ def write_folder(sampler: Sampler, out: Path) -> str:
         return out / (f"{number:06d}_class{label}.png" if label >= 0 else f"{number:06d}.png")
 
     done = {number for number in range(len(labels)) if number >= config.count or path_of(number).exists()}
-    done = parallel.gather(done)[0]  # before anyone has drawn more
+    done = parallel.gather(done)[0]  # before any process draws more
     drawn = 0
     for numbers, images in sampler.batches(labels, done):
         for number, image in zip(numbers, to_bytes(images), strict=True):
@@ -180,19 +180,14 @@ def write_folder(sampler: Sampler, out: Path) -> str:
 
 
 def note_settings(config: SampleConfig, out: Path, deciding: dict[str, Any]) -> None:
-    """Make the folder, with all that decides what image k is; raise `InputError` where images were drawn otherwise."""
+    """Create the folder with the settings that decide image k; raise `InputError` if they differ from its own."""
     noted = out / SETTINGS_FILE
-    if noted.exists() and any(out.glob("*.png")):  # without images it is left by a command that failed
-        try:
-            before = dict(json.loads(noted.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{noted} cannot be read ({error}); allowed: that of a folder of samples") from None
+    if noted.exists() and any(out.glob("*.png")):  # without images, it is left over from a failed command
+        before = read_json(noted, dict[str, Any])
         for name, value in deciding.items():
-            if before.get(name) != value:
-                raise InputError(
-                    f"{name} is {value!r}; allowed: {before.get(name)!r}, with which the images in {out} were drawn, "
-                    "or another folder"
-                )
+            old = before.get(name)
+            where = f"with which the images in {out} were drawn, or another folder"
+            require(old == value, name, value, f"{shown(old)}, {where}")
     elif not noted.exists() and out.exists() and any(out.iterdir()):
         raise InputError(f"out is {config.out!r}, a folder that holds other things; allowed: a new folder")
     try:
@@ -203,7 +198,7 @@ def note_settings(config: SampleConfig, out: Path, deciding: dict[str, Any]) -> 
 
 
 def images_depend_on(config: SampleConfig, device: torch.device) -> dict[str, Any]:
-    """All that decides what image number k is, as JSON values: the weights by their hash, not by where they lie."""
+    """Everything that decides image number k, as JSON values: the weights by their hash, not by their path."""
     values = json.loads(json.dumps({**dataclasses.asdict(config), "device": device.type}))
     for name in ("run", "out", "rows", "count"):
         del values[name]

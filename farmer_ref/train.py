@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -15,18 +14,18 @@ from farmer_ref.data.sets import load_split
 from farmer_ref.evaluation.metrics import evaluate_likelihood
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer, LikelihoodTerms, negative_log_likelihood
-from farmer_ref.model.student import STUDENT
+from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.model.tokens import nats_to_bits_per_dim
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError
-from farmer_ref.support.files import read_config, replace_file, write_config, write_weights
+from farmer_ref.support.files import replace_file, write_config, write_weights
 from farmer_ref.support.plots import class_labels, image_grid, training_curve
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.costs import training_flops
 from farmer_ref.training.presets import PRESETS
-from farmer_ref.training.runs import check_resumed, run_record, saved_settings
+from farmer_ref.training.runs import Run, check_resumed, run_record, saved_settings
 from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 
 DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults below are its values.
@@ -38,11 +37,7 @@ KEPT_BY_RESUME = ["preset", "dataset", "seed", "batch_size", "flip", "label_drop
 
 def settings(argv: list[str] | None = None) -> TrainConfig:
     """The run's configuration from the command line, over its preset's (or, resuming, over its own)."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="digits")
-    first.add_argument("--resume", action="store_true")
-    first.add_argument("--out")
-    known, _ = first.parse_known_args(argv)
+    known, _ = cli.first_pass(argv, preset="digits", resume=False, out=None)
     if known.preset not in PRESETS:
         raise InputError(f"preset is {known.preset!r}; allowed: {', '.join(PRESETS)}")
     default = PRESETS[known.preset]
@@ -84,7 +79,7 @@ def holds_trained_weights(run: Path) -> bool:
     if not (run / "model.safetensors").exists() or not (run / "config.json").exists():
         return False
     metrics = run / "metrics.jsonl"
-    return "training" not in read_config(run) or (metrics.exists() and metrics.stat().st_size > 0)
+    return Run.open(run).training is None or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def likelihood_figures(terms: LikelihoodTerms, config: ModelConfig) -> dict[str, float]:
@@ -102,8 +97,10 @@ def main(argv: list[str] | None = None) -> None:
     config = settings(argv)
     device = set_up(config)
     with parallel.rank_zero_first():
-        data = load_split(config.dataset, "train", config.model, config.data_root, config.download)
-        validation = load_split(config.dataset, "validation", config.model, config.data_root, config.download)
+        data = load_split(config.dataset, "train", config.model, data_root=config.data_root, download=config.download)
+        validation = load_split(
+            config.dataset, "validation", config.model, data_root=config.data_root, download=config.download
+        )
         run = prepare_run(config)
 
     torch.manual_seed(random_seed(config.seed, "weights"))
@@ -118,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     distributed_model = parallel.distribute(
         model, transformer_layers(model), how=config.parallel, precision=config.precision, device=device
     )
-    average = MovingAverage(model, lambda: Farmer(config.model).to(device), config.ema_decay)
+    average = MovingAverage(model, lambda: Farmer(config.model).to(device), decay=config.ema_decay)
 
     dimensions = config.model.dimensions
 
@@ -173,7 +170,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def batches(start: int) -> Iterator[Batch]:
         rows = parallel.rows_of_process(config.batch_size)
-        return training_batches(data, config.batch_size, config.seed, start, config.flip, config.workers, rows)
+        return training_batches(
+            data, config.batch_size, seed=config.seed, start=start, flip=config.flip, workers=config.workers, rows=rows
+        )
 
     def export() -> None:
         weights = average.module().state_dict()

@@ -47,7 +47,7 @@ values, labels = next(batches(test, 300))  # grey levels 0 to 16, (300,1,8,8); c
 noise = shipped.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0))
 images = shipped.dequantiser(values, noise).to(device)  # real numbers in [-1, 1]
 labels = labels.to(device)
-model_at_work(shipped, images[3], int(labels[3]), token=7)
+model_at_work(shipped, images[3], label=int(labels[3]), token=7)
 
 # %% [markdown]
 # 1. The image is cut into $N = 16$ patches of 2×2 pixels: **tokens** $X$ with $D = 4$ channels each.
@@ -58,7 +58,7 @@ model_at_work(shipped, images[3], int(labels[3]), token=7)
 #    channels that are modelled so; for the fourth, notebook 03).
 #
 # Because the flow can be undone, the density of the image is that of its latents times the factor by which the flow
-# stretches volume around the image, the change-of-variables formula (Eqs. 5 and 10 of the paper):
+# stretches volume around the image, the change-of-variables formula (Eqs. 2 and 6 of the paper):
 #
 # $$\log p(x \mid c) = \log p(Z \mid c) + \log\left|\det \frac{\partial Z}{\partial X}\right|$$
 #

@@ -18,6 +18,9 @@ if "google.colab" in sys.modules:  # on the hosted service: fetch the project fi
     sys.path.insert(0, os.path.abspath(".."))
 
 # %%
+import json
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import make_moons
@@ -41,7 +44,7 @@ steps = 500 if device.type == "cpu" else 1500  # of training a toy, below
 # square around $x$ becomes a small parallelogram around $z$ with the same probability. So the density of $x$ is that of
 # $z$ times the ratio of the areas, the determinant of the derivatives:
 #
-# $$\log p(x) = \log \mathcal N(f(x); 0, I) + \log\left|\det \frac{\partial z}{\partial x}\right| \qquad\text{(Eq. 5)}$$
+# $$\log p(x) = \log \mathcal N(f(x); 0, I) + \log\left|\det \frac{\partial z}{\partial x}\right| \qquad\text{(Eq. 2)}$$
 #
 # Training makes this large at the data. A point is two tokens of one channel: $N = 2$, $D = 1$.
 
@@ -225,9 +228,21 @@ assert (back - tokens).abs().max() < 1e-5 and max(report.sweeps) < 15
 print("sweeps of the four blocks:", report.sweeps, "  sequential steps: 15 each")
 
 # %% [markdown]
-# On a CPU **the parallel way does not pay**: for a larger flow ($N = 256$) one image takes 0.88 s, sequentially
-# 0.55 s; sixteen take 13.1 s and 2.0 s (`results/inverses.json`). A sweep computes all tokens again, a sequential step
-# only one. What sweeps save is the waiting between small steps of a GPU.
+# On a CPU **the parallel inverse does not pay**, as a larger flow shows:
+
+
+# %% tags=["nbval-check-output"]
+def recorded(name):
+    return json.loads(Path(f"../results/{name}.json").read_text())
+
+
+for row in recorded("inverses")["matrix"]["rows"]:
+    if row["method"] in ("sequential", "jacobi"):
+        print(f"N = 256, batch {row['batch']:2}: {row['method']:10} {row['seconds']:5.2f} s")
+
+# %% [markdown]
+# A sweep computes all tokens again, a sequential step only one. On a GPU, where launch latency dominates, sweeps save the
+# waiting between small steps.
 #
 # > **The paper** undoes the flow sequentially, or with a one-step student (notebook 05). **We** add the parallel
 # > inverse, which needs no training and is exact. The paper does not say how $\sigma$ is bounded: ours is $\exp$ of a
@@ -247,9 +262,15 @@ lost = (coupling.inverse(coupling(tokens)[0]) - tokens).abs().max().item()
 print("log|det| and the way back are exact:", off < 1e-8, lost < 1e-9)
 
 # %% [markdown]
-# Of two digits models with as many blocks (`results/table4.json`), back through coupling takes 0.2 ms an image, through
-# the autoregressive flow 1.0 ms; but coupling has 2.07 bits/dim, the other 1.96 (the paper: FID 106.23 and 5.55).
-#
+# Coupling is the faster to invert, and the weaker. Two models of digits with equally many blocks, beside the paper's:
+
+# %% tags=["nbval-check-output"]
+for row in recorded("table4")["rows"][:2]:
+    inverse, bits = 1000 * row["seconds_per_image"]["back"], row["bits_per_dim"]["mean"]
+    said = row["paper"].split(";")[0]
+    print(f"{row['name']:19}: inverse {inverse:.1f} ms, {bits:.2f} bits/dim (paper: {said})")
+
+# %% [markdown]
 # ## The blind spot inside a token
 #
 # Back to the little squares: in Eq. 8 a channel never sees the other channels *of its token*, which are neighbouring
@@ -275,9 +296,16 @@ for blocks, mixing in ((1, False), (4, False), (1, True)):
 # One block learns nothing, as it must. Four take a detour: a token tells the others what one of its channels says, and
 # blocks that read the other way tell it to the other channel. So a flow spends blocks on looking around the blind spot
 # of one. Glow's `ChannelMixing`, a learned matrix before each block, or a PCA basis of the patches looks straight at
-# it. On photographs the detour is learned, slowly: raw pixels, mixing and a PCA basis have 3.72, 3.07 and 2.86
-# bits/dim after 600 steps (`results/basis.json`), 2.95, 2.76 and 2.73 after 2,700 (`basis_long.json`; notebook 03).
-#
+# it. On photographs the detour is learned, slowly (notebook 03):
+
+# %% tags=["nbval-check-output"]
+for name, steps in (("basis", 600), ("basis_long", 2700)):
+    found = {row["name"]: row["bits_per_dim"]["mean"] for row in recorded(name)["rows"]}
+    for kind in ("pixels", "pixels, learned mixing", "PCA"):
+        bits = found[f"{kind}, no split, {steps} steps"]
+        print(f"{steps:4} steps, {kind:22}: {bits:.2f} bits/dim")
+
+# %% [markdown]
 # ## What to remember
 #
 # - Density of $x$ = density of $z$ × change of volume; an integral checks it.

@@ -45,7 +45,7 @@ steps = 200 if device.type == "cpu" else 400  # of training the toys
 # The flow has turned each digit into $N = 16$ latent tokens, of which the prior models $I = 3$ informative channels one
 # token after another (notebook 03 has the rest). Take one channel at one place, over all training images. Try a mixture
 # of $K$ Gaussians (Eq. 11), of weights $\pi_k$, means $\mu_k$ and widths $\sigma_k$, and climb its log-likelihood (Eq.
-# 12):
+# 7):
 #
 # $$\log p(z) = \log \sum_{k=1}^{K} \pi_k \, \mathcal{N}(z; \mu_k, \sigma_k^2)$$
 
@@ -97,7 +97,7 @@ print("better with K on test images:", scores[1] < scores[2] < scores[8])
 # ## The mixtures of real tokens
 #
 # A mixture for each place has not seen the picture. The prior is a causal transformer: it reads the class $c$ and the
-# tokens before, and puts out the mixture of the next one, here with $K = 16$ (Eq. 6):
+# tokens before, and puts out the mixture of the next one, here with $K = 16$ (Eq. 5):
 #
 # $$\log p(Z_I \mid c) = \sum_{i=1}^{N} \log p(z_i \mid z_{<i}, c)$$
 #
@@ -198,7 +198,7 @@ log_p = Normal(0, 1).log_prob(block(one)).sum() + jacobian.slogdet().logabsdet
 assert torch.allclose(log_p, single.log_prob(one, label), atol=1e-9)
 
 # %% [markdown]
-# > **The paper** notes this in A.1: with $K = 1$ FARMER is a flow with one more block. Its Fig. 6a calls $K = 64$ best,
+# > **The paper** shows this in A.1 (Eqs. 16-18): with $K = 1$ FARMER is a flow with one more block. Its Fig. 6a calls $K = 64$ best,
 # > by FID. **We** train with three seeds for each $K$, and see a large step from 1 to 16 in bits/dim, and a small one to
 # > 64; neither 32 nor 256 can be told from 64.
 

@@ -147,7 +147,10 @@ axes.invert_yaxis()
 
 # %%
 GiB, modes = 2**30, (False, True)  # without checkpoints, and with them
-kept = {n: [saved_bytes(p.model, c, p.precision) for c in modes] for n, p in presets.items()}
+kept = {
+    n: [saved_bytes(p.model, checkpoint_activations=c, precision=p.precision) for c in modes]
+    for n, p in presets.items()
+}
 figure, panels = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharex=True, sharey=True)
 rows = [(name, checkpoints) for name in presets for checkpoints in modes]
 for axes, processes in zip(panels, (1, 8), strict=True):
@@ -199,7 +202,7 @@ for name, preset in presets.items():
 model = Farmer.from_pretrained("digits").double().to(device).train()
 data = load_split("digits", "train", model.config)
 rows = range(64), range(32), range(32, 64)
-whole, *halves = [next(training_batches(data, 64, 0, start=1234, rows=part)) for part in rows]
+whole, *halves = [next(training_batches(data, 64, seed=0, start=1234, rows=part)) for part in rows]
 assert torch.equal(torch.cat([half.values for half in halves]), whole.values)
 
 
@@ -310,7 +313,9 @@ assert back["float32"] < 1e-4 < back["layers"] < back["all"] / 3
 #     """Images of a step that fit on each GPU of so many GiB, a tenth of it left free."""
 #     preset = PRESETS[name]
 #     state = state_bytes(count(preset.model)["total"], processes)
-#     image = saved_bytes(preset.model, checkpoints, preset.precision)
+#     image = saved_bytes(
+#         preset.model, checkpoint_activations=checkpoints, precision=preset.precision
+#     )
 #     return max(0, int((0.9 * gib * 2**30 - state) // image))
 # ```
 #

@@ -1,7 +1,7 @@
 """Make each notebook's .ipynb from its .py and run it: `python notebooks/execute.py 00_tour`, or all of them.
 
-Progress bars are dropped from what is saved, and the names of temporary folders, which are one machine's. Anything else
-on standard error stops the work, so that no warning gets into the book.
+Progress bars are removed from the saved outputs, and so are the machine-dependent names of temporary folders. Any other
+output on standard error stops the work, so that no warning gets into the book.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 def read_source(path: Path) -> nbformat.NotebookNode:
-    """The notebook of a .py file, without outputs; the same one each time."""
+    """The notebook of a .py file, without outputs; deterministic."""
     notebook = jupytext.read(path)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -31,7 +31,8 @@ def read_source(path: Path) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Drop progress bars and temporary folders from the outputs; raises `SystemExit` for messages on standard error."""
+    """Remove progress bars and temporary folders from the outputs. Raises `SystemExit` for messages on standard
+    error."""
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -47,7 +48,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
 
 
 def main(names: list[str]) -> None:
-    """Run the notebooks of these names, or all."""
+    """Run the named notebooks, or all of them."""
     for path in [HERE / f"{name}.py" for name in names] or sorted(HERE.glob("[0-9]*.py")):
         notebook, began = read_source(path), time.perf_counter()
         NotebookClient(

@@ -19,7 +19,6 @@ from farmer_ref.model import prior as prior_module
 from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.flow import AutoregressiveFlow, Flow
 from farmer_ref.model.stepper import stepper
-from farmer_ref.support.record import ROOT
 
 torch.set_num_threads(1)
 for name in ("c10d-NullHandler-dcp_logger", "torch.__trace"):  # hundreds of lines each
@@ -43,6 +42,16 @@ SMALL = {
     "redundant_components": 4,
     "condition_repeats": 2,
 }
+
+VARIANTS = [{}, {"channel_mixing": True}, {"max_log_scale": None}, {"num_classes": 4}]  # of a flow
+SPLITS = [  # of a prior
+    {},
+    {"informative": None},
+    {"informative_channels": "interleaved"},
+    {"redundant_prior": "normal"},
+    {"final_permutation": False},
+    {"condition_repeats": 1},
+]
 
 
 def randomise_zeros(module: nn.Module, seed: int = 0, std: float = 0.2) -> nn.Module:
@@ -115,6 +124,24 @@ def fixed_steps(monkeypatch):
     return switch
 
 
+@pytest.fixture(scope="session")
+def digits():
+    """The shipped model."""
+    return Farmer.from_pretrained("digits")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run folder after 20 steps of preset tiny. Tests copy it before they change it, or put it back."""
+    from helpers import QUICK
+
+    from farmer_ref import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    train.main([*QUICK, "--out", str(folder)])
+    return folder
+
+
 @pytest.fixture
 def command(tmp_path):
     """Run `python -m farmer_ref.NAME` in an empty folder, as a user does."""
@@ -124,9 +151,3 @@ def command(tmp_path):
         return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
 
     return run
-
-
-def prose_of(notebook: str) -> str:
-    """A notebook's text in one line, to look for the figures that it quotes."""
-    source = (ROOT / "notebooks" / f"{notebook}.py").read_text(encoding="utf-8")
-    return " ".join(source.replace("# ", "").split())

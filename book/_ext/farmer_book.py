@@ -8,6 +8,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
+from book import bibliography
 from book.equations import CITATION, anchor, cited, entries, read
 
 NOT_FARMERS = read()["other_papers"]
@@ -47,18 +48,22 @@ def inline(text: str, name: str) -> str:
 
 
 def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Paragraphs as text, indented lines as they stand: the package's docstrings are plain text."""
+    """Paragraphs as text, indented lines and examples as they stand: the package's docstrings are plain text."""
     if lines and lines[0].startswith("Alias for field number"):  # what Python says of a named tuple's fields
         lines.clear()
     blocks: list[list[str]] = [[]]
     for line in lines:
-        if blocks[-1] and (not line.strip() or line.startswith("  ") != blocks[-1][-1].startswith("  ")):
+        example = blocks[-1] and blocks[-1][0].startswith(">>> ")  # whatever it prints, up to an empty line
+        other = not example and blocks[-1] and line.startswith("  ") != blocks[-1][-1].startswith("  ")
+        if other or not line.strip():
             blocks.append([])
         if line.strip():
             blocks[-1].append(line)
     lines.clear()
     for block in filter(None, blocks):
-        if block[0].startswith("  "):
+        if block[0].startswith(">>> "):
+            lines += [*block, ""]
+        elif block[0].startswith("  "):
             lines += ["::", "", *block, ""]
         else:
             lines += [inline(re.sub(r" {2,}", " ", " ".join(block)), name), ""]
@@ -122,6 +127,7 @@ def without_thebe(
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
+    bibliography.register()
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("doctree-resolved", link_names)
     app.connect("html-page-context", without_thebe, priority=999)

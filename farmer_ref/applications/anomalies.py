@@ -1,6 +1,6 @@
-"""Anomaly scores: how strange an image is to a model.
+"""Anomaly scores: how unusual an image is under a model.
 
-Legend: B images, C colour channels, H = W image size, v whole grey levels; log-densities are per-image sums in nats.
+Legend: B images, C colour channels, H = W image size, v integer grey levels; log-densities are per-image sums in nats.
 """
 
 from __future__ import annotations
@@ -18,30 +18,37 @@ from farmer_ref.model.prior import NULL_LABEL
 
 
 def compressed_length(values: Tensor) -> Tensor:
-    """The length (B,) of grey levels (B,C,H,W), each compressed by zlib, in nats: a crude measure of complexity."""
+    """The length (B,) in nats of each image's grey levels (B,C,H,W) under zlib: a crude measure of complexity."""
     sizes = [len(zlib.compress(image.numpy().tobytes(), 9)) for image in values.cpu()]  # bytes of 8 bits
     return torch.tensor(sizes, dtype=torch.float64) * 8 * math.log(2)
 
 
 class AnomalyScorer:
-    """Scores of how strange an image is to a model, from what its training images look like to it; larger is stranger.
+    """Anomaly scores under a model, relative to its own training images; larger is more anomalous.
 
-    log p(x) is that of the likeliest class of training, max_c log p(x | c), which lies within log C of the mixture of C
-    classes; in a model without labels there is only one p(x).
+    log p(x) is that of the likeliest training class, max_c log p(x | c), which lies within log C of the mixture of C
+    classes; a model without labels has only one p(x).
 
-    likelihood: -log p(x), the obvious one. It fails where images are *simpler* than those of training: a density can be
-    high where no image ever was, and is highest on flat ones (Nalisnick et al. 2019a).
+    likelihood: -log p(x), the obvious score. It fails on images *simpler* than those of training: a density can be high
+    where no image ever was, and is highest on flat images (Nalisnick et al. 2019a).
     typicality: |-log p(x) - H|, H the mean over training images (Nalisnick et al. 2019b, for a single image).
-    complexity: -log p(x) - L(v), L the compressed length (Serrà et al. 2020): what is simple has no credit for it.
+    complexity: -log p(x) - L(v), L the compressed length (Serrà et al. 2020): a simple image gets no credit for it.
     terms: the Mahalanobis distance of (log p(Z_I), log p(Z_R | Z_I), log|det|) from those of training images. The three
-    can be strange while their sum is not.
+    can be unusual while their sum is not.
     terms and complexity: the same with L(v) as a fourth.
     """
 
     SCORES = ("likelihood", "typicality", "complexity", "terms", "terms and complexity")
 
     def __init__(
-        self, model: Farmer, train: Tensor, labels: Tensor, draws: int = 4, seed: int = 0, progress: bool = False
+        self,
+        model: Farmer,
+        train: Tensor,
+        labels: Tensor,
+        *,
+        draws: int = 4,
+        seed: int = 0,
+        progress: bool = False,
     ):
         """`train` (n,C,H,W) and `labels` (n,): grey levels of normal images, and their classes."""
         self.model, self.draws, self.seed, self.progress = model, draws, seed, progress
@@ -50,12 +57,12 @@ class AnomalyScorer:
         self.mean = features.mean(0)  # (4,)
         self.covariance = torch.cov(features.T)  # (4,4)
 
-    def features(self, values: Tensor, batch_size: int = 100) -> Tensor:
-        """The three terms of log p(x), nats, means over draws, and the compressed length: (B,4), nats."""
+    def features(self, values: Tensor, *, batch_size: int = 100) -> Tensor:
+        """The three terms of log p(x), averaged over draws, and the compressed length: (B,4), nats."""
         rows = []
         starts = range(0, len(values), batch_size)
         for start in tqdm(starts, desc="terms", unit="batch", disable=not self.progress, leave=False):
-            part, of_classes = values[start : start + batch_size], []
+            part, per_class = values[start : start + batch_size], []
             for c in self.classes:
                 terms = terms_over_draws(
                     self.model,
@@ -65,8 +72,8 @@ class AnomalyScorer:
                     seed=self.seed,
                     numbers=range(start, start + len(part)),
                 )
-                of_classes.append(torch.stack([term.mean(0).cpu().double() for term in terms], -1))
-            each = torch.stack(of_classes, 1)  # (b,classes,3)
+                per_class.append(torch.stack([term.mean(0).cpu().double() for term in terms], -1))
+            each = torch.stack(per_class, 1)  # (b,classes,3)
             likeliest = each[torch.arange(len(part)), each.sum(-1).argmax(1)]
             rows.append(torch.cat([likeliest, compressed_length(part)[:, None]], -1))
         return torch.cat(rows)
@@ -84,8 +91,8 @@ class AnomalyScorer:
         )
         return dict(zip(self.SCORES, columns, strict=True))
 
-    def _distance(self, features: Tensor, first: int) -> Tensor:
-        """The Mahalanobis distance (B,) of the `first` features from those of training."""
-        centred = (features - self.mean)[:, :first]
-        inverse = torch.linalg.pinv(self.covariance[:first, :first], hermitian=True)  # without a split one term is 0
+    def _distance(self, features: Tensor, count: int) -> Tensor:
+        """The Mahalanobis distance (B,) of the first `count` features from those of training images."""
+        centred = (features - self.mean)[:, :count]
+        inverse = torch.linalg.pinv(self.covariance[:count, :count], hermitian=True)  # without a split one term is 0
         return (centred @ inverse * centred).sum(1).clamp(min=0).sqrt()

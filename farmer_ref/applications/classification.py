@@ -1,6 +1,6 @@
-"""Classification by Bayes' rule from log p(x | c), and how well calibrated it is.
+"""Classification by Bayes' rule from log p(x | c), and its calibration.
 
-Legend: B images, C colour channels, H = W image size, v whole grey levels, c the class label.
+Legend: B images, C colour channels, H = W image size, v integer grey levels, c the class label.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,14 +18,15 @@ from farmer_ref.support.errors import require
 
 
 def class_log_probs(
-    model: Farmer, values: Tensor, draws: int = 16, seed: int = 0, batch_size: int = 100, progress: bool = False
+    model: Farmer, values: Tensor, *, draws: int = 16, seed: int = 0, batch_size: int = 100, progress: bool = False
 ) -> Tensor:
     """log p(v | c) of grey levels v (B,C,H,W) for every class c, up to a constant: (B,classes), nats, on the CPU.
 
-    Computed is the log of a mean density over dequantisations, log (1/S) sum_s p(x_s | c), with the same draws x_s for
-    all classes and any batch size. With uniform dequantisation it lacks d log(2 / L), the volume of a cell among L grey
-    levels, to be log p(v | c) by importance weighting (Burda et al. 2016); that is the same for all classes and cancels
-    in Bayes' rule. With Gaussian noise it is no estimate of log p(v | c): the densities are those of noised images.
+    This is the log of the mean density over dequantisations, log (1/S) sum_s p(x_s | c), with the same draws x_s for
+    all classes, whatever the batch size. With uniform dequantisation it is the importance-weighted estimate of
+    log p(v | c) (Burda et al. 2016) without d log(2 / L), the log-volume of a cell among L grey levels, which is the
+    same for all classes and cancels in Bayes' rule. With Gaussian noise it does not estimate log p(v | c): the
+    densities are those of noised images.
     """
     classes = range(model.config.num_classes)
     require(len(classes) > 1, "model's classes", len(classes), "a model trained with labels of two classes or more")
@@ -43,39 +43,23 @@ def class_log_probs(
 
 
 def class_probabilities(log_probs: Tensor, temperature: float = 1.0) -> Tensor:
-    """Bayes' rule with equal priors, p(c | v) = p(v | c) / sum_c' p(v | c'), of log p(v | c) (B,classes).
+    """Bayes' rule with equal priors, p(c | v) = p(v | c) / sum_c' p(v | c'), from log p(v | c) (B,classes).
 
-    With log-likelihoods divided by a temperature: densities of many pixels are too sure of themselves.
+    Log-likelihoods are divided by the temperature: densities of many pixels are overconfident.
     """
     return torch.softmax(log_probs.double() / temperature, -1)
 
 
-def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
-    """The temperature in [.01, 1000] with the least cross-entropy on held-out images (Guo et al. 2017).
-
-    By ternary search: the cross-entropy is convex in 1/T, so it falls and then rises in log T.
-    """
-
-    def cross_entropy(log_temperature: float) -> float:
-        return float(F.nll_loss(F.log_softmax(log_probs.double() / math.exp(log_temperature), -1), labels))
-
-    low, high = math.log(0.01), math.log(1000)
-    while high - low > 1e-3:
-        first, second = (2 * low + high) / 3, (low + 2 * high) / 3
-        low, high = (low, second) if cross_entropy(first) < cross_entropy(second) else (first, high)
-    return math.exp((low + high) / 2)
-
-
 class ReliabilityBin(NamedTuple):
-    """Images whose most probable class has a probability in one interval."""
+    """The images whose most probable class has a probability in one interval."""
 
     images: int
     confidence: float
     accuracy: float
 
 
-def reliability(probabilities: Tensor, labels: Tensor, bins: int = 10) -> list[ReliabilityBin]:
-    """Mean confidence and accuracy in equal intervals of confidence, the empty ones left out (Guo et al. 2017)."""
+def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 10) -> list[ReliabilityBin]:
+    """Mean confidence and accuracy in equal intervals of confidence, empty ones left out (Guo et al. 2017)."""
     confidence, predicted = probabilities.max(-1)
     interval = (confidence * bins).long().clamp(max=bins - 1)
     correct, found = (predicted == labels).double(), []
@@ -85,7 +69,7 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 10) -> list[R
     return found
 
 
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 10) -> float:
-    """ECE, the mean of |accuracy - confidence| over intervals, weighted by their images (Guo et al. 2017)."""
-    table = reliability(probabilities, labels, bins)
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 10) -> float:
+    """ECE: the mean of |accuracy - confidence| over intervals, weighted by their images (Guo et al. 2017)."""
+    table = reliability(probabilities, labels, bins=bins)
     return sum(row.images * abs(row.accuracy - row.confidence) for row in table) / len(labels)

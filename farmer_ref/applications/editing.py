@@ -1,4 +1,4 @@
-"""Edits in the latents: another class, other details, a walk from one image to another.
+"""Edits in the latents: another class, other details, interpolation between images.
 
 Legend: B images, C colour channels, H = W image size; Z_I and Z_R are the informative and redundant channels of the
 latents, c the class label.
@@ -21,10 +21,11 @@ def change_class(
     images: Tensor,
     labels: Tensor,
     new_labels: Tensor,
+    *,
     guidance: Guidance | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Images (B,C,H,W) under new labels (B,): Z_R stays, Z_I is drawn anew from p(Z_I | c). Not clipped."""
+    """Images (B,C,H,W) under new labels (B,): keeps Z_R and redraws Z_I from p(Z_I | c). Not clipped."""
     _require_split(model)
     for label in new_labels.unique().tolist():
         allowed = f"0 to {model.config.num_classes - 1}, or -1 for any class"
@@ -36,8 +37,10 @@ def change_class(
 
 
 @torch.no_grad()
-def change_details(model: Farmer, images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Images (B,C,H,W) with other details: Z_I stays, Z_R is drawn anew from p(Z_R | Z_I, c). Not clipped."""
+def change_details(
+    model: Farmer, images: Tensor, labels: Tensor, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Images (B,C,H,W) with other details: keeps Z_I and redraws Z_R from p(Z_R | Z_I, c). Not clipped."""
     _require_split(model)
     with evaluating(model):
         informative, _ = model.prior.split(model.encode(images, labels)[0])
@@ -46,10 +49,11 @@ def change_details(model: Farmer, images: Tensor, labels: Tensor, generator: tor
 
 
 @torch.no_grad()
-def interpolate(model: Farmer, first: Tensor, second: Tensor, steps: int, latent: bool = True) -> Tensor:
-    """From `first` to `second`, (B,C,H,W) each, in `steps` images (B,steps,C,H,W): straight in the latents, or pixels.
+def interpolate(model: Farmer, first: Tensor, second: Tensor, *, steps: int, latent: bool = True) -> Tensor:
+    """Walk from `first` to `second`, (B,C,H,W) each, in `steps` images (B,steps,C,H,W), in the latents or in the
+    pixels.
 
-    The ends are the images themselves. Straight, not along a sphere: a mixture has no one radius.
+    The ends are the images themselves. The walk is linear, not spherical: a mixture has no single radius.
     """
     require(steps >= 2, "steps", steps, "2 or more")
     first, second = (images.to(model.patchify.dtype) for images in (first, second))

@@ -1,1 +1,1 @@
-"""Images: named data sets, a user's own pictures, and the order in which training reads them."""
+"""Images: named data sets, a user's own folders, and the order in which training reads them."""

@@ -1,16 +1,9 @@
-"""The order of training: what happens to sample k of step t depends on (seed, t, k) alone.
+"""The order of training: the randomness of sample k at step t depends on (seed, t, k) alone.
 
-Not on the rank, on the number of processes, on how a batch is accumulated, or on where a run was resumed.
+It does not depend on the rank, the number of processes, gradient accumulation, or where a run was resumed.
 """
 
 from __future__ import annotations
-
-from farmer_ref.model.tokens import Dequantiser
-from farmer_ref.data.folders import FolderSet
-from farmer_ref.data.sets import ImageSet
-from farmer_ref.support.errors import InputError
-from farmer_ref.model.prior import NULL_LABEL
-
 
 import atexit
 import hashlib
@@ -23,24 +16,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from farmer_ref.data.folders import FolderSet
+from farmer_ref.data.sets import ImageSet
+from farmer_ref.model.prior import NULL_LABEL
+from farmer_ref.model.tokens import Dequantiser
+from farmer_ref.support.errors import InputError
 
 
 def random_seed(*key: object) -> int:
-    """A seed for `torch.Generator` that is a function of the key alone, such as (seed, step, k)."""
+    """Hash a key, such as (seed, step, k), to a seed for `torch.Generator`."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Batch(NamedTuple):
-    """Training images of one step, or those of one process: bytes (B,C,H,W) and labels (B,)."""
+    """Training images of one step, or one process's share of them: bytes (B,C,H,W) and labels (B,)."""
 
     step: int
     values: Tensor
     labels: Tensor
     first: int = 0
-    """The place in the step's whole batch at which these images begin."""
+    """The index of the first of these images within the step's whole batch."""
 
     def parts(self, count: int) -> Iterator[Batch]:
-        """The batch in `count` equal parts."""
+        """Split the batch into `count` equal parts."""
         size = len(self.labels) // count
         for start in range(0, len(self.labels), size):
             rows = slice(start, start + size)
@@ -48,9 +46,9 @@ class Batch(NamedTuple):
 
 
 class _StepOrder(Sampler):
-    """For each step from `start` on, its samples k in `rows` as (step, k, index); every epoch has its own shuffle."""
+    """For each step from `start` on, its samples k in `rows` as (step, k, index); every epoch is shuffled anew."""
 
-    def __init__(self, size: int, batch_size: int, seed: int, start: int, rows: range):
+    def __init__(self, size: int, batch_size: int, *, seed: int, start: int, rows: range):
         self.size, self.batch_size, self.seed, self.start, self.rows = size, batch_size, seed, start, rows
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
@@ -68,9 +66,9 @@ class _StepOrder(Sampler):
 
 
 class _TrainingSamples(Dataset):
-    """Reads the samples of a step, mirrored at random where `flip`."""
+    """Loads the samples of a step; with `flip`, mirrors each at random."""
 
-    def __init__(self, data: ImageSet | FolderSet, seed: int, flip: bool):
+    def __init__(self, data: ImageSet | FolderSet, *, seed: int, flip: bool):
         self.data, self.seed, self.flip = data, seed, flip
 
     def __getitems__(self, samples: list[tuple[int, int, int]]) -> Batch | InputError:
@@ -81,25 +79,25 @@ class _TrainingSamples(Dataset):
                 mirrored = self.flip and random_seed(self.seed, "flip", step, k) % 2
                 values.append(image.flip(-1) if mirrored else image)
                 labels.append(label)
-        except InputError as error:  # raised again by the main process, where it stays one line
+        except InputError as error:  # re-raised in the main process, without a worker's traceback
             return error
         step, first, _ = samples[0]
         return Batch(step, torch.stack(values), torch.tensor(labels), first)
 
 
-def _as_read(batch: Batch | InputError) -> Batch | InputError:
-    """The loader's collate function, by name so that workers can start anywhere: a batch is whole already."""
+def _unchanged(batch: Batch | InputError) -> Batch | InputError:
+    """Collate function: `__getitems__` returns a batch already. Named, so that spawned workers can unpickle it."""
     return batch
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
-    """A worker ends when the process that it reads for does: a signal to all must not cut off the last checkpoint."""
+def _ignore_signals(_: int) -> None:
+    """Ignore signals in a worker: Ctrl-C reaches it too, and the parent may need it until the last checkpoint."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _end_workers() -> None:
-    """End the workers at exit, where SIGTERM, which they ignore, is all that multiprocessing would try."""
+    """Kill the workers at exit: multiprocessing sends SIGTERM only, which they ignore."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
@@ -108,23 +106,25 @@ def _end_workers() -> None:
 def training_batches(
     data: ImageSet | FolderSet,
     batch_size: int,
+    *,
     seed: int,
     start: int,
     flip: bool = False,
     workers: int = 0,
     rows: range | None = None,
 ) -> Iterator[Batch]:
-    """The batches of steps start, start + 1, ... without end; of each, the rows of this process (None: all)."""
+    """The batches of steps start, start + 1, ... without end, or only the given `rows` of each (one process's
+    share)."""
     loader = DataLoader(
-        _TrainingSamples(data, seed, flip),
-        batch_sampler=_StepOrder(len(data), batch_size, seed, start, rows or range(batch_size)),
-        collate_fn=_as_read,
+        _TrainingSamples(data, seed=seed, flip=flip),
+        batch_sampler=_StepOrder(len(data), batch_size, seed=seed, start=start, rows=rows or range(batch_size)),
+        collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=_ignore_signals,
     )
     batches = iter(loader)
-    if workers:  # after multiprocessing's own: what is registered last runs first
+    if workers:  # registered after multiprocessing's own handler, so it runs before it
         atexit.register(_end_workers)
     try:
         while True:
@@ -138,7 +138,7 @@ def training_batches(
                 raise batch
             yield batch
     finally:
-        del batches  # now, not when the traceback goes: it ends the workers
+        del batches  # ends the workers now, not when the traceback is freed
 
 
 def training_images(
@@ -150,10 +150,10 @@ def training_images(
     label_dropout: float,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Dequantised images (B,C,H,W) and labels (B,) with some dropped.
+    """Dequantised images (B,C,H,W), and labels (B,) after label dropout.
 
-    What is random is a function of (seed, step, sample), and of the device, whose generator draws the noise. The size
-    of Gaussian noise follows `progress`, which with `max_minutes` depends on the clock.
+    Each image's randomness is a function of (seed, step, k) and of the device, whose generator draws the noise. The
+    standard deviation of Gaussian noise follows `progress`, which depends on the clock under `max_minutes`.
     """
     generator = torch.Generator(device)
     noise, dropped = [], []

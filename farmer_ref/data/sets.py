@@ -1,18 +1,10 @@
 """Named data sets and their splits.
 
-Images are bytes, (C,H,W), values 0 .. levels-1; labels are integers. Splits are train, validation, test: what is
-chosen is chosen on validation, and no split of one overlaps another.
+Images are bytes (C,H,W), values 0..levels-1; labels are integers. The splits (train, validation, test) do not overlap,
+and every choice is made on validation.
 """
 
 from __future__ import annotations
-
-from farmer_ref.data.folders import FolderSet
-from farmer_ref.support.errors import InputError
-from farmer_ref.model.config import ModelConfig
-from farmer_ref.data.folders import SPLITS
-from farmer_ref.data.folders import SPLIT_SEED
-from farmer_ref.data.folders import folder_split
-
 
 from collections.abc import Iterator
 
@@ -21,16 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from farmer_ref.data.folders import SPLIT_SEED, SPLITS, FolderSet, folder_split
+from farmer_ref.model.config import ModelConfig
+from farmer_ref.support.errors import InputError
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar10-crops": "CIFAR10"}
-CROP = 16  # side of "cifar10-crops", the middle of each image: natural images for a model that a laptop can train
+CROP = 16  # side of "cifar10-crops", the centre of each image: natural images that a laptop can model
 TORCHVISION_VALIDATION = 5000  # the last images of a fixed shuffle of the published training set
 
 
 class ImageSet(Dataset):
-    """One split in memory: `values` bytes (n,C,H,W) and `labels` (n,)."""
+    """One split in memory: `values`, bytes (n,C,H,W), and `labels` (n,)."""
 
-    def __init__(self, name: str, values: Tensor, labels: Tensor, levels: int, num_classes: int):
+    def __init__(self, name: str, values: Tensor, labels: Tensor, *, levels: int, num_classes: int):
         self.name, self.values, self.labels = name, values, labels
         self.levels, self.num_classes = levels, num_classes
         self.channels, self.image_size = values.shape[1], values.shape[2]
@@ -43,15 +38,15 @@ class ImageSet(Dataset):
 
 
 def load_split(
-    name: str, split: str, config: ModelConfig, data_root: str = "data", download: bool = True
+    name: str, split: str, config: ModelConfig, *, data_root: str = "data", download: bool = True
 ) -> ImageSet | FolderSet:
-    """One split ("train", "validation", "test") of a data set, checked against the model that will read it.
+    """One split ("train", "validation", "test") of a data set, checked against the model's configuration.
 
-    `name`: "digits" (scikit-learn's 1,797 images of 8x8 and 17 grey levels, no download), "digits-without-K" (all but
-    class K, to learn what is normal when K is not), "photographs" (square crops of scikit-learn's two, no download),
-    "mnist", "fashion-mnist", "cifar10" (torchvision's, under `data_root`), "cifar10-crops" (the middle 16x16 of these:
-    bits/dim of its own), or "folder:PATH" (a folder of images per class; or folders train, val, test of such, as
-    ImageNet's). Raises `InputError` for what is missing or does not fit.
+    `name`: "digits" (scikit-learn's 1,797 images of 8x8 with 17 grey levels, no download), "digits-without-K" (all but
+    class K, to train a model to which K is anomalous), "photographs" (square crops of scikit-learn's two, no download),
+    "mnist", "fashion-mnist", "cifar10" (from torchvision, under `data_root`), "cifar10-crops" (their central 16x16,
+    with bits/dim of its own), or "folder:PATH" (one folder of images per class; or such folders in train, val, test, as
+    in ImageNet). Raises `InputError` where data is missing or does not fit the model.
     """
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
@@ -61,7 +56,7 @@ def load_split(
     elif name in (without := [f"digits-without-{k}" for k in range(10)]):
         data = _digits(split)
         kept = data.labels != without.index(name)
-        data = ImageSet(name, data.values[kept], data.labels[kept], data.levels, data.num_classes)
+        data = ImageSet(name, data.values[kept], data.labels[kept], levels=data.levels, num_classes=data.num_classes)
     elif name == "photographs":
         data = _photographs(split, config.image_size)
     elif name in TORCHVISION:
@@ -98,10 +93,10 @@ def _digits(split: str) -> ImageSet:
 
 
 def _photographs(split: str, image_size: int) -> ImageSet:
-    """Square crops of scikit-learn's two photographs (427x640), each its own class: real colours, no download.
+    """Square crops of scikit-learn's two photographs (427x640), one class each: natural colours, no download.
 
-    The left 70% of both are for training, with a crop every 4 pixels; the next 15% for validation and the rest for
-    testing, with crops that do not overlap.
+    Training crops come every 4 pixels from the left 70% of both; the next 15% is for validation and the rest for
+    testing, in crops that do not overlap.
     """
     from sklearn.datasets import load_sample_images
 
@@ -127,7 +122,7 @@ def _torchvision(name: str, split: str, data_root: str, download: bool) -> Image
     except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"data_root is {data_root!r}, which holds no whole {name} ({reason}); allowed: its folder, or --download"
+            f"data_root is {data_root!r}, which holds no complete {name} ({reason}); allowed: its folder, or --download"
         ) from None
     values = torch.as_tensor(published.data)
     values = values[:, None] if values.dim() == 3 else values.permute(0, 3, 1, 2).contiguous()
@@ -152,9 +147,9 @@ def evenly_spread(size: int, limit: int | None) -> list[int]:
 def batches(
     data: ImageSet | FolderSet, batch_size: int, limit: int | None = None, turn: int = 0, turns: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split in batches of values (B,C,H,W) and labels (B,); at most `limit` images, spread evenly over it.
+    """A split in batches of values (B,C,H,W) and labels (B,); `limit` caps the images and picks evenly spaced ones.
 
-    Where `turns` processes take batches in turn, those of number `turn`.
+    Where `turns` processes take batches in turn, only those of process `turn`.
     """
     chosen = evenly_spread(len(data), limit)
     for start in range(turn * batch_size, len(chosen), turns * batch_size):

@@ -1,14 +1,15 @@
 """Fréchet distance, Inception score, precision and recall of samples, by torch-fidelity, in any extractor's features.
 
-An extractor turns images into feature vectors. In those of an Inception network the Fréchet distance between samples
-and real images is FID (Heusel et al. 2017); the Inception score (Salimans et al. 2016) needs its class scores, too.
-Precision is the share of samples that lie among the real images, recall that of real images that lie among the samples,
-each point's neighbourhood reaching to its third neighbour (Kynkäänniemi et al. 2019). All of them with one extractor,
-as in ADM's evaluation; the library by itself would take VGG16 for the last two. Numbers of different extractors, or of
-different numbers of images, cannot be compared: so the command names both beside every number.
+An extractor turns images into feature vectors. In the features of an Inception network the Fréchet distance between
+samples and real images is FID (Heusel et al. 2017); the Inception score (Salimans et al. 2016) also needs its class
+scores. Precision is the fraction of samples that lie among the real images, recall that of real images that lie among
+the samples, where each point's neighbourhood reaches to its third neighbour (Kynkäänniemi et al. 2019). All use one
+extractor, as in ADM's evaluation; by default the library would use VGG16 for the last two. Figures from different
+extractors, or from different numbers of images, cannot be compared, so the command prints both beside every figure.
 
-The features are computed and kept here, as safetensors: the library's own cache is pickles, which run whatever someone
-has put there. Inception's weights remain a pickle: give a file that you trust, or let the library download its own.
+Features are computed and cached here, as safetensors: the library's own cache is made of pickles, which execute
+whatever someone has put there. Inception's weights remain a pickle: give a file that you trust, or let the library
+download its own.
 
 Legend: B images of a batch, n of all; F features, K classes; images are bytes 0..255 (B,3,H,W), grey ones repeated.
 """
@@ -41,13 +42,13 @@ from farmer_ref.support import parallel
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import read_weights, write_weights
 
-INCEPTION = "inception-v3-compat"  # the library's copy of the TensorFlow network that published FIDs are computed with
-FEWEST = 10  # images of either kind: the Inception score is the mean over ten parts of the samples
-PROBE = 8  # reference images whose features tell one extractor from another
+INCEPTION = "inception-v3-compat"  # the library's copy of the TensorFlow network behind published FIDs
+FEWEST = 10  # samples, and reference images: the Inception score averages over ten parts of the samples
+PROBE = 8  # reference images whose features identify an extractor
 
 
 class Features(NamedTuple):
-    """What an extractor says of images: features (n,F), and class scores (n,K) where it is a classifier."""
+    """The output of an extractor: features (n,F), and class scores (n,K) if it is a classifier."""
 
     features: Tensor
     scores: Tensor | None
@@ -55,7 +56,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A name, and a function of images (B,3,H,W), bytes: features (B,F), or features and class scores (B,K)."""
+    """A name, and a function of images (B,3,H,W), bytes, to features (B,F), or to features and class scores (B,K)."""
 
     name: str
     function: Callable[[Tensor], Any]
@@ -77,12 +78,12 @@ class Extractor:
 # -- extractors --------------------------------------------------------------------------------------------------------
 
 
-def extractor_named(name: str, weights: str | None, device: torch.device) -> Extractor:
+def extractor_named(name: str, *, weights: str | None, device: torch.device) -> Extractor:
     """One of the library's extractors, or `module:function` of your own.
 
-    `weights` is a file for the library's; without it the library downloads them (the name of Inception's ends in the
-    first digits of its SHA-256, which we print). Your own function takes images (B,3,H,W), bytes, and gives features
-    (B,F), or a pair of features and class scores (B,K).
+    `weights` is a file for a library extractor; without it, the library downloads its own (Inception's file name ends
+    in the first digits of its SHA-256, which we print). Your own function takes images (B,3,H,W), bytes, and returns
+    features (B,F), or a pair of features and class scores (B,K).
     """
     if ":" in name:
         require(weights is None, "extractor_weights", weights, "none with an extractor of your own")
@@ -94,10 +95,10 @@ def extractor_named(name: str, weights: str | None, device: torch.device) -> Ext
     kind = FEATURE_EXTRACTORS_REGISTRY[name]
     layers = list(dict.fromkeys(kind.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")))
     if weights is not None and not Path(weights).is_file():
-        raise InputError(f"extractor_weights is {weights!r}, which is no file; allowed: weights of {name}")
+        raise InputError(f"extractor_weights is {weights!r}, which is not a file; allowed: weights of {name}")
     try:
         network = kind(name, layers, feature_extractor_weights_path=weights, verbose=False).to(device)
-    except Exception as error:  # unpickling a file or asking the network: anything can come
+    except Exception as error:  # unpickling and downloading can raise anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if weights is not None:
             raise InputError(
@@ -112,11 +113,11 @@ def extractor_named(name: str, weights: str | None, device: torch.device) -> Ext
         with open(weights, "rb") as file:
             name = f"{name} of {Path(weights).name}, SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
 
-    def of_the_library(images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def from_library(images: Tensor) -> tuple[Tensor, Tensor | None]:
         features, *scores = network(images.to(device))
-        return features, scores[0] if scores else None  # one layer for both: no classifier
+        return features, scores[0] if scores else None  # one layer serves both metrics: no classifier
 
-    return Extractor(name, of_the_library)
+    return Extractor(name, from_library)
 
 
 def _own_function(name: str) -> Callable[[Tensor], Any]:
@@ -130,19 +131,19 @@ def _own_function(name: str) -> Callable[[Tensor], Any]:
 
 
 def classifier_extractor(classifier: PixelClassifier, train: ImageSet | FolderSet) -> Extractor:
-    """The scores of a classifier of real images (`metrics.PixelClassifier`), as features and as class scores.
+    """The scores of a classifier of real images (`metrics.PixelClassifier`), both as features and as class scores.
 
-    A stand-in for Inception in domains that it does not know, such as digits. It is surer of the images that it was
-    trained with than of others: compare samples with the validation or test split. Of two classes it gives (-s, s).
+    A stand-in for Inception in domains unknown to it, such as digits. It is more confident on its own training images
+    than on others, so compare samples with the validation or test split. With two classes it returns (-s, s).
     """
 
-    def read(images: Tensor) -> tuple[Tensor, Tensor]:
+    def classify(images: Tensor) -> tuple[Tensor, Tensor]:
         values = (images[:, : train.channels].float() * (train.levels - 1) / 255).round().to(torch.uint8)
         scores = classifier.scores(values)
         scores = torch.cat([-scores, scores], 1) if scores.shape[1] == 1 else scores
         return scores, scores
 
-    return Extractor(f"classifier of {train.name}", read)
+    return Extractor(f"classifier of {train.name}", classify)
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -153,8 +154,8 @@ def as_rgb(values: Tensor, levels: int) -> Tensor:
     return (values.float() * 255 / (levels - 1)).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
 
-class DrawnEarlier:
-    """Images as `farmer_ref.sample` writes them: an .npz file (arr_0: n,H,W,3, bytes) or a folder of PNG files."""
+class SavedSamples:
+    """Images written by `farmer_ref.sample`: an .npz file (arr_0: n,H,W,3, bytes) or a folder of PNG files."""
 
     def __init__(self, path: str, image_size: int):
         self.path, self.image_size = path, image_size
@@ -192,7 +193,7 @@ class DrawnEarlier:
             with Image.open(image) as opened:
                 array = np.array(opened.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"image {image} cannot be read ({error}); allowed: a whole PNG file") from None
+            raise InputError(f"image {image} cannot be read ({error}); allowed: an intact PNG file") from None
         (height, width), size = array.shape[:2], self.image_size
         if (height, width) != (size, size):
             raise InputError(f"image {image} is {width}x{height}; allowed: {size}x{size}, as the model's")
@@ -208,8 +209,9 @@ class DrawnEarlier:
 # -- features ----------------------------------------------------------------------------------------------------------
 
 
-def features_of(images: Iterable[Tensor], count: int, extractor: Extractor, what: str) -> Features:
-    """The features of `count` images, of which this process has some of the batches in turn: of all, on all."""
+def features_of(images: Iterable[Tensor], *, count: int, extractor: Extractor, what: str) -> Features:
+    """Features of all `count` images, on every rank; `images` iterates over this rank's batches, in round-robin
+    order."""
     mine = []
     with tqdm(total=count, desc=what, unit="image", disable=parallel.rank() > 0, leave=False) as bar:
         for batch in images:
@@ -220,14 +222,14 @@ def features_of(images: Iterable[Tensor], count: int, extractor: Extractor, what
 
 
 def reference_features(
-    data: ImageSet | FolderSet, split: str, extractor: Extractor, batch_size: int, limit: int | None = None
+    data: ImageSet | FolderSet, split: str, extractor: Extractor, *, batch_size: int, limit: int | None = None
 ) -> Tensor:
-    """Features (n,F) of a split, at most `limit` images spread evenly over it: computed once, and kept.
+    """Features (n,F) of a split, of at most `limit` evenly spaced images: computed once, then cached.
 
-    They lie where torch-fidelity's weights do, in torch.hub's folder (below ~/.cache, or where TORCH_HOME says). The
-    file's name says the data set, the split, the number of images and their size. It ends in a digest of the images
-    (of files: their names, sizes and times) and of the features of the first few, so that other images, and another
-    extractor or other weights of it, have a file of their own.
+    The cache is beside torch-fidelity's weights, in torch.hub's folder (below ~/.cache, or where TORCH_HOME says). The
+    file's name gives the data set, the split, the number of images and their size. It ends in a digest of the images
+    (for files: their names, sizes and times) and of the features of the first few, so that other images, another
+    extractor, or other weights get a file of their own.
     """
     folder = Path(torch.hub.get_dir()) / "farmer_ref"
     count = len(data) if limit is None else min(limit, len(data))
@@ -249,7 +251,7 @@ def reference_features(
         return read_weights(path)["features"]
     turn = batches(data, batch_size, limit, parallel.rank(), parallel.world_size())
     images = (as_rgb(values, data.levels) for values, _ in turn)
-    features = features_of(images, count, extractor, "reference images").features
+    features = features_of(images, count=count, extractor=extractor, what="reference images").features
 
     def keep() -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +269,7 @@ def reference_features(
 
 
 class _Rows(Dataset):
-    """Vectors (n,F) as the library reads images: one by one."""
+    """Vectors (n,F) as the data set that the library expects."""
 
     def __init__(self, rows: Tensor):
         self.rows = rows
@@ -280,7 +282,7 @@ class _Rows(Dataset):
 
 
 class _AsGiven(FeatureExtractorBase):
-    """What lets the library compute its metrics of features: an extractor that passes them on."""
+    """An extractor that passes features through, so that the library computes its metrics from them."""
 
     @staticmethod
     def get_provided_features_list() -> tuple[str]:
@@ -302,9 +304,10 @@ register_feature_extractor(AS_GIVEN, _AsGiven)
 
 
 def figures_of(samples: Features, reference: Tensor) -> dict[str, float | None]:
-    """Fréchet distance, Inception score (None without class scores), precision and recall, as torch-fidelity has them.
+    """Fréchet distance, Inception score (None without class scores), precision and recall, as torch-fidelity defines
+    them.
 
-    Distances of all pairs are compared for precision and recall: their time grows with the square of the numbers.
+    Precision and recall compare the distances of all pairs: their time grows quadratically with the number of images.
     """
     options = {"feature_extractor": AS_GIVEN, "cuda": False, "cache": False, "save_cpu_ram": True, "verbose": False}
     rows = {"input1": _Rows(samples.features), "input2": _Rows(reference)}

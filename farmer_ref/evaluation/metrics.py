@@ -82,6 +82,15 @@ def bits_per_dim(
     E_u[-log p(x + u)] >= -log P by Jensen's inequality; `importance_weighted` moves the mean over draws inside the
     logarithm, -log (1/S) sum_s p(x + u_s), which is tighter (Burda et al. 2016). Raises `InputError` for a model
     trained with Gaussian noise, which has no discrete bits/dim.
+
+    >>> import torch
+    >>> from farmer_ref import Farmer, bits_per_dim
+    >>> model = Farmer.from_pretrained("digits")
+    >>> three = model.sample(torch.tensor([3]), generator=torch.Generator().manual_seed(0))
+    >>> drawn, white = model.dequantiser.quantise(three), torch.full((1, 1, 8, 8), 16, dtype=torch.uint8)
+    >>> bits = bits_per_dim(model, torch.cat([drawn, white]), torch.tensor([3, 3]))
+    >>> (bits < torch.tensor(17).log2()).tolist()  # better than no model of the 17 grey levels?
+    [True, False]
     """
     _require_uniform(model)
     if images.is_floating_point():

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -13,21 +12,26 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
+from farmer_ref.evaluation.results import is_result, read_result
 from farmer_ref.evaluation.tables import HIGHER_IS_BETTER, MEASURES, TIMED_BATCH, Claim, Table
 
-REPORT = """Written by `python -m farmer_ref.ablate` from the files beside it. Means and standard deviations over seeds;
-steps are the mean of the runs. "Read": the share of samples that a classifier of real images reads as their class (of
-two classes, as photographs have, half is chance; of ten, a tenth). "Fréchet": the Fréchet distance of its class scores
-from those of the test images. Beside a row stands how it was sampled, if not plainly: guidance raises what is read, so
-rows of different tables are compared only where that agrees. The paper's column is of its own models, on ImageNet at
-256x256. By the 95% interval of the difference over seeds (Student's t): a row is better than another, by a margin where
-one is named, if the interval lies above it; not better if below; within a margin if the interval lies inside, not if
-outside. Where both rows sample from the same models, it is the difference seed by seed. Of twenty differences that are
-none, one is told apart all the same."""
+REPORT = """Written by `python -m farmer_ref.ablate` from the JSON files beside this page. Entries are means and
+standard deviations over seeds; *steps* is the mean over runs. *Accuracy* is the share of samples that a classifier
+trained on real images assigns to the class that was asked for (chance is one half with the two classes of the
+photographs, one tenth with ten). *Fréchet* is the Fréchet distance between the classifier's scores of the samples and
+those of the test images. Sampling options other than the defaults stand beside a row's name: guidance raises the
+accuracy, so compare rows of different tables only where these options agree. The last column quotes the paper: its
+own models, on ImageNet at 256x256.
+
+A claim is judged by the 95% confidence interval (Student's t) of the difference between its two rows over seeds. "A
+better than B" holds if the interval lies above zero, or above the margin where one is given; it does not hold if the
+interval lies below; otherwise the comparison is inconclusive. "A within m of B" holds if the interval lies inside
+[-m, m] and does not hold if it lies outside. Rows that are sampled from the same models are compared seed by seed. At
+this level about one in twenty true nulls still looks significant."""
 
 
 def judged(table: Table, rows: list[dict[str, Any]], fifths: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """What measured rows say of a table's claims, and all that is said of them in sentences."""
+    """Verdicts on a table's claims from its measured rows, and these and its speeds in sentences."""
     by_name = {row["name"]: row for row in rows}
     verdicts = [judge(table, claim, by_name) for claim in table.claims]
     sentences = [verdict["sentence"] for verdict in verdicts]
@@ -46,13 +50,14 @@ def blur_sentence(fifths: list[dict[str, Any]]) -> str:
     word = verdict(last, means, higher_is_better=False, paired=True)["verdict"]
     of_last, of_first = (cell(fifth["sharpness"], ".2f") for fifth in (fifths[-1], fifths[0]))
     return (
-        f'"Samples of abnormally large log-determinants look blurred" {word}: sharpness, over that of real images, is '
-        f"{of_last} in the fifth of each class with the largest and {of_first} in the fifth with the smallest."
+        f'"Samples of abnormally large log-determinants look blurred" {word}: relative to real images, sharpness is '
+        f"{of_last} in the fifth of each class with the largest log-determinants and {of_first} in the fifth with the "
+        "smallest."
     )
 
 
 def judge(table: Table, claim: Claim, by_name: dict[str, dict]) -> dict[str, Any]:
-    """Whether our figures say of two rows what the paper says, by each measure in a word, and in one sentence."""
+    """Whether our figures bear out a claim: a verdict by each measure, and one sentence."""
     first, second = by_name[claim.first], by_name[claim.second]
     said = f"{claim.first} better than {claim.second}" + (f" by {claim.at_least:g} or more" if claim.at_least else "")
     if claim.alike_within is not None:
@@ -72,7 +77,7 @@ def judge(table: Table, claim: Claim, by_name: dict[str, dict]) -> dict[str, Any
         )
         name, form = MEASURES[measure]
         figures = " against ".join(cell(row[measure], form) for row in (first, second))
-        parts.append(f"by {name} {verdicts[measure]['verdict']} ({figures})")
+        parts.append(f"by {name}, {verdicts[measure]['verdict']} ({figures})")
     seeds = len(first[table.measures[0]]["seeds"])
     sentence = f'"{said}": {"; ".join(parts)}. {seeds} seed{"s" * (seeds > 1)}.'
     return {"claim": said, "verdicts": verdicts, "sentence": sentence}
@@ -90,13 +95,13 @@ def verdict(
 
     By the 95% interval of the mean difference (Student's t): better if it lies above `at_least`, alike if it lies
     within the margin. `paired`: both are of the same trained models, so that seed by seed their difference is what
-    varies. Of twenty differences that are none, one is told apart all the same.
+    varies. At this level about one in twenty true nulls still looks significant.
     """
     sign, count = -1 if higher_is_better else 1, len(ours)
     gains = [sign * (b - a) for a, b in zip(ours, other, strict=True)]
     gain = statistics.mean(gains)
     if count < 2:
-        return {"gain": gain, "half_interval": None, "verdict": "cannot be told from one seed"}
+        return {"gain": gain, "half_interval": None, "verdict": "inconclusive with one seed"}
     variance = statistics.variance(gains) if paired else statistics.variance(ours) + statistics.variance(other)
     freedom = count - 1 if paired else 2 * (count - 1)
     half = float(student_t.ppf(0.975, freedom)) * math.sqrt(variance / count)
@@ -107,24 +112,25 @@ def verdict(
     return {
         "gain": gain,
         "half_interval": half,
-        "verdict": "holds" if holds else "does not hold" if fails else "cannot be told",
+        "verdict": "holds" if holds else "does not hold" if fails else "inconclusive",
     }
 
 
 def flow_speeds(seconds: dict[str, dict[str, float]]) -> list[str]:
-    """What Table 4 says of time, beside ours: seconds an image of each row's forward, prior and back."""
+    """The speeds of Table 4 beside ours, from each row's seconds per image of the forward pass, prior and inverse."""
     coupling, exact, student = (
         seconds[row] for row in ("coupling flow", "autoregressive flow", "autoregressive flow, one step")
     )
     return [
-        f"Back through the autoregressive flow takes {exact['back'] / exact['forward']:.0f} times as long as forward "
-        f"(the paper: 26), through the coupling flow {coupling['back'] / coupling['forward']:.1f} times (1.5).",
-        f"One step is {exact['back'] / student['back']:.1f} times as fast as the exact inverse (the paper: 22).",
+        f"Inverting the autoregressive flow takes {exact['back'] / exact['forward']:.0f} times as long as its forward "
+        f"pass (the paper: 26), inverting the coupling flow {coupling['back'] / coupling['forward']:.1f} times (1.5).",
+        f"The one-step student is {exact['back'] / student['back']:.1f} times as fast as the exact inverse (the paper: "
+        "22).",
     ]
 
 
 def sampling_speeds(seconds: dict[str, dict[str, float]]) -> list[str]:
-    """What Table 5 says of time, beside ours."""
+    """The shares of time in Table 5 beside ours."""
     exact, student = (seconds[row] for row in ("exact inverse", "one-step student"))
 
     def said(prior: str) -> tuple[float, float]:
@@ -133,9 +139,9 @@ def sampling_speeds(seconds: dict[str, dict[str, float]]) -> list[str]:
 
     (share, faster), (unguided_share, unguided_faster) = said("prior"), said("prior unguided")
     return [
-        f"The way back is {share:.0%} of the time of a guided sample, {unguided_share:.0%} of an unguided one (the "
-        f"paper: 77%); the student makes them {faster:.1f} and {unguided_faster:.1f} times as fast in all (the paper "
-        "says 4; by its own parts, 3.8)."
+        f"The inverse takes {share:.0%} of the time of a guided sample, {unguided_share:.0%} of an unguided one (the "
+        f"paper: 77%); the student makes sampling {faster:.1f} and {unguided_faster:.1f} times as fast (the paper says "
+        "4; its own parts give 3.8)."
     ]
 
 
@@ -169,14 +175,14 @@ def report(folder: Path) -> str:
     """All results of this command in a folder as one page of Markdown."""
     lines = ["# The paper's tables and figures, at small scale", "", *REPORT.splitlines()]
     for path in sorted(folder.glob("*.json")):
-        if "sentences" in json.loads(path.read_text()):
+        if is_result(path):
             lines += ["", *section(path)]
     return "\n".join(lines) + "\n"
 
 
 def section(path: Path) -> list[str]:
     """One result, a JSON file of this command, as lines of Markdown with a heading, and its picture beside it."""
-    record = json.loads(path.read_text())
+    record = read_result(path)
     limit = f"{record['steps_per_run']:,} steps" if record["steps_per_run"] else f"{record['seconds_per_run']:g} s"
     seeds = f"{record['seeds']} seed{'s' * (record['seeds'] > 1)}"
     if fewer := record.get("other_seeds"):  # results of before this option have none

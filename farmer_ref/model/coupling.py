@@ -1,14 +1,17 @@
 """An affine coupling flow, the alternative to the autoregressive one behind the same interface (Table 4).
 
 In each block, one half of the values stays as it is and determines how the other half is shifted and scaled (RealNVP,
-Dinh et al. 2017). With a transformer over the patches, which sees all tokens, this is Jet's idea (Kolesnikov et al.
-2024). Both directions take one parallel pass per block; the price is that a block transforms only half of the values.
+Dinh et al. 2017). With a transformer over the patches, which sees all tokens, this is Jet (Kolesnikov et al. 2025),
+whose halves we take. Both directions take one parallel pass per block; the price is that a block transforms only half
+of the values.
 
 Legend: B batch, N tokens, D channels of a token. Log-determinants are per-image sums in nats, (B,).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,23 +23,15 @@ from farmer_ref.model.transformer import TrainingPass
 
 
 class CouplingBlock(nn.Module):
-    """z = x where `kept`, else (x - mu(x_kept)) * sigma(x_kept): the network of an AF block, seeing all tokens.
-
-    `number` selects the half that is kept: even blocks split the channels of every token (first or second half), odd
-    ones split the tokens (every other one), as Jet does.
-    """
+    """z = x where `kept`, else (x - mu(x_kept)) * sigma(x_kept): the network of an AF block, seeing all tokens."""
 
     kept: Tensor
 
-    def __init__(self, tokens: int, channels: int, *, number: int, **network: Any):
+    def __init__(self, kept: Tensor, **network: Any):
+        """`kept` (N,D): which values stay; `network` are the options of `FlowBlock`."""
         super().__init__()
-        self.network = FlowBlock(tokens, channels, causal=False, **network)
-        if number % 2 == 0:
-            kept = (torch.arange(channels) < channels // 2).expand(tokens, -1)
-        else:
-            kept = (torch.arange(tokens) % 2 == 0)[:, None].expand(-1, channels)
-        kept = kept if number % 4 < 2 else ~kept
-        self.register_buffer("kept", kept.clone(), persistent=False)  # (N,D)
+        self.network = FlowBlock(*kept.shape, causal=False, **network)
+        self.register_buffer("kept", kept.clone())  # saved with the weights, which mean nothing with other halves
 
     def _shift_and_log_scale(
         self, x: Tensor, labels: Tensor | None, training: TrainingPass | None = None
@@ -68,11 +63,43 @@ class CouplingBlock(nn.Module):
 class CouplingFlow(Flow):
     """n coupling blocks, Z = F_n o ... o F_1 (X), with the interface of `AutoregressiveFlow`.
 
-    The halves alternate: first the channels, then the tokens, then the other halves of each. Glow's learned channel
-    mixing is available here too, and matters more: without it the halves of the channels never change.
+    The order is that of Jet's public code (big_vision, models/proj/jet/jet.py): two blocks couple channels, in halves
+    that a fixed random permutation chooses, then one couples tokens, on a checkerboard whose colours take turns. Where
+    Jet permutes anew for each of its many blocks, the second of our two has the halves of the first, swapped: so few
+    blocks reach all channels. Jet's scale is 2 sigmoid(raw), ours the bounded exponential of the AF's blocks, so that
+    Table 4 compares nothing but the kind of flow. Glow's learned channel mixing is available here, too.
     """
 
     def __init__(self, tokens: int, channels: int, *, blocks: int, **options: Any):
         """`blocks` is their number n; `options` are those of `FlowBlock`, the same for all blocks."""
-        made = (CouplingBlock(tokens, channels, number=t, **options) for t in range(blocks))
+        of_channels, of_tokens = _halves_of_channels(channels), _checkerboards(tokens)
+        halves = [next(of_tokens)[:, None] if t % 3 == 2 else next(of_channels) for t in range(blocks)]
+        made = (CouplingBlock(half.expand(tokens, channels), **options) for half in halves)
         super().__init__(tokens, channels, blocks=made)
+
+
+def _halves_of_channels(channels: int) -> Iterator[Tensor]:
+    """Which channels (D,) a block keeps, without end: a random half, then the other one, then a new half, and so on.
+
+    All flows of so many channels have the same. No division into halves comes again before all have come.
+    """
+    generator, seen = torch.Generator().manual_seed(0), set()
+    divisions = math.comb(channels, channels // 2) // (2 if channels % 2 == 0 else 1)
+    while True:
+        if len(seen) == divisions:
+            seen.clear()
+        kept = torch.randperm(channels, generator=generator) < channels // 2
+        division = tuple((kept == kept[0]).tolist())  # the same for either half
+        if division not in seen:
+            seen.add(division)
+            yield kept
+            yield ~kept
+
+
+def _checkerboards(tokens: int) -> Iterator[Tensor]:
+    """Without end, which tokens (N,) of a square image a block keeps: the fields of one colour, then of the other."""
+    index, side = torch.arange(tokens), math.isqrt(tokens)
+    white = (index // side + index % side) % 2 == 0
+    while True:
+        yield white
+        yield ~white

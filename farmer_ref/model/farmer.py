@@ -55,12 +55,22 @@ def negative_log_likelihood(terms: LikelihoodTerms, dimensions: int) -> Tensor:
 
 
 class Farmer(Pretrained, nn.Module):
-    """An exact density of images, and a sampler of it: p(x | c) = p(Z | c) |det dZ/dX|   (Eqs. 5, 10, 14)
+    """An exact density of images, and a sampler of it: p(x | c) = p(Z | c) |det dZ/dX|   (Eqs. 2 and 6)
 
     Images (B,C,H,W) lie in [-1, 1] and are already dequantised; labels are (B,), -1 or None meaning "no label".
     The weights' dtype decides the precision, whatever the images come in (`patchify` converts them). In half precision,
     `model.bfloat16()`, only weights and transformers are: images, latents, log-determinants, mixtures and densities
     are computed in float32, since an affine map in bfloat16 cannot be undone, nor one grey level told from the next.
+
+    >>> import torch
+    >>> from farmer_ref import PRESETS, Farmer
+    >>> model = Farmer(PRESETS["tiny"].model)  # untrained; `from_pretrained` loads trained ones
+    >>> images, labels = torch.zeros(2, 1, 8, 8), torch.tensor([3, -1])
+    >>> z, logdet = model.encode(images, labels)
+    >>> z.shape, logdet.shape
+    (torch.Size([2, 16, 4]), torch.Size([2]))
+    >>> torch.allclose(model.decode(z, labels), images, atol=1e-5)
+    True
     """
 
     def __init__(self, config: ModelConfig):
@@ -96,7 +106,7 @@ class Farmer(Pretrained, nn.Module):
     def forward(
         self, images: Tensor, labels: Tensor | None = None, training: TrainingPass | None = None
     ) -> LikelihoodTerms:
-        """The terms of log p(images | labels), each (B,), nats: what training maximises   (Eqs. 10 and 12-14)."""
+        """The terms of log p(images | labels), each (B,), nats: what training maximises   (Eq. 6)."""
         z, logdet = self.flow(self.patchify(images), labels, training)
         prior = self.prior.log_prob_parts(z, labels, training)
         return LikelihoodTerms(prior.informative, prior.redundant, logdet)
@@ -107,7 +117,16 @@ class Farmer(Pretrained, nn.Module):
         return self(images, labels)
 
     def log_prob(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """log p(images | labels) (B,), nats per image."""
+        """log p(images | labels) (B,), nats per image   (Eq. 6).
+
+        >>> import torch
+        >>> from farmer_ref import Farmer
+        >>> model = Farmer.from_pretrained("digits")
+        >>> three = model.sample(torch.tensor([3]), generator=torch.Generator().manual_seed(0))
+        >>> log_p = model.log_prob(three.expand(10, -1, -1, -1), torch.arange(10))  # as each of the ten digits
+        >>> log_p.shape, log_p.argmax().item()
+        (torch.Size([10]), 3)
+        """
         return self.likelihood_terms(images, labels).total
 
     # -- the flow's two directions ---------------------------------------------------------------------------------
@@ -157,6 +176,14 @@ class Farmer(Pretrained, nn.Module):
         """One image for each label (B,): (B,C,H,W), clipped to [-1, 1]. -1 asks for any class.
 
         `student` or `method` decode the latents; `denoise` takes the noise off that a Gaussian-noise model learned.
+
+        >>> import torch
+        >>> from farmer_ref import Farmer, Guidance
+        >>> model = Farmer.from_pretrained("digits")
+        >>> labels, generator = torch.arange(10), torch.Generator().manual_seed(0)
+        >>> images = model.sample(labels, Guidance(scale=1.5), generator=generator)
+        >>> images.shape, bool(images.abs().max() <= 1)
+        (torch.Size([10, 1, 8, 8]), True)
         """
         self._check_labels(labels)
         if guidance is not None and guidance.scale and not self.config.num_classes:
@@ -178,7 +205,7 @@ class Farmer(Pretrained, nn.Module):
     def denoise(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """E[clean image | noisy image] = x + sigma^2 grad_x log p(x | c), where p is the density of noisy images.
 
-        Tweedie's formula, as in TARFlow (Eq. 9 there); sigma is the noise at the end of training, which samples carry.
+        Tweedie's formula, as in TARFlow (§2.5 there); sigma is the noise at the end of training, which samples carry.
         Raises `InputError` for a model without Gaussian noise.
         """
         self._require_noise()

@@ -12,61 +12,54 @@ Legend: B batch, S = s_c + s_u candidates, N tokens, D channels of whatever is d
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from dataclasses import dataclass
+from dataclasses import field
 from typing import Literal, NamedTuple
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from farmer_ref.model.mixture import GaussianMixture
-from farmer_ref.support.errors import require
+from farmer_ref.support.settings import Factor, PositiveFactor, settings_class
 
 SCORED_AT_ONCE = 16  # candidates: the shared mixture of a large model has 10^5 numbers, for each candidate again
+NAIVE_TRIES, TRIES_AT_ONCE = 1000, 20  # as published; ours, to bound memory
+GRID_REACH, GRID_STEP = 10.0, 0.02  # the naive rule's envelope is found on 1,001 points around mu_c (as published)
 
 
-@dataclass(frozen=True)
+@settings_class(known_as="guidance")
 class Guidance:
-    """How samples are drawn (A.2, Table 6). T_pi and T_s multiply logits: larger is *sharper*, not flatter."""
+    """How samples are drawn (A.2, Table 6). T_pi and T_s multiply logits: larger is *sharper*, not flatter.
 
-    scale: float = 0.0
+    >>> from farmer_ref import Guidance
+    >>> guidance = Guidance(scale=1.5, resampling_temperature=1.1)
+    >>> guidance.rule, guidance.candidates_conditional
+    ('resampling', 5)
+    """
+
+    scale: Factor = field(default=0.0, kw_only=False)
     """w. 0 draws from p_c alone, without candidates (Alg. 1 at w = 0 would still let candidates of p_u win)."""
-    candidates_conditional: int = 5
+    candidates_conditional: PositiveInt = 5
     """s_c, candidates of a token from p_c."""
-    candidates_unconditional: int = 5
+    candidates_unconditional: NonNegativeInt = 5
     """s_u, candidates of a token from p_u."""
-    redundant_candidates_conditional: int = 192
+    redundant_candidates_conditional: PositiveInt = 192
     """Candidates of an image's pool of redundant vectors from p_c (the paper: "larger"; the number is ours)."""
-    redundant_candidates_unconditional: int = 64
+    redundant_candidates_unconditional: NonNegativeInt = 64
     """Candidates of that pool from p_u (ours)."""
-    weight_temperature: float = 1.0
+    weight_temperature: Factor = 1.0
     """T_pi: the mixtures' logits are multiplied by it for drawing."""
-    scale_temperature: float = 1.0
+    scale_temperature: Factor = 1.0
     """T_sigma: the components' standard deviations are multiplied by it for drawing."""
-    scoring_weight_temperature: float = 1.0
+    scoring_weight_temperature: Factor = 1.0
     """T_pi,v: as T_pi, where candidates are weighed."""
-    scoring_scale_temperature: float = 1.0
+    scoring_scale_temperature: PositiveFactor = 1.0
     """T_sigma,v: as T_sigma, where candidates are weighed."""
-    resampling_temperature: float = 1.0
+    resampling_temperature: Factor = 1.0
     """T_s: the log-weights are multiplied by it."""
     rule: Literal["resampling", "naive"] = "resampling"
-    """FARMER's rule, or that of JetFormer and GIVT: the guided product of two matching components, which has no
-    candidates and neither scoring nor resampling temperatures."""
-
-    def __post_init__(self) -> None:
-        counts = ("candidates", "redundant_candidates")
-        for field in dataclasses.fields(self):
-            name, value = f"guidance {field.name}", getattr(self, field.name)
-            if field.name == "rule":
-                require(value in ("resampling", "naive"), name, value, "resampling, naive")
-            elif field.name.startswith(counts):
-                least = 0 if field.name.endswith("unconditional") else 1
-                require(isinstance(value, int) and value >= least, name, value, f"a whole number, {least} or more")
-            elif field.name == "scoring_scale_temperature":
-                require(math.isfinite(value) and value > 0, name, value, "a finite number above 0")
-            else:
-                require(math.isfinite(value) and value >= 0, name, value, "a finite number, 0 or more")
+    """FARMER's rule, or that of JetFormer and GIVT: rejection sampling of the guided density of two components of equal
+    number, which has no candidates and neither scoring nor resampling temperatures."""
 
 
 class Drawn(NamedTuple):
@@ -81,6 +74,7 @@ class Drawn(NamedTuple):
 def draw_token(
     conditional: GaussianMixture,
     unconditional: GaussianMixture | None,
+    *,
     guidance: Guidance,
     generator: torch.Generator | None = None,
 ) -> Drawn:
@@ -91,9 +85,11 @@ def draw_token(
     if unconditional is None or not guidance.scale:
         return Drawn(_tempered(conditional, guidance).sample(generator))
     if guidance.rule == "naive":
-        return Drawn(draw_naive(conditional, unconditional, guidance, generator))
+        return Drawn(draw_naive(conditional, unconditional, guidance=guidance, generator=generator))
     counts = guidance.candidates_conditional, guidance.candidates_unconditional
-    candidates, log_weights = weighed_candidates(conditional, unconditional, guidance, counts, generator)
+    candidates, log_weights = weighed_candidates(
+        conditional, unconditional, guidance=guidance, counts=counts, generator=generator
+    )
     chosen = torch.multinomial(log_weights.softmax(-1), 1, generator=generator)  # (B,1)
     return Drawn(_take(candidates, chosen)[:, 0], effective_sample_size(log_weights))
 
@@ -101,11 +97,12 @@ def draw_token(
 def draw_pool(
     conditional: GaussianMixture,
     unconditional: GaussianMixture | None,
+    *,
     tokens: int,
     guidance: Guidance,
     generator: torch.Generator | None = None,
 ) -> Drawn:
-    """The redundant channels (B,N,D) of N tokens that share a mixture, and how many candidates counted   (A.2).
+    """The redundant channels (B,N,D) of N tokens that share a mixture, and how many candidates counted   (Alg. 1).
 
     One pool of candidates per image; each token takes one of them by weight, with replacement. The more channels, the
     fewer candidates count, and the more tokens take the same vector; even where p_c = p_u, tokens share some.
@@ -114,9 +111,11 @@ def draw_pool(
         return Drawn(_tempered(conditional, guidance).unsqueeze().expand(tokens).sample(generator))
     if guidance.rule == "naive":
         each = conditional.unsqueeze().expand(tokens), unconditional.unsqueeze().expand(tokens)
-        return Drawn(draw_naive(*each, guidance, generator))
+        return Drawn(draw_naive(*each, guidance=guidance, generator=generator))
     counts = guidance.redundant_candidates_conditional, guidance.redundant_candidates_unconditional
-    candidates, log_weights = weighed_candidates(conditional, unconditional, guidance, counts, generator)
+    candidates, log_weights = weighed_candidates(
+        conditional, unconditional, guidance=guidance, counts=counts, generator=generator
+    )
     chosen = torch.multinomial(log_weights.softmax(-1), tokens, replacement=True, generator=generator)  # (B,N)
     taken = torch.zeros_like(log_weights).scatter_(1, chosen, 1.0)
     return Drawn(_take(candidates, chosen), effective_sample_size(log_weights), taken.sum(1).long())
@@ -125,6 +124,7 @@ def draw_pool(
 def weighed_candidates(
     conditional: GaussianMixture,
     unconditional: GaussianMixture,
+    *,
     guidance: Guidance,
     counts: tuple[int, int],
     generator: torch.Generator | None = None,
@@ -151,29 +151,58 @@ def weighed_candidates(
 def draw_naive(
     conditional: GaussianMixture,
     unconditional: GaussianMixture,
+    *,
     guidance: Guidance,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """A draw (...,D) of the naive rule of GIVT and JetFormer, the paper's baseline (Table 3).
 
     Draw a component k of p_c and take component k of both mixtures, whether or not these two have to do with one
-    another. Per channel, N(mu_c, sigma_c)^(1+w) / N(mu_u, sigma_u)^w is a Gaussian of precision
-    (1+w) / sigma_c^2 - w / sigma_u^2; where that is not positive there is none, and component k of p_c is used.
-    Where it is just above 0 the Gaussian is very wide, and pixels become huge (`benchmarks.guidance`): resampling,
-    whose draws are all draws of p_c or p_u, has no such outliers. T_pi acts on the choice of k, T_sigma on the spread
-    of the product; the numbers of candidates, T_pi,v, T_sigma,v and T_s have no part in this rule.
+    another. Each channel by itself then goes through at most 1,000 tries of rejection sampling for the guided density
+    g(x) = N(x; mu_c, sigma_c)^(1+w) / N(x; mu_u, sigma_u)^w. Proposals are q = N(mu_c, 2 max(sigma_c, sigma_u)); one is
+    accepted with probability g(x) / (g_max q(x) / q(mu_c)), or 1 where that is larger, with g_max the maximum of g on
+    1,001 points from mu_c - 10 to mu_c + 10. A channel that accepts none keeps its draw from component k of p_c.
+
+    This follows their public code, one function for both (big_vision, models/proj/givt/parallel_decode.py, CFGDensity).
+    Around a peak away from mu_c its envelope g_max q(x) / q(mu_c) is lower than g; draws follow the lower of the two,
+    and so stay within reach of q. Where g has no finite integral, g_max lies at an end of the grid: few proposals are
+    accepted or none, and those few lie far out. Ours: g_max from the parabola log g in place of the grid itself;
+    logarithms, where the code may overflow and fall back. T_pi acts on the choice of k, T_sigma on sigma_c and sigma_u;
+    T_pi,v, T_sigma,v and T_s have no part in this rule.
     """
     w = guidance.scale
-    component = conditional.tempered(guidance.weight_temperature).draw_component(generator)
-    (mean, log_scale), (other_mean, other_log_scale) = (m.component(component) for m in (conditional, unconditional))
+    pair = [_tempered(mixture, guidance) for mixture in (conditional, unconditional)]
+    component = pair[0].draw_component(generator)
+    (mean, log_scale), (other_mean, other_log_scale) = (mixture.component(component) for mixture in pair)
+    if not guidance.scale_temperature:  # sigma = 0: the mean is all there is
+        return mean
+
+    # Up to a constant, log g = -precision d^2 / 2 - slope d, with d = x - mu_c.
     weight, other_weight = (1 + w) * torch.exp(-2 * log_scale), w * torch.exp(-2 * other_log_scale)
-    precision = weight - other_weight
-    proper = precision > 0
-    divisor = torch.where(proper, precision, 1.0)
-    guided_mean = torch.where(proper, (weight * mean - other_weight * other_mean) / divisor, mean)
-    guided_scale = torch.where(proper, divisor.rsqrt(), log_scale.exp())
+    precision, slope = weight - other_weight, other_weight * (other_mean - mean)
+    nearest = (-slope / precision / GRID_STEP).nan_to_num(0.0).round() * GRID_STEP  # to the top of the parabola
+    end = torch.full_like(mean, GRID_REACH)
+    on_grid = torch.stack([-end, end, nearest.clamp(-GRID_REACH, GRID_REACH)])  # if it has none, an end is highest
+    log_maximum = (-precision * on_grid.square() / 2 - slope * on_grid).amax(0)
+    width = 2 * torch.maximum(log_scale, other_log_scale).exp()
+
     noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    return guided_mean + guidance.scale_temperature * guided_scale * noise
+    drawn = (log_scale.exp() * noise).flatten()  # d of p_c, until a proposal is accepted
+    pending = torch.arange(len(drawn), device=mean.device)
+    constants = torch.stack([precision, slope, log_maximum, width]).flatten(1)
+    for _ in range(NAIVE_TRIES // TRIES_AT_ONCE):
+        precision, slope, log_maximum, width = constants[:, pending]
+        unit, uniform = (
+            draw(TRIES_AT_ONCE, len(pending), generator=generator, device=mean.device, dtype=mean.dtype)
+            for draw in (torch.randn, torch.rand)
+        )
+        proposed = width * unit
+        log_g = -precision * proposed.square() / 2 - slope * proposed
+        accepted = uniform.log() < log_g - log_maximum + unit.square() / 2
+        found, first = accepted.any(0), accepted.int().argmax(0, keepdim=True)
+        drawn[pending[found]] = proposed.gather(0, first)[0, found]
+        pending = pending[~found]
+    return mean + drawn.view_as(mean)
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:

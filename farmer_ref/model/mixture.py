@@ -1,4 +1,4 @@
-"""Gaussian mixtures with diagonal covariance, the heads of the prior (Eqs. 11-12).
+"""Gaussian mixtures with diagonal covariance, the heads of the prior (Eqs. 7 and 11).
 
 Legend: K components, D channels of whatever is drawn (here I or R of a token's).
 """
@@ -25,6 +25,14 @@ class GaussianMixture:
     """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2)   (Eq. 11)
 
     logits (...,K) (any shift: normalised where used), mean and log_scale (...,K,D). `...` is any batch of mixtures.
+
+    >>> import torch
+    >>> from farmer_ref import GaussianMixture
+    >>> mixture = GaussianMixture(torch.zeros(2), torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1))  # K = 2, D = 1
+    >>> round(mixture.log_prob(torch.zeros(1)).item(), 3)  # that of N(0; 1, 1), by symmetry
+    -1.419
+    >>> mixture.sample().shape
+    torch.Size([1])
     """
 
     logits: Tensor
@@ -62,7 +70,7 @@ class GaussianMixture:
         )
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z) = logsumexp_k [log pi_k + log N(z; mu_k, diag sigma_k^2)]   (Eq. 12)
+        """log p(z) = logsumexp_k [log pi_k + log N(z; mu_k, diag sigma_k^2)]   (Eq. 7)
 
         z (...,D), broadcast against the batch of mixtures; returns (...), nats summed over D.
         """

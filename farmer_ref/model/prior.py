@@ -1,4 +1,4 @@
-"""The autoregressive prior with Gaussian-mixture heads (Eqs. 11-13) and the split into two kinds of channels (Eq. 14).
+"""The autoregressive prior with Gaussian-mixture heads (Eqs. 5, 7, 11) and the split of the channels (Eq. 14).
 
 Legend: B batch, N tokens, D = I + R channels of a token (I informative, R redundant; Z_I and Z_R are these parts of the
 latents Z), K_I and K_R components of a token's mixture and of the shared one, G_{N+1}, M condition tokens, c the class
@@ -50,7 +50,7 @@ class SampleOptions(TypedDict, total=False):
 
 
 class AutoregressivePrior(nn.Module):
-    """p(Z | c) = prod_i p(z_i^I | z_<i^I, c) * prod_i G_{N+1}(z_i^R; Z_I, c)   (Eqs. 6, 11-14)
+    """p(Z | c) = prod_i p(z_i^I | z_<i^I, c) * prod_i G_{N+1}(z_i^R; Z_I, c)   (Eqs. 5, 11, 14)
 
     A causal transformer reads M copies of the class embedding, then the informative channels of the N tokens. The
     output before a token gives that token's K_I-component mixture. The output after the last token gives *one*
@@ -162,7 +162,7 @@ class AutoregressivePrior(nn.Module):
     def log_prob_parts(
         self, z: Tensor, labels: Tensor | None = None, training: TrainingPass | None = None
     ) -> PriorLogProb:
-        """log p(Z_I | c) and log p(Z_R | Z_I, c), each (B,), of latents z (B,N,D)   (Eqs. 12 and 14)."""
+        """log p(Z_I | c) and log p(Z_R | Z_I, c), each (B,), of latents z (B,N,D)   (Eqs. 5, 7, 14)."""
         token_mixtures, shared = self.mixtures(z, labels, training)
         z_informative, z_redundant = self.split(z)
         with full_precision(z):
@@ -194,7 +194,7 @@ class AutoregressivePrior(nn.Module):
 
         `redundant_temperature` multiplies T_sigma for Z_R. Without guidance that scales the sigma_k of the shared
         mixture (Fig. 7; the paper's prose says variance, its symbol is the standard deviation's). With guidance it
-        scales the distribution that the pool's candidates are drawn from (naive rule: the spread of the product), not
+        scales the distribution that the pool's candidates are drawn from (naive rule: both components' sigma), not
         how they are weighed. The report says how many of the candidates of guidance counted.
         """
         guidance = guidance or Guidance()
@@ -209,7 +209,7 @@ class AutoregressivePrior(nn.Module):
         for i in trange(self.tokens, desc="prior", unit="token", leave=False, disable=not progress):
             # The state before token i gives its mixtures; draw the token, guided by p_u where there is one.
             conditional, unconditional = _halves(self._token_mixture(hidden), labels.shape[0])
-            drawn.append(draw_token(conditional, unconditional, guidance, generator))
+            drawn.append(draw_token(conditional, unconditional, guidance=guidance, generator=generator))
             # Read the token, in both halves of the rows; nothing follows the last one without redundant channels.
             if i + 1 < self.tokens or self.redundant:
                 z = drawn[-1].z.repeat(copies, 1)  # (B',I)
@@ -222,7 +222,7 @@ class AutoregressivePrior(nn.Module):
         # The state after the last token has seen all of Z_I: it gives the mixture that all N tokens' Z_R share.
         conditional, unconditional = _halves(self._redundant_mixture(hidden), labels.shape[0])
         hotter = dataclasses.replace(guidance, scale_temperature=guidance.scale_temperature * redundant_temperature)
-        pool = draw_pool(conditional, unconditional, self.tokens, hotter, generator)
+        pool = draw_pool(conditional, unconditional, tokens=self.tokens, guidance=hotter, generator=generator)
         report = GuidanceReport(size, pool.effective_sample_size, pool.distinct)
         return self.merge(z_informative, pool.z), report
 

@@ -1,4 +1,4 @@
-"""The public TARFlow weights as our flow: the paper's AF is TARFlow's without the class label (Zhai et al. 2024)."""
+"""The public TARFlow weights as our flow: the paper's AF is TARFlow's without the class label (Zhai et al. 2025)."""
 
 from __future__ import annotations
 

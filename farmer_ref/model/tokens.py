@@ -68,6 +68,13 @@ def nats_to_bits_per_dim(log_prob: Tensor, dimensions: int, levels: int) -> Tens
 
     `log_prob` (B,), nats per image, of x = 2 (v + u) / L - 1; `dimensions` d = C H W. A cell of that x is 2/L wide,
     hence the constant: 7 for 256 levels. The only place of this package where nats become bits.
+
+    >>> import math
+    >>> import torch
+    >>> from farmer_ref import nats_to_bits_per_dim
+    >>> uniform = torch.tensor([64 * math.log(1 / 2)])  # density 1/2 on [-1, 1] in each of 64 dimensions
+    >>> nats_to_bits_per_dim(uniform, dimensions=64, levels=256)
+    tensor([8.])
     """
     return -log_prob / (dimensions * math.log(2)) + math.log2(levels / 2)
 
@@ -87,6 +94,13 @@ class Patchify(nn.Module):
     The paper's basis is `pixel`. Another one (log-determinant 0) helps because a block of the flow scales and shifts
     each channel of a token by itself (see `flow.FlowBlock`), and later blocks can tie them together only by way of
     other tokens. `pca` must be fitted once, on training images; what it learned is stored with the weights.
+
+    >>> import torch
+    >>> from farmer_ref.model.tokens import Patchify
+    >>> patchify = Patchify(8, 3, patch_size=4)
+    >>> x = patchify(torch.zeros(2, 3, 8, 8))
+    >>> x.shape, patchify.inverse(x).shape  # N = 4, D = 48
+    (torch.Size([2, 4, 48]), torch.Size([2, 3, 8, 8]))
     """
 
     mean: Tensor

@@ -6,15 +6,19 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Unpack
+from typing import Any, TypeVar, Unpack
 
-from safetensors import SafetensorError
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from farmer_ref.support import hub
 from farmer_ref.support.errors import InputError, require
+from farmer_ref.support.settings import STRICT, Whole, parse_json
 
+Module = TypeVar("Module", bound=nn.Module)
 PRETRAINED = Path(__file__).parent.parent / "weights"  # weights that ship with the package
 
 
@@ -44,17 +48,40 @@ def _holds_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
 
-def read_config(folder: Path) -> dict:
-    """config.json of a run folder."""
+def read_json(path: Path, kind: Any, *, known_as: str = "") -> Any:
+    """A JSON file as a value of the type `kind`; a missing or damaged one raises `InputError` with its name."""
     try:
-        values = json.loads((folder / "config.json").read_text())
-        if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
-            raise ValueError("it describes no FARMER model")
-        return values
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder / 'config.json'} cannot be read ({error}); allowed: the file of a run folder"
-        ) from None
+        return parse_json(kind, path.read_bytes(), known_as=known_as)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); allowed: a whole JSON file") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+class Logged(BaseModel):
+    """A line of metrics.jsonl: a step, and numbers by their names; null for those that were not finite."""
+
+    model_config = STRICT | ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None]
+
+    step: Whole
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; without the last one where a kill cut it off."""
+    path = run / "metrics.jsonl"
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); allowed: the log of a run") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(parse_json(Logged, line).model_dump())
+        except InputError as error:
+            if number < len(lines):
+                raise InputError(f"{path}, line {number}: {error}") from None
+    return records
 
 
 def write_config(folder: Path, values: dict) -> None:
@@ -67,10 +94,10 @@ def write_json(path: Path, values: dict) -> None:
     replace_file(path, lambda temporary: temporary.write_text(json.dumps(values, indent=2) + "\n"))
 
 
-def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """A safetensors file, replaced by one rename."""
+def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, replaced by one rename; `metadata` goes into its header."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    replace_file(path, lambda temporary: save_file(plain, temporary))
+    replace_file(path, lambda temporary: save_file(plain, temporary, metadata))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -81,12 +108,42 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read ({error}); allowed: a whole safetensors file") from None
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a model; weights that do not fit raise `InputError`."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors."""
     try:
-        model.load_state_dict(read_weights(path))
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}); allowed: a whole safetensors file") from None
+
+
+def load_weights(model: Module, path: Path, *, part: str = "") -> Module:
+    """Load a safetensors file, or the weights in it whose names begin with `part`, into a model, and return it.
+
+    Weights that do not fit raise `InputError`. A model on the meta device gets its weights from the file itself.
+    """
+    weights = {name.removeprefix(part): w for name, w in read_weights(path).items() if name.startswith(part)}
+    try:
+        model.load_state_dict(weights, assign=any(p.is_meta for p in model.parameters()))
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit its config.json ({str(error).splitlines()[-1].strip()})") from None
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path} does not fit its config.json ({reason}); allowed: both of one model") from None
+    return model
+
+
+def build(new: Callable[[], Module], path: Path, *, part: str = "") -> Module:
+    """The model that `new` makes, with the weights of a safetensors file (or the `part` of them, see `load_weights`).
+
+    Sizes are compared before memory is taken for them, as config.json may describe another model: `InputError`.
+    """
+    try:
+        with torch.device("meta"):
+            outline = new()
+    except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:  # sizes beyond 64 bits
+        config, reason = path.parent / "config.json", str(error).splitlines()[0]
+        raise InputError(f"{config} is of impossible sizes ({reason}); allowed: those of {path}") from None
+    load_weights(outline, path, part=part)
+    return load_weights(new(), path, part=part)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,7 +1,7 @@
-"""Several processes as one (torchrun starts them): who they are, what each does of a step, how a model is spread.
+"""Distributed execution under torchrun: ranks, collectives, and models trained by several processes.
 
-In a single process all of it works, and does nothing. Several machines share a file system: process 0 makes the folders
-of runs, checkpoints and samples, downloads and caches, and the others read them and write into them.
+In a single process everything works, and the collectives do nothing. Several machines share a file system: rank 0 makes
+the folders of runs, checkpoints and samples, downloads and caches; the others read these and write into them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from farmer_ref.support.errors import InputError, require
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA when there is one; anything else is torch's own name of a device that works here."""
+    """The torch device of this name; `auto` is CUDA where available. Raises `InputError` if it does not work here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -33,7 +33,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def join(name: str) -> torch.device:
-    """The device of this process. Where torchrun has started it, it also joins the other processes."""
+    """The device of this process. Under torchrun, also joins the process group."""
     if "WORLD_SIZE" not in os.environ:
         return resolve_device(name)
     require("LOCAL_RANK" in os.environ, "LOCAL_RANK", None, "a number, which torchrun sets together with WORLD_SIZE")
@@ -41,40 +41,42 @@ def join(name: str) -> torch.device:
     number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if count and name in ("auto", "cuda"):
         require(number < count, "--nproc-per-node", f"{number + 1} or more", f"up to {count}, one process for each GPU")
-        torch.cuda.set_device(number)  # before anything makes a context on GPU 0
+        torch.cuda.set_device(number)  # before anything creates a context on GPU 0
         name = f"cuda:{number}"
     device = resolve_device(name)
-    if not dist.is_initialized():  # gloo carries what is said from CPU to CPU, without stopping the GPUs
+    if not dist.is_initialized():  # gloo exchanges CPU objects without synchronising the GPUs
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
 
 
 def leave() -> None:
-    """Part from the other processes."""
+    """Leave the process group, if any."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """The number of this process; process 0 is the one that writes and prints."""
+    """The rank of this process; rank 0 is the one that writes and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def print_once(text: str) -> None:
-    """Print it once."""
+    """Print on rank 0 only."""
     if rank() == 0:
         print(text)
 
 
 @contextlib.contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """Process 0 runs the body before the others do: what it downloads is there for them. They then run it together, so
-    it must write nothing that is there already."""
+    """Rank 0 runs the body first, so that the other ranks find what it downloads; then these run it together.
+
+    The body must not write what exists already.
+    """
     if rank() > 0:
         gather(None)
     try:
@@ -85,9 +87,9 @@ def rank_zero_first() -> Iterator[None]:
 
 
 def on_rank_zero(work: Callable[[], Any]) -> Any:
-    """Process 0 does the work, and all of them get its result, or the `OSError` or `InputError` in it.
+    """Run `work` on rank 0; every rank returns its result, or raises its `OSError` or `InputError`.
 
-    For what writes files: several processes would take one another's temporary file away.
+    Meant for writing files: several processes would remove one another's temporary files.
     """
     result, problem = None, None
     if rank() == 0:
@@ -102,13 +104,13 @@ def on_rank_zero(work: Callable[[], Any]) -> Any:
 
 
 def rows_of_process(batch_size: int) -> range:
-    """The rows of a batch that are this process's."""
+    """The rows of a batch that belong to this process."""
     share = batch_size // world_size()
     return range(rank() * share, (rank() + 1) * share)
 
 
 def mean_over_processes(values: Sequence[float]) -> list[float]:
-    """The mean of each number over the processes, the same on all of them."""
+    """The mean of each number over the processes, on every rank."""
     if world_size() == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
@@ -117,7 +119,7 @@ def mean_over_processes(values: Sequence[float]) -> list[float]:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, in their order, on each of them."""
+    """The values of all processes in rank order, on every rank."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -125,13 +127,13 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_interleaved(mine: Sequence[Any]) -> list[Any]:
-    """All results of work that the processes took in turn (process r items r, r + P, ...), in the items' order."""
+    """Round-robin results (rank r has items r, r + P, ...) put back into the items' order, on every rank."""
     columns = gather(list(mine))
     return [column[row] for row in range(len(columns[0])) for column in columns if row < len(column)]
 
 
 def broadcast_from_rank_zero(tensors: Sequence[Tensor]) -> None:
-    """Overwrite the tensors with those of process 0."""
+    """Overwrite the tensors with those of rank 0."""
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
@@ -140,18 +142,18 @@ def broadcast_from_rank_zero(tensors: Sequence[Tensor]) -> None:
 def distribute(
     model: nn.Module, layers: Sequence[nn.Module], *, how: str, precision: str, device: torch.device
 ) -> nn.Module:
-    """The module to call in place of `model`, which computes its gradients over all processes.
+    """The module to call in place of `model`, whose gradients are computed over all processes.
 
     "ddp": every process holds the whole model, and gradients are averaged. "fsdp": every process holds a shard of each
-    weight, of its gradient and of the optimiser's state; a layer's weights are gathered when its turn comes. `layers`
-    are the transformer layers, which are sharded one by one. With bfloat16 only these are gathered in it: the
+    weight, its gradient and its optimiser state; a layer's weights are gathered when they are needed. `layers` are the
+    transformer layers, which are sharded one by one. With bfloat16 only these are gathered in that precision: the
     projections into and out of them and the heads stay in float32, as do gradient sums and the residual stream.
     """
     if world_size() == 1:
         return model
     if how == "ddp":
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
-    # Imported here: they take half a second, and one process does without.
+    # Imported here, since it takes half a second that a single process need not spend.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -166,9 +168,9 @@ def distribute(
 
 @contextlib.contextmanager
 def gradients_averaged(distributed_model: nn.Module, now: bool) -> Iterator[None]:
-    """Whether the backward pass inside averages gradients over the processes now, or a later one for both.
+    """Average the gradients of the backward pass inside over the processes if `now`, or leave it to a later pass.
 
-    FSDP always does: to wait would be to keep whole gradients.
+    FSDP always averages: deferring it would mean keeping unsharded gradients.
     """
     waiting = not now and isinstance(distributed_model, DistributedDataParallel)
     with distributed_model.no_sync() if waiting else contextlib.nullcontext():
@@ -176,15 +178,15 @@ def gradients_averaged(distributed_model: nn.Module, now: bool) -> Iterator[None
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a process holds a part of this tensor only (a `DTensor`)."""
+    """Whether the tensor is a `DTensor`, of which this process holds a shard."""
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor of which each process holds a part; all of them ask for it together."""
+    """The whole of a sharded tensor; all processes must call it together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds, sharing its memory."""
+    """This process's shard of a tensor, sharing its memory."""
     return tensor.to_local() if is_sharded(tensor) else tensor

@@ -1,8 +1,7 @@
-"""The pictures that more than one place draws: sample grids and training curves, in one matplotlib style."""
+"""Figures that several places draw, such as sample grids and training curves, in one matplotlib style."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,13 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
 
+from farmer_ref.support.files import read_metrics
+
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE: dict[Any, Any] = {
     "axes.prop_cycle": cycler(color=COLOURS),
-    "axes.axisbelow": True,  # the grid behind bars
+    "axes.axisbelow": True,  # grid lines behind bars
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,8 +37,8 @@ def to_bytes(images: Tensor) -> Tensor:
     return ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def image_grid(images: Tensor, columns: int, cell: int = 40, gap: int = 2) -> Image.Image:
-    """Images (B,C,H,W) in [-1, 1], row by row in `columns` columns; small ones are enlarged to about `cell` pixels."""
+def image_grid(images: Tensor, columns: int, *, cell: int = 40, gap: int = 2) -> Image.Image:
+    """A grid of images (B,C,H,W) in [-1, 1], `columns` to a row; small ones are enlarged to about `cell` pixels."""
     batch, channels, height, width = images.shape
     factor = max(1, round(cell / height))
     large = to_bytes(images).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
@@ -50,8 +51,8 @@ def image_grid(images: Tensor, columns: int, cell: int = 40, gap: int = 2) -> Im
     return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
 
 
-def labelled_grids(grids: dict[str, Tensor], columns: int, across: int = 2) -> Figure:
-    """Several grids of images (B,C,H,W) in [-1, 1], each under its name, `across` of them in a row."""
+def labelled_grids(grids: dict[str, Tensor], columns: int, *, across: int = 2) -> Figure:
+    """Several grids of images (B,C,H,W) in [-1, 1], each with its name as title, `across` of them in a row."""
     pictures = {name: np.asarray(image_grid(images, columns)) for name, images in grids.items()}
     down = math.ceil(len(grids) / across)
     height, width = next(iter(pictures.values())).shape[:2]
@@ -67,10 +68,10 @@ def labelled_grids(grids: dict[str, Tensor], columns: int, across: int = 2) -> F
 
 
 def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
-    """Rows of figures beside one another, one panel for each measure (its key in a row, and its heading).
+    """Rows of figures side by side, one panel per measure (its key in a row, and its heading).
 
-    A row is its name and, for every measure, a mean and the values of all seeds, which are drawn as small dots. Where
-    rows were timed, too, a last panel has the way from noise to an image (prior and back) as bars, forward as a mark.
+    A row has a name and, for every measure, a mean and the values of all seeds, drawn as small dots. If the rows were
+    timed, a last panel shows the time from noise to image (prior and inverse) as bars, and the forward pass as a mark.
     """
     timed = "seconds_per_image" in rows[0]
     with matplotlib.rc_context(STYLE):
@@ -84,19 +85,19 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
                     axes.plot(row[measure]["mean"], place, "|", color=COLOURS[1], ms=14, mew=2.5)
                 axes.plot(values, [place] * len(values), "o", color=COLOURS[5], ms=4)
             axes.set_title(heading, fontsize=10)
-            share = measure.startswith("share")
+            share = measure.endswith("accuracy")
             axes.locator_params(axis="x", nbins=3 if share else 4)  # long numbers must not touch
             if share:
-                axes.xaxis.set_major_formatter(PercentFormatter(1))
+                axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         if timed:
-            forward, prior, back = (
+            forward, prior, inverse = (
                 [row["seconds_per_image"][part] * 1000 for row in rows] for part in ("forward", "prior", "back")
             )
             places = range(len(rows))
             panels[-1].barh(places, prior, height=0.5, color=COLOURS[5], label="prior")
-            panels[-1].barh(places, back, height=0.5, left=prior, color=COLOURS[0], label="back")
+            panels[-1].barh(places, inverse, height=0.5, left=prior, color=COLOURS[0], label="inverse")
             panels[-1].plot(forward, places, "|", color=COLOURS[6], ms=14, mew=2.5, label="forward")
-            panels[-1].set_title("ms an image (less is better)", fontsize=10)
+            panels[-1].set_title("ms per image (lower is better)", fontsize=10)
             panels[-1].legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
         panels[0].margins(y=0.6 / len(rows))
@@ -105,19 +106,19 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     return figure
 
 
-def class_labels(num_classes: int, per_class: int, most: int = 10) -> Tensor:
-    """Labels of a class-ordered grid, one column per class (the first `most`), `per_class` rows; -1 without classes."""
+def class_labels(num_classes: int, per_class: int, *, most: int = 10) -> Tensor:
+    """Labels of a grid with one column per class (the first `most`) and `per_class` rows; -1 without classes."""
     if not num_classes:
         return torch.full((per_class * most,), -1)
     return torch.arange(min(num_classes, most)).repeat(per_class)
 
 
 def training_curve(run: Path) -> Figure:
-    """What metrics.jsonl of a run holds: training and validation likelihood over steps.
+    """Training and validation likelihood over steps, from a run's metrics.jsonl.
 
     With Gaussian noise, both are those of images with the noise of the step, whose size is drawn below.
     """
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(run)
     names = {name.removeprefix("validation_") for record in records for name in record}
     unit = "bits_per_dim" if "bits_per_dim" in names else "nats_per_dim"
     with matplotlib.rc_context(STYLE):
@@ -130,7 +131,7 @@ def training_curve(run: Path) -> Figure:
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 40 else None, ms=4)
         values = sorted(record[unit] for record in records if record.get(unit) is not None)
-        if values:  # the first steps are off the page
+        if values:  # leaves out the first steps
             axes.set_ylim(values[0] - 0.1, values[int(0.9 * (len(values) - 1))] + 0.1)
         what = "bits/dim" if unit == "bits_per_dim" else "nats/dim of the noised image"
         axes.set(ylabel=what, title=f"Training {run.name}")
@@ -143,10 +144,10 @@ def training_curve(run: Path) -> Figure:
     return figure
 
 
-def model_at_work(model: Any, image: Tensor, label: int, token: int) -> Figure:
-    """One image (C,H,W) in [-1, 1] on its way through a model: patches, tokens, latents, and a latent's mixture.
+def model_at_work(model: Any, image: Tensor, *, label: int, token: int) -> Figure:
+    """One image (C,H,W) in [-1, 1] passing through a model: patches, tokens, latents, and one latent's mixture.
 
-    `token` is the one whose mixture is drawn: the density of each of its first three channels, and where it lies.
+    `token` selects the mixture: the density of each of its first three channels, with the latent's own value marked.
     """
     size, patch = model.config.image_size, model.config.patch_size
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What stands beside every measured number: command, commit, date, device, versions; means and times."""
+"""Provenance of measured numbers (command, commit, date, device, versions); statistics over seeds; timing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """How a result was made."""
+    """The command, commit, date, device and versions behind a result."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     arguments = " ".join("PATH" if os.path.isabs(argument) else argument for argument in sys.argv[1:])
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
@@ -36,7 +36,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and standard deviation over seeds; no deviation of one value."""
+    """Mean and standard deviation over seeds; None for the deviation of a single value."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.mean(values), "standard_deviation": spread}
 
@@ -47,7 +47,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a call takes, the work that it leaves to a GPU included."""
+    """Seconds that a call takes, including the GPU work that it launches."""
     began = time.perf_counter()
     function()
     if device.type == "cuda":
@@ -56,7 +56,7 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
 
 
 def git(*arguments: str) -> str:
-    """The output of a git command in this repository; empty where there is no repository, or no git."""
+    """The output of a git command in this repository; empty without a repository, or without git."""
     try:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     except OSError:
@@ -64,7 +64,7 @@ def git(*arguments: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's name, if the system reports one."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text().splitlines():

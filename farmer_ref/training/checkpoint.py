@@ -1,8 +1,8 @@
 """Checkpoints of a run: checkpoints/step-N/ with tensors as safetensors and the loop's state as JSON, never a pickle.
 
-`torch.distributed.checkpoint` writes the tensors: one file per process, each with its part of what is spread over them,
-read again by any number of processes. A checkpoint is written under another name, flushed, and renamed as a whole:
-killing the processes at any instant leaves the last whole one.
+`torch.distributed.checkpoint` writes the tensors, one file per process with its shards; any number of processes can
+read them. A checkpoint is written under a temporary name, flushed, and renamed: killing the processes at any instant
+leaves the last complete one.
 """
 
 from __future__ import annotations
@@ -11,49 +11,68 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from pydantic import NonNegativeFloat
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from farmer_ref.support import parallel
 from farmer_ref.support.errors import InputError
-from farmer_ref.support.files import flush, replace_file
+from farmer_ref.support.files import flush, read_json, replace_file
+from farmer_ref.support.settings import Whole, settings_class
 
 KEEP_CHECKPOINTS = 2
 STATE = "state.json"
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first."""
     found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def last_state(run: Path) -> dict[str, Any]:
-    """Steps, seconds and skipped steps at the newest checkpoint of a run."""
+@settings_class
+class State:
+    """What a checkpoint holds beside tensors."""
+
+    step: Whole
+    """Steps done."""
+    seconds: NonNegativeFloat
+    """Time they took."""
+    skipped: Whole
+    """Steps whose gradient was not finite."""
+    skipped_in_a_row: Whole
+    """The last of these, if the last steps are."""
+    files: Whole
+    """Files of tensors."""
+
+
+def last_state(run: Path) -> State:
+    """The state at the newest checkpoint of a run."""
     return read_state(checkpoints(run)[-1])
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The state of a checkpoint; a damaged one raises `InputError`."""
+def read_state(folder: Path) -> State:
+    """The state of a checkpoint. Raises `InputError` if it is damaged."""
     try:
-        return dict(json.loads((folder / STATE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder / STATE} cannot be read ({error}); {_advice(folder)}") from None
+        return read_json(folder / STATE, State)
+    except InputError as error:
+        raise InputError(f"{error}; or delete {folder} to resume from the checkpoint before it") from None
 
 
 def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write checkpoints/step-N as a whole; keep the newest two. All processes call it, each with its part."""
+    """Write checkpoints/step-N atomically; keep the newest two. All processes call it, each with its shards."""
     folder, name = run / "checkpoints", f"step-{state['step']}"
     temporary = folder / f".{name}.tmp"
 
     def make_room() -> None:
-        for leftover in folder.glob(".step-*"):  # of a kill
+        for leftover in folder.glob(".step-*"):  # left by a kill
             shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
 
@@ -63,14 +82,13 @@ def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]
         )
 
     def complete() -> None:
-        whole = {**state, "files": len(list(temporary.glob("*.safetensors")))}
-        replace_file(temporary / STATE, lambda path: path.write_text(json.dumps(whole) + "\n"))
+        complete_state = State(**state, files=len(list(temporary.glob("*.safetensors"))))
+        replace_file(temporary / STATE, lambda path: path.write_text(json.dumps(asdict(complete_state)) + "\n"))
         temporary.rename(folder / name)
         flush(folder)
         for old in checkpoints(run)[:-KEEP_CHECKPOINTS]:
-            shutil.rmtree(
-                old.rename(folder / f".{old.name}.old")
-            )  # first renamed: what has a checkpoint's name is whole
+            # Renamed first, so that no folder with a checkpoint's name is ever incomplete.
+            shutil.rmtree(old.rename(folder / f".{old.name}.old"))
 
     try:
         parallel.on_rank_zero(make_room)
@@ -81,19 +99,19 @@ def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]
             shutil.rmtree(temporary, ignore_errors=True)  # it may have filled the disk
         raise InputError(
             f"out is {str(run)!r}, where checkpoint {name} cannot be written ({_reason(error)}); allowed: a folder "
-            "with room. What was there before is whole"
+            "with free space. Earlier checkpoints are intact"
         ) from None
 
 
-def load_checkpoint(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Read tensors of a checkpoint, in place, and return its state. A damaged one raises `InputError`, naming the file.
+def load_checkpoint(folder: Path, tensors: dict[str, Tensor]) -> State:
+    """Load the tensors of a checkpoint in place and return its state. Raises `InputError` naming a damaged file.
 
-    Each process reads what it needs; a checkpoint of other numbers of processes, or of one, will do.
+    Each process reads the shards it needs, however many processes wrote the checkpoint.
     """
     state = read_state(folder)
     files = sorted(folder.glob("*.safetensors"))
-    if len(files) != state.get("files"):
-        raise InputError(f"{folder} holds {len(files)} of {state.get('files')} safetensors files; {_advice(folder)}")
+    if len(files) != state.files:
+        raise InputError(f"{folder} holds {len(files)} of {state.files} safetensors files; {_advice(folder)}")
     for file in files:
         try:
             with safe_open(file, framework="pt"):
@@ -108,14 +126,14 @@ def load_checkpoint(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _together(work: Callable[[bool], None]) -> None:
-    """Run a function of torch.distributed.checkpoint, with the other processes or alone."""
+    """Call a function of torch.distributed.checkpoint, with the other processes or alone."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         work(not dist.is_initialized())
 
 
 def _reason(error: BaseException) -> BaseException | str:
-    """What went wrong on the first process on which something did."""
+    """The first failure, from the first process that reports one."""
     if not isinstance(error, dcp.CheckpointException):
         return error
     first, _ = next(iter(error.failures.values()))
@@ -123,4 +141,4 @@ def _reason(error: BaseException) -> BaseException | str:
 
 
 def _advice(folder: Path) -> str:
-    return f"allowed: whole files; delete {folder} to resume from the checkpoint before it"
+    return f"allowed: intact files; delete {folder} to resume from the checkpoint before it"

@@ -1,7 +1,7 @@
-"""What a model costs: floating-point operations and memory of a training step, from its configuration alone.
+"""What a model costs: FLOPs and memory of a training step, computed from its configuration alone.
 
 Legend: N tokens, D channels of a token, M condition tokens, I and R its informative and redundant channels, K_I and K_R
-components. A multiplication and an addition are two operations.
+components. A multiply-add is two FLOPs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer
 from farmer_ref.model.transformer import TrainingPass
 
-PEAK_TERAFLOPS = {  # dense bfloat16, from the makers' data sheets; the first that is a word of the device's name counts
+PEAK_TERAFLOPS = {  # dense bfloat16, from data sheets; the first key that is a word of the device's name counts
     "GH200": 989.0,
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -34,15 +34,15 @@ BYTES_PER_PARAMETER = 20  # float32: the weight, its gradient, two moments of Ad
 
 
 def forward_flops(config: ModelConfig) -> int:
-    """Of log p of one image: the matrix products, attention included, nothing else. Backward takes twice as many."""
+    """FLOPs of log p of one image, matrix products only (attention included). Backward takes twice as many."""
     tokens, channels = config.tokens, config.token_channels
     informative = config.informative or channels
     redundant = channels - informative
-    square = 2 * tokens * channels**2  # of a (D,D) matrix with all tokens
+    square = 2 * tokens * channels**2  # a (D,D) matrix applied to all tokens
 
     def transformer(layers: int, width: int, length: int) -> int:
         projections = 2 * 12 * length * width**2  # 4 W^2 in attention, 8 W^2 in the MLP, for each token
-        attention = 2 * 2 * length**2 * width  # queries with keys, weights with values; as if nothing were masked
+        attention = 2 * 2 * length**2 * width  # queries with keys, weights with values; the mask is not deducted
         return layers * (projections + attention)
 
     block = transformer(config.flow_layers, config.flow_width, tokens)
@@ -60,37 +60,42 @@ def forward_flops(config: ModelConfig) -> int:
 
 
 def training_flops(config: ModelConfig) -> int:
-    """Of one image in a training step: forward once, backward twice that. What activation checkpointing computes again
-    is not counted, so that the utilisation says what came of it."""
+    """FLOPs of a training step per image: the forward pass once, the backward pass twice that.
+
+    Recomputation under activation checkpointing is not counted, so that utilisation measures useful work.
+    """
     return 3 * forward_flops(config)
 
 
 def peak_flops(device: torch.device) -> float:
-    """What a GPU of this machine could do in a second; 0 for one that is not in the table, and for a CPU."""
+    """Peak FLOPs per second of this machine's GPU; 0 for a CPU, or a GPU that is not in the table."""
     return peak_flops_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
 
 
 def peak_flops_of(name: str) -> float:
-    """Dense bfloat16 operations a second of a GPU of this name; 0 where it is not in the table."""
+    """Peak dense bfloat16 FLOPs per second of a GPU, by its name; 0 where it is not in the table."""
     return next((1e12 * peak for key, peak in PEAK_TERAFLOPS.items() if re.search(rf"\b{key}\b", name)), 0.0)
 
 
 def state_bytes(parameters: int, processes: int = 1) -> int:
-    """Bytes of weights, gradients, moments and averages on each GPU, spread over `processes` (FSDP)."""
+    """Bytes per GPU of weights, gradients, moments and averages, sharded over `processes` (FSDP)."""
     return BYTES_PER_PARAMETER * parameters // processes
 
 
-def saved_bytes(config: ModelConfig, checkpoint_activations: bool = False, precision: str = "bfloat16") -> int:
-    """Bytes that one more image of a step adds to what forward keeps for backward.
+def saved_bytes(config: ModelConfig, *, checkpoint_activations: bool = False, precision: str = "bfloat16") -> int:
+    """Bytes that one more image of a step adds to the activations saved for backward.
 
-    Forward runs on fake tensors (they have shapes and no memory) with one and two blocks and layers, for three and four
-    images (from so many on, the shared mixture of a large model is computed in parts); the rest is a straight line.
+    The forward pass runs on fake tensors (shapes without memory) with one and two blocks and layers, on three and four
+    images (from there on, the shared mixture of a large model is computed in chunks), and is extrapolated linearly.
     """
 
     def kept(blocks: int, layers: int) -> int:
-        basis = "dct" if config.patch_basis == "pca" else config.patch_basis  # the same work, and nothing to fit
+        basis = "dct" if config.patch_basis == "pca" else config.patch_basis  # the same cost, and nothing to fit
         small = dataclasses.replace(config, flow_blocks=blocks, prior_layers=layers, patch_basis=basis)
-        four, three = (_kept(small, images, checkpoint_activations, precision) for images in (4, 3))
+        four, three = (
+            _kept(small, images, checkpoint_activations=checkpoint_activations, precision=precision)
+            for images in (4, 3)
+        )
         return four - three
 
     base = kept(1, 1)
@@ -98,8 +103,8 @@ def saved_bytes(config: ModelConfig, checkpoint_activations: bool = False, preci
     return base + more_blocks * (kept(2, 1) - base) + more_layers * (kept(1, 2) - base)
 
 
-def _kept(config: ModelConfig, images: int, checkpoint_activations: bool, precision: str) -> int:
-    """Bytes kept for backward by a forward pass over so many images, each piece of memory once."""
+def _kept(config: ModelConfig, images: int, *, checkpoint_activations: bool, precision: str) -> int:
+    """Bytes saved for backward by a forward pass over `images` images, each storage counted once."""
     pieces: dict[Any, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -116,6 +121,6 @@ def _kept(config: ModelConfig, images: int, checkpoint_activations: bool, precis
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"),
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         ):
-            kept_alive = model(pixels, labels, training)  # so that no address is used twice
+            kept_alive = model(pixels, labels, training)  # so that no address is reused
     assert kept_alive is not None
     return sum(pieces.values())

@@ -6,7 +6,6 @@ lie student.safetensors, `checkpoints/` (see `checkpoint`), metrics.jsonl, Tenso
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable
@@ -15,12 +14,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from farmer_ref.model.config import ModelConfig
+from farmer_ref.model.config import ModelConfig, SavedConfig, read_config
 from farmer_ref.model.farmer import Farmer
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import pretrained_folder, read_config, replace_file
+from farmer_ref.support.files import pretrained_folder, read_metrics, replace_file
+from farmer_ref.support.settings import parse_json
 from farmer_ref.training.checkpoint import checkpoints, load_checkpoint
 from farmer_ref.training.config import RunConfig, TrainConfig
 
@@ -40,10 +40,7 @@ class Run:
         """Read config.json, once. Raises `InputError` where there is no model or the file is damaged."""
         folder = pretrained_folder(name)
         saved = read_config(folder)
-        training = None
-        if "training" in saved:
-            training = TrainConfig.from_dict({**saved["training"], "model": saved["model"]})
-        return cls(str(name), folder, ModelConfig.from_dict(saved["model"]), training)
+        return cls(str(name), folder, saved.model, _training(saved, folder))
 
     @property
     def guidance(self) -> Guidance:
@@ -73,6 +70,17 @@ class Run:
         return OneStepStudent.from_pretrained(self.folder, model.flow)
 
 
+def _training(saved: SavedConfig, folder: Path) -> TrainConfig | None:
+    """The settings of a run in its config.json, which holds those of the model apart."""
+    if saved.training is None:
+        return None
+    values = {**saved.training, "model": dataclasses.asdict(saved.model)}
+    try:
+        return parse_json(TrainConfig, json.dumps(values), known_as="training")
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from None
+
+
 def saved_settings(folder: Path) -> TrainConfig:
     """The settings that a run folder was made with, to resume it."""
     training = Run.open(folder).training
@@ -99,9 +107,6 @@ def keep_metrics_until(run: Path, step: int) -> None:
     path = run / "metrics.jsonl"
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line, record in zip(lines, read_metrics(run), strict=False) if record["step"] <= step]
     replace_file(path, lambda temporary: temporary.write_text("".join(kept)))

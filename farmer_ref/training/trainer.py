@@ -1,7 +1,7 @@
-"""What every training command shares: devices, precision, the schedule, EMA, run folders, checkpoints, the loop.
+"""What every training command shares: precision, the schedule, EMA, logs, checkpoints, the optimisation loop.
 
 A run folder is what `Farmer.from_pretrained` reads: config.json and model.safetensors (the EMA weights). Beside them
-`checkpoints/step-N/` holds the raw weights, the EMA, the optimiser and the loop's state.
+`checkpoints/step-N/` holds the raw weights, the EMA, the optimiser's state and the loop's.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from farmer_ref.training.runs import keep_metrics_until
 STATE_FIELDS = ("step", "seconds", "skipped", "skipped_in_a_row")
 
 
-def learning_rate_at(config: RunConfig, step: int, progress: float) -> float:
-    """Linear warm-up over steps, then a cosine over the progress in [0, 1] of the run (§4.1)."""
+def learning_rate_at(config: RunConfig, *, step: int, progress: float) -> float:
+    """Linear warm-up over steps, then a cosine over the run's progress in [0, 1] (§4.1)."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
     return warmup * (config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine)
 
 
 def set_up(config: RunConfig) -> torch.device:
-    """Join the other processes, where there are any; the device of this one, ready for the run's precision."""
+    """Join the other processes, if any; returns this one's device, with the run's matrix-product precision set."""
     device = parallel.join(config.device)
     share = parallel.world_size() * config.accumulate
     require(
@@ -55,18 +55,18 @@ def set_up(config: RunConfig) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bfloat16 for the transformer layers, or nothing; the densities switch it off around themselves."""
+    """bfloat16 for the transformer layers, or nothing; the densities disable it for their own computation."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 class MovingAverage:
     """Exponential moving average of weights; its decay rises from 0.1 to `decay` as min(decay, (t+1) / (t+10)).
 
-    The averages are sharded over the processes as the weights are.
+    The averages are sharded over the processes exactly as the weights are.
     """
 
-    def __init__(self, source: nn.Module, new: Callable[[], nn.Module], decay: float):
-        """`new()` makes a module of the source's shape on this process's device, not sharded."""
+    def __init__(self, source: nn.Module, new: Callable[[], nn.Module], *, decay: float):
+        """`new()` builds an unsharded module of the source's shape on this process's device."""
         self.source, self.new, self.decay = source, new, decay
         self.weights = {name: parameter.detach().clone() for name, parameter in source.named_parameters()}
         self._module: nn.Module | None = None
@@ -79,9 +79,9 @@ class MovingAverage:
         torch._foreach_lerp_(averages, weights, weight)
 
     def module(self) -> nn.Module:
-        """The module with the averages, in evaluation mode; all processes ask for it together.
+        """The averaged module, in evaluation mode; all processes must call it together.
 
-        It shares their memory or, where they are sharded, is a full copy as of now.
+        It shares the averages' memory or, where these are sharded, is a full copy of their present values.
         """
         if self._module is not None:
             return self._module
@@ -94,8 +94,10 @@ class MovingAverage:
 
 
 def compiled_parts(model: nn.Module) -> list[nn.Module]:
-    """What `compile` compiles: the same code for every layer, so that the compiler works for a minute and not for an
-    hour; and the one computation whose intermediate numbers outweigh a layer's."""
+    """The modules that `compile` compiles: the layers, and the computation whose intermediates outweigh a layer's.
+
+    All layers run the same code, so the compiler works for a minute, not for an hour.
+    """
     return [module for module in model.modules() if isinstance(module, TransformerLayer | SharedDensity)]
 
 
@@ -108,14 +110,14 @@ def make_optimiser(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
 
 
 def moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """AdamW's two moving averages for every parameter, `exp_avg.NAME` and `exp_avg_sq.NAME`; 0 before the first step.
+    """AdamW's two moments of every parameter, `exp_avg.NAME` and `exp_avg_sq.NAME`; 0 before the first step.
 
-    They share the optimiser's memory. Its count of steps is the same for all parameters, and not among them.
+    They share the optimiser's memory. Its step count, the same for all parameters, is not included.
     """
     found = {}
     for name, parameter in model.named_parameters():
         state = optimiser.state[parameter]
-        if not state:  # as AdamW itself begins
+        if not state:  # AdamW's own initial state
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         found |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
@@ -125,11 +127,11 @@ def moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Ten
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 Loss = Callable[[Batch, float, TrainingPass], tuple[Tensor, dict[str, float]]]
-"""(batch, progress, training pass) to the loss, a mean over the batch, and the values to log beside it, means too."""
+"""(batch, progress, training pass) -> the loss, a mean over the batch, and values to log with it, also means."""
 
 
 class RunLog:
-    """metrics.jsonl and the TensorBoard events of a run; nothing on processes other than the first."""
+    """The metrics.jsonl and TensorBoard events of a run; only rank 0 writes."""
 
     def __init__(self, run: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -140,7 +142,8 @@ class RunLog:
             self._lines = run / "metrics.jsonl"
 
     def write(self, step: int, values: dict[str, float], board: dict[str, float]) -> None:
-        """A line of metrics.jsonl, and scalars for TensorBoard. JSON has no word for what is not finite: null."""
+        """Append a line to metrics.jsonl and scalars to TensorBoard. JSON cannot express non-finite values: they become
+        null."""
         if not self._active:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -151,11 +154,12 @@ class RunLog:
                 self._board.add_scalar(name, value, step)
         except OSError as error:
             raise InputError(
-                f"{self._lines} cannot be written ({error}); allowed: a place with room. The newest checkpoint is whole"
+                f"{self._lines} cannot be written ({error}); allowed: a disk with free space. "
+                "The newest checkpoint is intact"
             ) from None
 
     def close(self) -> None:
-        """Flush what TensorBoard has not written."""
+        """Flush TensorBoard's pending events."""
         if self._active:
             self._board.close()
 
@@ -163,9 +167,9 @@ class RunLog:
 class Trainer:
     """The optimisation loop: schedule, clipping, skipped steps, EMA, logs and checkpoints, exact resumption.
 
-    The command that owns it gives the loss, the batches, and what else happens at intervals (validation, samples).
-    Under torchrun every process runs the same loop on its rows of each batch; what they decide together (when to stop,
-    whether a gradient is finite) they decide on the same numbers.
+    The calling command supplies the loss, the batches, and periodic events (validation, samples). Under torchrun every
+    process runs the same loop on its rows of each batch; joint decisions (when to stop, whether a gradient is finite)
+    rest on the same numbers everywhere.
     """
 
     def __init__(
@@ -181,10 +185,10 @@ class Trainer:
         events: list[tuple[int, Callable[[int], dict[str, float]]]],
         flops_per_image: float = 0.0,
     ):
-        """`run` holds checkpoints and logs; `model` is as `parallel.distribute` returned it; `export()` writes the
-        average where it is used, after each checkpoint; `batches(start)` iterates over the steps from `start`; `events`
-        pair a period in steps (0: never) with what happens then, and what they return is logged. `flops_per_image`
-        are those of a training step, for the log."""
+        """`run` holds checkpoints and logs; `model` comes from `parallel.distribute`; `export()` writes the averaged
+        weights where they are used, after each checkpoint; `batches(start)` iterates over the steps from `start`;
+        `events` pair a period in steps (0: never) with a function of the step, whose result is logged.
+        `flops_per_image`, of a training step, is for the logged utilisation."""
         self.config, self.distributed_model, self.loss, self.batches, self.events = config, model, loss, batches, events
         self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         self.run, self.export, self.average, self.flops_per_image = run, export, average, flops_per_image
@@ -197,46 +201,46 @@ class Trainer:
         self._interrupted = False
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint holds, by name: weights, their average, and what the optimiser keeps for each."""
+        """The tensors of a checkpoint by name: the weights, their average, and the optimiser's moments."""
         weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         averages = {f"ema.{name}": tensor for name, tensor in self.average.weights.items()}
         return {**weights, **averages, **moments(self.optimiser, self.model)}
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+        """Continue from the newest checkpoint, if there is one."""
         found = checkpoints(self.run)
         if not found:
             return
         state = load_checkpoint(found[-1], self.tensors())
         for name in STATE_FIELDS:
-            setattr(self, name, state[name])
+            setattr(self, name, getattr(state, name))
         for entry in self.optimiser.state.values():
             entry["step"].fill_(self.step - self.skipped)
         if parallel.rank() == 0:
             keep_metrics_until(self.run, self.step)
-        self.export()  # a kill may have come between
+        self.export()  # in case a kill fell between checkpoint and export
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done, in [0, 1]: of its steps, or of its minutes, whichever is further."""
+        """The fraction of the run completed, in [0, 1]: of its steps or of its minutes, whichever is larger."""
         by_time = self.seconds / (60 * self.config.max_minutes) if self.config.max_minutes else 0.0
         return min(1.0, max(self.step / self.config.steps, by_time))
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless it is there."""
+        """Write a checkpoint of this step, unless it exists."""
         if (self.run / "checkpoints" / f"step-{self.step}").exists():
             return
         save_checkpoint(self.run, self.tensors(), {name: getattr(self, name) for name in STATE_FIELDS})
         self.export()
 
     def train(self) -> bool:
-        """Train to the end of the schedule. False if SIGINT or SIGTERM ended it early; the checkpoint is then saved."""
+        """Train to the end of the schedule; False if SIGINT or SIGTERM ended it early, after saving a checkpoint."""
         if not checkpoints(self.run):
             self.save()
         if self.progress >= 1:
             return True
         log = RunLog(self.run, self.step)
-        speed = Speed(self.config.batch_size, self.flops_per_image, self.device)
+        speed = Speed(self.config.batch_size, flops_per_image=self.flops_per_image, device=self.device)
         began = time.perf_counter() - self.seconds
         handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(
@@ -284,9 +288,9 @@ class Trainer:
         self._interrupted = True
 
     def _optimise(self, batch: Batch) -> dict[str, float]:
-        """One step; a non-finite gradient changes nothing, is counted, and many in a row end the run."""
+        """Take one step. A non-finite gradient is skipped and counted; too many in a row end the run."""
         progress = self.progress
-        rate = learning_rate_at(self.config, self.step, progress)
+        rate = learning_rate_at(self.config, step=self.step, progress=progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.model.train()
@@ -303,17 +307,17 @@ class Trainer:
                 raise InputError(
                     f"learning_rate is {self.config.learning_rate}, and the gradient was not finite for "
                     f"{self.skipped_in_a_row} steps in a row (step {self.step}); allowed: a smaller learning_rate. "
-                    "The newest checkpoint is whole"
+                    "The newest checkpoint is intact"
                 )
         self.step += 1
         return {**logged, "gradient_norm": norm, "learning_rate": rate, "skipped": self.skipped}
 
     def _gradients(self, batch: Batch, progress: float) -> dict[str, float]:
-        """The gradient of the mean loss over the step's batch, in parts one after the other; what the losses log."""
+        """Accumulate the gradient of the step's mean loss, part by part; returns the mean logged values."""
         count, sums = self.config.accumulate, {}
         for number, part in enumerate(batch.parts(count), 1):
-            # Dropout draws from the global generator, for the step's whole batch; seeding it here makes a resumed run,
-            # and one that is divided otherwise, the same.
+            # Dropout draws from the global generator for the step's whole batch. Seeding it here gives the same
+            # masks to a resumed run, and to any division of the batch into parts and processes.
             torch.manual_seed(random_seed(self.config.seed, "step", self.step))
             training = TrainingPass(
                 rows=torch.arange(part.first, part.first + len(part.labels), device=self.device),
@@ -329,27 +333,27 @@ class Trainer:
 
 
 class Speed:
-    """Images per second between two lines of the log, and what share of the GPUs' peak that is."""
+    """Images per second between log lines, and the model FLOP utilisation (MFU) of the GPUs."""
 
-    def __init__(self, batch_size: int, flops_per_image: float, device: torch.device):
+    def __init__(self, batch_size: int, *, flops_per_image: float, device: torch.device):
         self.batch_size, self.device = batch_size, device
         peak = parallel.world_size() * costs.peak_flops(device)
         self.utilisation_per_rate = flops_per_image / peak if peak else 0.0
         self._images, self._began = 0, time.perf_counter()
 
     def step(self) -> None:
-        """One more batch."""
+        """Count one more batch."""
         self._images += self.batch_size
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """What happens inside is not training."""
+        """Exclude the time spent inside: it is not training."""
         began = time.perf_counter()
         yield
         self._began += time.perf_counter() - began
 
     def measured(self) -> dict[str, float]:
-        """What to log; the count begins anew."""
+        """The values to log; restarts the count."""
         rate = self._images / (time.perf_counter() - self._began)
         self._images, self._began = 0, time.perf_counter()
         found = {"images_per_second": rate}

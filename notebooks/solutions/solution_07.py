@@ -27,7 +27,9 @@ def largest_batch(name: str, gib: float, processes: int = 1, checkpoints: bool =
     """Images of a step that fit on each GPU of so many GiB, a tenth of it left free."""
     preset = PRESETS[name]
     state = state_bytes(count(preset.model)["total"], processes)
-    image = saved_bytes(preset.model, checkpoints, preset.precision)
+    image = saved_bytes(
+        preset.model, checkpoint_activations=checkpoints, precision=preset.precision
+    )
     return max(0, int((0.9 * gib * 2**30 - state) // image))
 
 

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from conftest import prose_of
 from solution_03 import clusters, exchange, patches, representatives, trained_with, unexplained
 
-from book.pages import load
 from farmer_ref import Farmer
 from farmer_ref.data.sets import batches, load_split
 
@@ -47,9 +45,3 @@ def test_a_linear_guess_likes_representatives_and_any_random_choice_better_than_
 def test_training_likes_the_first_better(photographs):
     chosen = representatives(photographs[0].T.corrcoef(), 12)
     assert trained_with(FIRST, steps=50) < trained_with(chosen, steps=50) - 0.03
-
-
-def test_figures_of_the_paper_in_the_prose():
-    paper = {row["name"]: row["paper"] for row in load("table3")["rows"]}
-    both, normal = paper["both, resampling"], paper["both, resampling, Z_R ~ N(0, I)"].removeprefix("FID ")
-    assert f"{both} against {normal}" in prose_of("03_channel_partitioning")

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from conftest import prose_of
 from solution_04 import (
     distance_with_candidates,
     read_and_diverse,
@@ -63,14 +62,6 @@ def test_guidance_keeps_more_diversity_than_a_temperature_at_the_same_share_read
     )
     assert abs(guided[0] - sharper[0]) < 0.02
     assert guided[1] > sharper[1] + 1
-
-
-def test_figures_of_the_paper_in_the_prose():
-    rows = load("table3")["rows"]
-    paper = {row["name"]: row["paper"].removeprefix("FID ") for row in rows}
-    none, naive, both = (paper[name] for name in ("split, both", "both, naive guidance", "both, resampling"))
-    words = prose_of("04_guided_resampling")
-    assert f"FID: {none} without guidance, {naive} naive, {both} by resampling" in words
 
 
 def test_the_order_after_500_steps_is_that_of_the_paper_for_every_seed():

@@ -1,12 +1,11 @@
-"""The solutions of notebook 05, and the figures that it quotes."""
+"""The solutions of notebook 05."""
 
 import pytest
 import torch
-from solution_05 import error_after, grey_levels_off, levels_of, student_of_form, swept
+from solution_05 import error_after, grey_levels_off, latents, student_of_form, swept
 
 from book.pages import load
 from farmer_ref import Farmer, OneStepStudent
-from farmer_ref.data.sets import batches, load_split
 
 
 @pytest.fixture(scope="module")
@@ -19,35 +18,48 @@ def student(model):
     return OneStepStudent.from_pretrained("digits", model.flow)
 
 
-def test_two_sweeps_are_better_than_a_student_and_one(model, student):
-    z = model.prior.sample(torch.arange(500) % 10, generator=torch.Generator().manual_seed(0))
-    exact = model.flow.inverse(z)
+@pytest.fixture(scope="module")
+def z(model):
+    return latents(model)
+
+
+@pytest.fixture(scope="module")
+def exact(model, z):
+    return model.flow.inverse(z)
+
+
+def test_two_sweeps_are_better_than_a_student_and_one(model, student, z, exact):
     guess = [grey_levels_off(swept(model.flow, z, passes - 1, student), exact) for passes in (1, 2, 3)]
     plain = [grey_levels_off(swept(model.flow, z, passes), exact) for passes in (1, 2, 3)]
-    assert guess == pytest.approx([0.76, 0.18, 0.03], abs=0.02)
-    assert plain == pytest.approx([1.07, 0.14, 0.02], abs=0.02)
+    assert guess[0] < plain[0] and guess[1] > plain[1] and guess[2] > plain[2]
+    assert guess[0] > guess[1] > guess[2] and plain[0] > plain[1] > plain[2]
     assert grey_levels_off(swept(model.flow, z[:20], 15, student), exact[:20]) < 1e-4  # N - 1: exact from any start
-    assert grey_levels_off(swept(model.flow, z, 1), exact) > grey_levels_off(student(z), exact)
 
 
-def test_the_masked_form_is_one_sweep_before_training(model):
+def test_the_error_of_the_shipped_student_is_the_recorded_one(student, z, exact):
+    """Notebook, benchmark and record mean the same latents and the same clamped pixels."""
+    recorded = load("student")["runs"][0]["sample_error"] / (2 / 17)
+    assert grey_levels_off(student(z), exact) == pytest.approx(recorded, abs=0.01)
+
+
+def test_the_forms_before_training(model):
     z = torch.randn(4, 16, 4, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(student_of_form(model.flow, "inverse, masked")(z), swept(model.flow, z, 1), atol=1e-5)
-    assert torch.equal(student_of_form(model.flow, "inverse")(z), OneStepStudent.from_teacher(model.flow)(z))
+    for form in ("forward", "inverse"):
+        untrained = OneStepStudent.from_teacher(model.flow, form=form)
+        assert torch.equal(student_of_form(model.flow, form)(z), untrained(z))
 
 
-def test_the_forward_form_starts_far_off_and_learns_later(model, student):
-    forms = ("inverse", "inverse, masked", "forward")
-    before, after = ([error_after(model, form, steps, 0) for form in forms] for steps in (0, 100))
-    assert before == pytest.approx([1.46, 1.05, 202], rel=0.05)
-    assert after == pytest.approx([0.71, 0.57, 1.54], abs=0.1)
-    values = next(batches(load_split("digits", "validation", model.config), 100))[0]
-    levels = levels_of(model, values, torch.Generator().manual_seed(0))
-    assert grey_levels_off(student(levels[-1]), levels[0]) == pytest.approx(0.51, abs=0.02)
+def test_the_forward_form_starts_far_off_and_learns_later(model):
+    forward, inverse, masked = (
+        [error_after(model, form, steps, 0) for steps in (0, 100)] for form in ("forward", "inverse", "inverse, masked")
+    )
+    assert forward[0] > 5 * inverse[0] > 5 * masked[0]
+    assert forward[1] > 1.5 * inverse[1] and forward[1] < forward[0] / 4
+    assert masked[1] < inverse[1] < inverse[0]
 
 
-def test_the_figures_that_the_notebook_quotes():
-    assert load("student")["steps"] == 4000
-    seconds = load("table5")["rows"][0]["seconds_per_image"]
-    share = seconds["back"] / (seconds["back"] + seconds["prior"])
-    assert (round(share, 2), round(1 / (1 - share), 1), round(0.1689 / 0.2189, 2)) == (0.43, 1.8, 0.77)
+def test_the_order_of_forms_and_losses_that_the_notebook_states():
+    error = {name: row["sample_error"]["mean"] for name, row in load("distillation")["table"].items()}
+    assert error["inverse/projected"] < error["inverse/hidden"] < error["inverse/output"]
+    assert error["inverse/hidden"] < error["forward/hidden"]

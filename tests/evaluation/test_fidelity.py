@@ -57,12 +57,14 @@ def with_noise(values, strength):
 
 
 def features(values, extractor):
-    return fidelity.features_of(fidelity.as_rgb(values, 17).split(100), len(values), extractor, "samples")
+    return fidelity.features_of(
+        fidelity.as_rgb(values, 17).split(100), count=len(values), extractor=extractor, what="samples"
+    )
 
 
 def test_figures_of_the_data_itself_and_of_noise(classifier):
     test = split("test")
-    reference = fidelity.reference_features(test, "test", classifier, 100)
+    reference = fidelity.reference_features(test, "test", classifier, batch_size=100)
     rows = [
         fidelity.figures_of(features(with_noise(test.values, s), classifier), reference) for s in (0.0, 2.0, 6.0, 20.0)
     ]
@@ -125,7 +127,7 @@ def test_the_library_alone_finds_the_same():
     alone = torch_fidelity.calculate_metrics(
         input1=Images(samples), input2=Images(reference), fid=True, prc=True, **options
     )
-    for extractor in (fidelity.extractor_named("pooled", None, CPU), fidelity.Extractor("ours", pooled)):
+    for extractor in (fidelity.extractor_named("pooled", weights=None, device=CPU), fidelity.Extractor("ours", pooled)):
         found = fidelity.figures_of(features(samples, extractor), features(reference, extractor).features)
         assert found["frechet_distance"] == pytest.approx(alone["frechet_inception_distance"], rel=1e-6)
         assert (found["precision"], found["recall"]) == (alone["precision"], alone["recall"])
@@ -142,7 +144,9 @@ def test_features_of_the_reference_are_computed_once_and_anew_for_another(classi
     def computed(data, part="test", extractor=None, limit=None):
         """How many images were computed besides the probe, and what came of it."""
         calls.clear()
-        found = fidelity.reference_features(data, part, extractor or fidelity.Extractor("counted", counted), 64, limit)
+        found = fidelity.reference_features(
+            data, part, extractor or fidelity.Extractor("counted", counted), batch_size=64, limit=limit
+        )
         return sum(calls) - 8, found
 
     test = split("test")
@@ -180,7 +184,9 @@ def test_features_of_files_are_kept_until_a_file_changes(tmp_path):
     extractor = fidelity.Extractor("pooled", lambda images: pooled(images)[:, :16])
 
     def kept():
-        return fidelity.reference_features(load_split(name, "train", config), "train", extractor, 64, 20)
+        return fidelity.reference_features(
+            load_split(name, "train", config), "train", extractor, batch_size=64, limit=20
+        )
 
     first = kept()
     assert torch.equal(first, kept())
@@ -276,7 +282,7 @@ def test_inception_with_weights_from_a_file(tmp_path, monkeypatch):
         patch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)
         network = torch_fidelity.FeatureExtractorInceptionV3(fidelity.INCEPTION, ["2048", "logits_unbiased"])
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    extractor = fidelity.extractor_named(fidelity.INCEPTION, str(tmp_path / "weights.pth"), CPU)
+    extractor = fidelity.extractor_named(fidelity.INCEPTION, weights=str(tmp_path / "weights.pth"), device=CPU)
     assert extractor.name.startswith("inception-v3-compat of weights.pth, SHA-256 ")
     images = fidelity.as_rgb(split("test").values[:3], 17)
     found, (features, scores) = extractor(images), network(images)
@@ -308,7 +314,10 @@ def test_what_fails_is_one_line(capsys, tmp_path, monkeypatch):
             [],
             ["weights cannot be downloaded", "--extractor-weights FILE, a copy of https://", "--extractor classifier"],
         ),
-        (["--extractor-weights", tmp_path / "none.pth"], ["none.pth', which is no file", "weights of inception-v3-co"]),
+        (
+            ["--extractor-weights", tmp_path / "none.pth"],
+            ["none.pth', which is not a file", "weights of inception-v3-co"],
+        ),
         (["--extractor-weights", tmp_path / "text.pth"], ["text.pth', which cannot be read"]),
         (["--extractor", "resnet"], ["extractor is 'resnet'", "classifier, inception-v3-compat", "module:function"]),
         (["--extractor", "nothing:here"], ["extractor is 'nothing:here', which cannot be imported"]),

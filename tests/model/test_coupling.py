@@ -1,14 +1,17 @@
 """The coupling flow behind the interface of the autoregressive one; test_flow.py has what both must do. Float64, no
 weight at zero."""
 
+import math
+
 import pytest
 import torch
 from conftest import jacobian, logdet_error, round_trip_error, small_coupling, small_model
 from conftest import some_tokens as tokens
-from helpers import QUICK, fails_with_one_line
 
-from farmer_ref import distill, evaluate, train
+from farmer_ref import Farmer
 from farmer_ref.model.coupling import CouplingFlow
+from farmer_ref.support.errors import InputError
+from farmer_ref.support.files import write_weights
 
 
 def test_a_new_flow_is_the_identity():
@@ -32,21 +35,66 @@ def test_bfloat16_autocast_keeps_the_affine_map_exact():
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_what_a_block_keeps_alternates(number):
+def test_a_block_changes_the_other_half(number):
     """A kept number passes through; the others depend on themselves and on all kept ones, and not on each other."""
     block = small_coupling().blocks[number]
     kept = block.kept.flatten()
-    expected = [
-        [channel < 1 for _ in range(5) for channel in range(3)],
-        [token % 2 == 0 for token in range(5) for _ in range(3)],
-    ][number % 2]
-    assert kept.tolist() == [value != (number >= 2) for value in expected]
     matrix = jacobian(lambda x: block(x)[0], tokens(1))
     assert torch.equal(matrix[kept], torch.eye(15, dtype=torch.float64)[kept])
     changed = matrix[~kept]
     own = changed[:, ~kept]
     assert torch.equal(own, torch.diag(own.diagonal()))
     assert (changed[:, kept].abs() > 0).all()
+
+
+def kept_by_blocks(count: int, channels: int, blocks: int) -> list[torch.Tensor]:
+    flow = CouplingFlow(count, channels, blocks=blocks, layers=1, width=8, head_dim=8)
+    return [block.kept for block in flow.blocks]
+
+
+def test_the_order_of_halves_is_jet_s():
+    """Channels, channels, tokens, and again; the tokens of a square image on a checkerboard, its colours in turn."""
+    kept = kept_by_blocks(16, 6, blocks=12)
+    checkerboard = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]).bool().flatten()
+    for number, half in enumerate(kept):
+        if number % 3 == 2:
+            assert torch.equal(half, (checkerboard ^ (number % 6 == 5))[:, None].expand(16, 6)), number
+        else:
+            assert (half == half[0]).all() and half[0].sum() == 3, number
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 5, 6, 12, 48])
+def test_halves_of_channels_reach_all_channels_and_do_not_repeat(channels):
+    """Two blocks change every channel and look at every channel; no half comes twice before all have come."""
+    divisions = math.comb(channels, channels // 2) // (2 if channels % 2 == 0 else 1)
+    pairs = min(divisions, 20)
+    kept = [half[0] for t, half in enumerate(kept_by_blocks(1, channels, 3 * pairs)) if t % 3 != 2]
+    assert len({tuple(half.tolist()) for half in kept}) == 2 * pairs
+    for first, second in zip(kept[::2], kept[1::2], strict=True):
+        assert torch.equal(first, ~second)
+    assert divisions < 5 or any((first != torch.arange(channels).lt(channels // 2)).any() for first in kept)
+
+
+def test_halves_are_fixed_and_saved_with_the_weights(tmp_path):
+    """They depend on no random state. A file has its own, and one without them, of fixed halves, is refused."""
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(small_model(flow="coupling"))
+    first, second = ([block.kept for block in model.flow.blocks] for model in models)
+    assert all(map(torch.equal, first, second))
+    model = models[0].float()
+    model.flow.blocks[0].kept = ~model.flow.blocks[0].kept
+    model.save_pretrained(tmp_path)
+    loaded = Farmer.from_pretrained(tmp_path)
+    assert all(torch.equal(a.kept, b.kept) for a, b in zip(model.flow.blocks, loaded.flow.blocks, strict=True))
+    images = torch.rand(2, 2, 6, 6)
+    assert torch.equal(loaded.encode(images)[0], model.encode(images)[0])
+    write_weights(
+        tmp_path / "model.safetensors", {k: v for k, v in model.state_dict().items() if not k.endswith("kept")}
+    )
+    with pytest.raises(InputError, match="does not fit its config.json .*flow.blocks.0.kept"):
+        Farmer.from_pretrained(tmp_path)
 
 
 def test_a_broken_block_is_noticed():
@@ -82,11 +130,3 @@ def test_a_farmer_with_a_coupling_flow(changes):
     assert logdet.shape == (4,)
     for method in ("sequential", "jacobi"):
         assert torch.allclose(model.decode(z, method=method), images, atol=1e-8)
-
-
-def test_train_evaluate_and_no_student(tmp_path, capsys):
-    train.main([*QUICK, "--model.flow", "coupling", "--out", str(tmp_path)])
-    evaluate.main(["--run", str(tmp_path), "--samples", "20", "--draws", "1"])
-    assert "bits/dim" in capsys.readouterr().out
-    fails_with_one_line(capsys, distill.main, ["--run", tmp_path], "whose flow is 'coupling' and quick to invert")
-    assert not (tmp_path / "distillation").exists()

@@ -1,6 +1,5 @@
 """The whole model: exact likelihood of images, the two directions, weights on disk."""
 
-import json
 import math
 
 import pytest
@@ -70,7 +69,7 @@ def test_a_tiny_model_integrates_to_one(flow, channels, informative):
     with torch.no_grad():
         images = x.view(-1, channels, 2, 2)
         weights = torch.cat([model(part).total for part in images.split(2**14)]) - proposal.log_prob(x).sum(1)
-        assert model(images[:50]).logdet.abs().min() > 1e-3  # the flow does something
+        assert model(images[:50]).logdet.abs().mean() > 1e-2  # the flow does something
     assert float(weights.exp().mean()) == pytest.approx(1, abs=0.05)
 
 
@@ -165,40 +164,6 @@ def test_a_student_goes_with_no_other_method():
             ask(what, student=lambda z, labels: z, method="jacobi")
 
 
-@pytest.mark.parametrize("basis", ["pixel", "pca"])
-def test_save_and_load(tmp_path, basis):
-    torch.manual_seed(0)
-    model = small_model(patch_basis=basis).float()
-    model.patchify.fit(images(model, 50))
-    model.save_pretrained(tmp_path / "model")
-    loaded = Farmer.from_pretrained(tmp_path / "model")
-    assert loaded.config == model.config and not loaded.training
-    assert torch.equal(loaded.log_prob(images(model).float()), model.log_prob(images(model).float()))
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_damaged_weights_are_named(tmp_path):
-    small_model().save_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
-        Farmer.from_pretrained(tmp_path)
-
-
-def test_weights_of_another_model_are_named(tmp_path):
-    small_model().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["model"]["prior_width"] = 24
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="does not fit its config.json"):
-        Farmer.from_pretrained(tmp_path)
-
-
-def test_unknown_model_is_named():
-    with pytest.raises(InputError, match="model is 'nothing'"):
-        Farmer.from_pretrained("nothing")
-
-
 def test_modules_pick_no_dtype_and_no_device():
     with torch.device("meta"):
         model = Farmer(ModelConfig())
@@ -231,11 +196,3 @@ def test_sampling_and_scoring_switch_dropout_off_for_a_while():
     a, b = (model.sample(torch.tensor([0]), generator=torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(a, b)
     assert model.training
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", '{"model_type": "bert"}', '{"model": {"patch_size": "2"}}', "{"])
-def test_a_foreign_config_is_named(tmp_path, content):
-    (tmp_path / "config.json").write_text(content)
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match=r"config.json cannot be read|model configuration is"):
-        Farmer.from_pretrained(tmp_path)

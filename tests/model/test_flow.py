@@ -1,22 +1,20 @@
 """Eqs. 8-10: the flow's two directions, its log-determinant, its causality. Float64, no weight at zero."""
 
-import math
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import jacobian, logdet_error, mild_flow, round_trip_error, small_coupling, small_flow
+from conftest import VARIANTS, jacobian, logdet_error, round_trip_error, small_coupling, small_flow
 from conftest import some_tokens as tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farmer_ref.model import jacobi, transformer
-from farmer_ref.model.flow import ChannelMixing
+from farmer_ref.model import transformer
+from farmer_ref.model.flow import AutoregressiveFlow, ChannelMixing
 from farmer_ref.model.jacobi import inverse_jacobi
 from farmer_ref.support.errors import InputError
 
-VARIANTS = [{}, {"channel_mixing": True}, {"max_log_scale": None}, {"num_classes": 4}]
 BOTH = pytest.mark.parametrize("make", [small_flow, small_coupling])
 
 
@@ -62,8 +60,6 @@ def test_first_token_passes_through():
 
 
 def test_a_new_flow_is_the_identity():
-    from farmer_ref.model.flow import AutoregressiveFlow
-
     z, logdet = AutoregressiveFlow(5, 3, blocks=2, layers=1, width=16, head_dim=8).double()(tokens())
     assert torch.equal(z, tokens()) and torch.equal(logdet, torch.zeros(3, dtype=torch.float64))
 
@@ -137,83 +133,3 @@ def test_bfloat16_autocast_keeps_the_affine_map_exact(fixed_steps):
     exact_logdet = flow(x)[1]
     assert 0 < (logdet - exact_logdet).abs().max() < 0.1
     assert (back - x).abs().max() < 0.5  # the forward pass was not
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float64, 1e-3), (torch.float32, 1e-4)])
-def test_the_parallel_inverse_equals_the_sequential_one(variant, dtype, tolerance):
-    flow = mild_flow(dtype, **variant)
-    labels = torch.tensor([0, 3, -1]) if "num_classes" in variant else None
-    z, _ = flow(tokens(count=12).to(dtype), labels)
-    exact = flow.inverse(z, labels)
-    parallel, report = inverse_jacobi(flow, z, labels, tolerance=tolerance)
-    assert (parallel - exact).abs().max() <= tolerance
-    assert len(report.sweeps) == len(report.residual) == 3
-    assert max(report.sweeps) <= 11 and max(report.residual) <= tolerance / 10
-    if tolerance == 1e-3:
-        assert sum(report.sweeps) < 3 * 11  # fewer than one per token
-        assert (parallel - exact).abs().max() > 0  # and not exact to the last digit: the tolerance is used
-
-
-def test_windows_choose_the_method_of_each_block():
-    flow = mild_flow()
-    z, _ = flow(tokens(count=12))
-    exact = flow.inverse(z)
-    for windows in ([1, 1, 1], [1, 3, None], [5, 5, 5], [100, None, 2]):
-        parallel, report = inverse_jacobi(flow, z, tolerance=1e-9, windows=windows)
-        assert (parallel - exact).abs().max() <= 1e-9
-        assert all(sweeps == 11 for window, sweeps in zip(windows, report.sweeps, strict=True) if window == 1)
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_a_sweep_survives_a_guess_that_overflows(monkeypatch, broken):
-    """An exact inverse that is finite throughout, on the way to which the first sweeps are not.
-
-    A token that overflows must not spoil those before it: attention multiplies what is hidden by 0, and 0 * NaN is NaN.
-    """
-    flow = mild_flow(channels=1, blocks=1, max_log_scale=None)
-    block = flow.blocks[0]
-    network = block.shift_and_log_scale
-
-    def explosive(x, positions, run):
-        shift, log_scale = network(x, positions, run)
-        return shift, log_scale + 100 * x  # from a very negative guess of x, exp(-log sigma) overflows
-
-    block.shift_and_log_scale = explosive
-    if broken:
-        monkeypatch.setattr(jacobi, "_as_guess", torch.clone)
-    x = 0.01 * tokens(count=12, channels=1)
-    x[:, 0], x[:, 1] = 1.0, -0.5
-    z, _ = block(x)
-    assert z[:, 1].max() < -1e30  # the first guess of token 2, which is -0.5
-    parallel, _ = inverse_jacobi(flow, z, tolerance=1e-9)
-    assert torch.allclose(block.inverse(z), x, atol=1e-3)  # e^50 magnifies rounding
-    assert torch.allclose(parallel, x, atol=1e-3) != broken
-
-
-def test_what_is_not_finite_stays_so():
-    """A parallel inverse must not hide what the sequential one would show."""
-    flow = mild_flow()
-    z = tokens(count=12)
-    z[0, 4, 1] = math.nan
-    exact, (parallel, _) = flow.inverse(z), inverse_jacobi(flow, z)
-    assert torch.equal(exact.isfinite(), parallel.isfinite())
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_fixed_shapes_change_nothing(variant, fixed_steps):
-    """The step that a GPU records, against the cache that grows."""
-    flow = mild_flow(**variant)
-    labels = torch.tensor([0, 3, -1]) if "num_classes" in variant else None
-    z, _ = flow(tokens(count=12), labels)
-    growing = flow.inverse(z, labels)
-    fixed_steps()
-    assert torch.allclose(flow.inverse(z, labels), growing, atol=1e-12)
-
-
-@pytest.mark.parametrize("windows", [[1, 2], [0, 1, 1]])
-def test_wrong_windows_are_named(windows):
-    with pytest.raises(InputError, match="allowed: 1 or more, or None, for each of 3 blocks"):
-        inverse_jacobi(small_flow(), tokens(), windows=windows)
-    with pytest.raises(InputError, match="tolerance is 0"):
-        inverse_jacobi(small_flow(), tokens(), tolerance=0)

@@ -28,7 +28,12 @@ def drawn(conditional, unconditional, guidance, batch=20_000, seed=0, rounds=1):
     """Many draws of the rule, as one flat tensor."""
     generator = torch.Generator().manual_seed(seed)
     pair = conditional(batch), unconditional(batch)
-    return torch.cat([draw_token(*pair, guidance, generator).z.flatten() for _ in range(rounds)])
+    return torch.cat([draw_token(*pair, guidance=guidance, generator=generator).z.flatten() for _ in range(rounds)])
+
+
+def candidates_of(pair, guidance, counts):
+    """Candidates and log-weights, from seed 0."""
+    return weighed_candidates(*pair, guidance=guidance, counts=counts, generator=torch.Generator().manual_seed(0))
 
 
 def candidates(count: int, **changes) -> Guidance:
@@ -88,7 +93,7 @@ def test_the_unconditional_candidates_need_w_plus_1():
     """Alg. 1 against A.2, which prints w for both: only w + 1 makes a pool of p_u alone converge to Eq. 15."""
     mean, std = guided_normal(*GAUSSIANS, 1.0)
     pair = normal(1.0, 0.8, 20_000), normal(0.0, 1.2, 20_000)
-    z, log_weights = weighed_candidates(*pair, Guidance(scale=1.0), (0, 256), torch.Generator().manual_seed(0))
+    z, log_weights = candidates_of(pair, Guidance(scale=1.0), (0, 256))
     estimate = float((log_weights.softmax(1) * z[..., 0]).sum(1).mean())
     wrong = float(((log_weights / 2).softmax(1) * z[..., 0]).sum(1).mean())
     assert abs(estimate - mean) < 0.02 * std < 0.2 * std < abs(wrong - mean)
@@ -120,8 +125,8 @@ def test_scale_0_is_plain_sampling_draw_for_draw():
 def test_scale_0_obeys_the_temperatures():
     mixture = mixture_1d([0.2, 0.8], [-2.0, 2.0], [0.5, 0.5], 1000)
     still = Guidance(weight_temperature=100.0, scale_temperature=0.0)
-    assert (draw_token(mixture, None, still).z == 2.0).all()
-    pool = draw_pool(mixture, None, 3, still)
+    assert (draw_token(mixture, None, guidance=still).z == 2.0).all()
+    pool = draw_pool(mixture, None, tokens=3, guidance=still)
     assert pool.z.shape == (1000, 3, 1) and (pool.z == 2.0).all() and pool.distinct is None
 
 
@@ -140,7 +145,7 @@ def test_the_rule_without_the_shortcut_approaches_the_conditional_at_scale_0():
     means, stds = [], []
     for count in (5, 400):
         pair = normal(1.0, 0.5, 8000), normal(0.0, 1.0, 8000)
-        z, log_weights = weighed_candidates(*pair, Guidance(), (count, count), torch.Generator().manual_seed(0))
+        z, log_weights = candidates_of(pair, Guidance(), (count, count))
         chosen = torch.multinomial(log_weights.softmax(1), 1, generator=torch.Generator().manual_seed(1))
         picked = z[..., 0].gather(1, chosen)
         means.append(abs(float(picked.mean()) - 1.0))
@@ -160,7 +165,7 @@ def test_every_temperature_acts_where_it_says():
     pair = mixture_1d([0.2, 0.8], [-2.0, 2.0], [0.5, 0.5]), normal(0.0, 2.0)
 
     def weigh(**changes):
-        return weighed_candidates(*pair, Guidance(scale=1.0, **changes), (64, 64), torch.Generator().manual_seed(0))
+        return candidates_of(pair, Guidance(scale=1.0, **changes), (64, 64))
 
     z, log_weights = weigh()
     narrow, _ = weigh(scale_temperature=0.0)
@@ -190,7 +195,7 @@ def test_importance_weights_collapse_as_channels_grow():
     for channels in (2, 36, 640):
         zeros = torch.zeros(16, 1, channels, dtype=torch.float64)
         pair = [GaussianMixture(zeros[..., 0], zeros + shift, zeros) for shift in (0.1, 0.0)]
-        pool = draw_pool(*pair, 256, guidance, torch.Generator().manual_seed(0))
+        pool = draw_pool(*pair, tokens=256, guidance=guidance, generator=torch.Generator().manual_seed(0))
         assert pool.z.shape == (16, 256, channels)
         assert [len(image.unique(dim=0)) for image in pool.z] == pool.distinct.tolist()
         sizes.append(float(pool.effective_sample_size.mean()))
@@ -198,25 +203,133 @@ def test_importance_weights_collapse_as_channels_grow():
     assert float(pool.distinct.double().mean()) < 30
 
 
-def test_the_naive_rule_is_exact_for_single_gaussians():
-    mean, std = guided_normal(*GAUSSIANS, 2.0)
-    guidance = Guidance(scale=2.0, rule="naive")
-    z = drawn(lambda b: normal(1.0, 0.8, b), lambda b: normal(0.0, 1.2, b), guidance, 200_000)
-    assert float(z.mean()) == pytest.approx(mean, rel=0.01)
-    assert float(z.std()) == pytest.approx(std, rel=0.01)
+GRID = torch.linspace(-60, 60, 60_001, dtype=torch.float64)
+BATCH = 100_000
 
 
-def test_the_naive_rule_falls_back_where_there_is_no_product():
-    guidance = Guidance(scale=3.0, rule="naive")
-    z = drawn(lambda b: normal(0.3, 1.2, b), lambda b: normal(0.0, 1.0, b), guidance, 200_000)
-    assert float(z.mean()) == pytest.approx(0.3, abs=0.02)
-    assert float(z.std()) == pytest.approx(1.2, rel=0.01)
+def naive(conditional, unconditional, seed=0, **changes):
+    """Draws (B,D) of the naive rule."""
+    guidance, generator = Guidance(rule="naive", **changes), torch.Generator().manual_seed(seed)
+    return draw_naive(conditional, unconditional, guidance=guidance, generator=generator)
+
+
+def naive_density(mean_c, scale_c, mean_u, scale_u, w, envelope="published"):
+    """The density on GRID of what the naive rule draws from two Gaussians, by sums, and the share that falls back.
+
+    An envelope that is "exact" is never below the guided density, as rejection sampling should have it.
+    """
+
+    def log_guided(x):
+        return (1 + w) * given.log_prob(x) - w * null.log_prob(x)
+
+    pairs = (mean_c, scale_c), (mean_u, scale_u), (mean_c, 2 * max(scale_c, scale_u))
+    given, null, proposal = (
+        torch.distributions.Normal(torch.tensor(mean).double(), torch.tensor(scale).double()) for mean, scale in pairs
+    )
+    if envelope == "published":
+        grid = mean_c + torch.linspace(-10, 10, 1001, dtype=torch.float64)
+        log_factor = log_guided(grid).max() - proposal.log_prob(given.mean)
+    else:
+        log_factor = (log_guided(GRID) - proposal.log_prob(GRID)).max()
+    probability = torch.exp(log_guided(GRID) - log_factor - proposal.log_prob(GRID)).clamp(max=1)
+    accepted = proposal.log_prob(GRID).exp() * probability
+    share = float(accepted.sum() * (GRID[1] - GRID[0]))
+    fallback = (1 - share) ** 1000
+    return (1 - fallback) * accepted / share + fallback * given.log_prob(GRID).exp(), fallback
+
+
+def distance_to(density, draws) -> float:
+    """The Kolmogorov-Smirnov distance of draws to a density on GRID."""
+    mass = density * (GRID[1] - GRID[0])
+    below = mass.cumsum(0) - mass / 2
+    at_most = torch.searchsorted(draws.flatten().sort().values, GRID, right=True) / draws.numel()
+    return float((at_most - below).abs().max())
+
+
+NAIVE = {  # mean_c, scale_c, mean_u, scale_u, w; and about the share that falls back
+    "proper": ((1.0, 0.8, 0.0, 1.2, 2.0), 0.0),
+    "proper, away from the mean of p_c": ((0.5, 0.7, -0.5, 0.8, 2.0), 0.0),
+    "proper, beyond the grid": ((0.0, 3.0, -6.0, 3.0, 2.0), 0.0),
+    "proper, beyond the proposals": ((0.0, 0.1, -1.0, 0.1, 2.0), 1.0),
+    "improper, accepted where it is large": ((0.3, 3.0, 0.0, 2.5, 3.0), 0.0),
+    "improper, accepted far out": ((0.3, 1.2, 0.0, 1.0, 3.0), 0.54),
+    "improper, hardly accepted": ((0.0, 0.5, 0.0, 0.43, 3.0), 0.88),
+    "improper, not accepted": ((0.0, 0.5, 0.0, 0.42, 3.0), 1.0),
+    "w = 0": ((1.0, 0.8, 0.0, 1.2, 0.0), 0.0),
+    "the same twice": ((1.0, 0.8, 1.0, 0.8, 4.0), 0.0),
+}
+
+
+@pytest.mark.parametrize("name", NAIVE)
+def test_the_naive_rule_equals_a_dense_integral(name):
+    """The draws as published: the lower of the guided density and the envelope, or p_c after 1,000 tries."""
+    parameters, expected = NAIVE[name]
+    density, fallback = naive_density(*parameters)
+    assert fallback == pytest.approx(expected, abs=0.01)
+    pair = normal(*parameters[:2], BATCH), normal(*parameters[2:4], BATCH)
+    z = naive(*pair, scale=parameters[-1])
+    assert z.shape == (BATCH, 1) and z.dtype == torch.float64
+    assert distance_to(density, z) < 2 / BATCH**0.5
+
+
+def test_the_naive_rule_has_the_published_envelope():
+    """It lies below the guided density around a peak away from the mean of p_c; an exact one would draw otherwise."""
+    parameters = NAIVE["proper, away from the mean of p_c"][0]
+    z = naive(normal(*parameters[:2], BATCH), normal(*parameters[2:4], BATCH), scale=2.0)
+    assert distance_to(naive_density(*parameters, envelope="exact")[0], z) > 0.02
+
+
+def test_the_naive_rule_finds_the_envelope_on_the_published_grid():
+    """A peak of width .012 between two points of it, which are .02 apart: with another grid, other draws."""
+    parameters = 0.0, 0.012, -0.0055, 0.012, 2.0
+    z = naive(normal(*parameters[:2], BATCH), normal(*parameters[2:4], BATCH), scale=2.0)
+    density, exact = (naive_density(*parameters, envelope=envelope)[0] for envelope in ("published", "exact"))
+    assert distance_to(density, z) < 0.02 < 0.05 < distance_to(exact, z)
+
+
+def test_the_naive_rule_pairs_components_by_number():
+    """A draw of p_c's component k is guided by p_u's component k, in the order that the mixtures happen to have."""
+    weights, parts_c, parts_u = [0.3, 0.7], [(-1.0, 0.4), (1.0, 0.5)], [(0.5, 0.8), (-1.0, 0.9)]
+
+    def mixture(weights, parts):
+        return mixture_1d(weights, *zip(*parts, strict=True), BATCH)
+
+    density = sum(
+        weight * naive_density(*given, *null, 1.0)[0]
+        for weight, given, null in zip(weights, parts_c, parts_u, strict=True)
+    )
+    z = naive(mixture(weights, parts_c), mixture([0.9, 0.1], parts_u), scale=1.0)
+    assert distance_to(density, z) < 2 / BATCH**0.5
+    swapped = naive(mixture(weights, parts_c), mixture([0.1, 0.9], parts_u[::-1]), scale=1.0)
+    assert distance_to(density, swapped) > 0.1
+
+
+def test_the_naive_rule_accepts_each_channel_by_itself():
+    """One channel never accepts and falls back to p_c; its neighbour is guided all the same."""
+    first, second = (NAIVE[name][0] for name in ("proper", "proper, beyond the proposals"))
+    zeros = torch.zeros(BATCH, 1, dtype=torch.float64)
+    pair = []
+    for at in (0, 2):
+        mean, scale = (torch.tensor([[first[at + i], second[at + i]]], dtype=torch.float64) for i in (0, 1))
+        pair.append(GaussianMixture(zeros, mean.expand(BATCH, 1, 2), scale.log().expand(BATCH, 1, 2)))
+    z = naive(*pair, scale=2.0)
+    for channel, parameters in enumerate((first, second)):
+        assert distance_to(naive_density(*parameters)[0], z[:, channel]) < 2 / BATCH**0.5
+    assert torch.corrcoef(z.T)[0, 1].abs() < 0.02
+
+
+def test_the_naive_rule_follows_the_generator():
+    pair = normal(0.3, 1.2, 50), normal(0.0, 1.0, 50)  # some accept early, some late, some never
+    a, b, c = (naive(*pair, seed=seed, scale=3.0) for seed in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
 
 
 def test_the_naive_rule_obeys_the_temperatures():
-    mixture, generator = mixture_1d([0.2, 0.8], [-2.0, 2.0], [0.5, 0.5], 100), torch.Generator().manual_seed(0)
-    guidance = Guidance(scale=1.0, rule="naive", weight_temperature=100.0, scale_temperature=0.0)
-    assert torch.equal(draw_naive(mixture, mixture, guidance, generator), torch.full((100, 1), 2.0).double())
+    mixture = mixture_1d([0.2, 0.8], [-2.0, 2.0], [0.5, 0.5], 100)
+    still = naive(mixture, mixture, scale=1.0, weight_temperature=100.0, scale_temperature=0.0)
+    assert torch.equal(still, torch.full((100, 1), 2.0).double())
+    halved = naive(normal(1.0, 0.8, BATCH), normal(0.0, 1.2, BATCH), scale=2.0, scale_temperature=0.5)
+    assert distance_to(naive_density(1.0, 0.4, 0.0, 0.6, 2.0)[0], halved) < 2 / BATCH**0.5
 
 
 @pytest.mark.parametrize("rule", ["resampling", "naive"])
@@ -246,9 +359,9 @@ def test_conditional_and_unconditional_rows_are_not_mixed_up(monkeypatch):
 
     prior, pairs = small_model().prior, []
 
-    def recording(conditional, unconditional, guidance, generator):
+    def recording(conditional, unconditional, **options):
         pairs.append((conditional.mean, unconditional.mean))
-        return draw_token(conditional, unconditional, guidance, generator)
+        return draw_token(conditional, unconditional, **options)
 
     monkeypatch.setattr(prior_module, "draw_token", recording)
     labels = torch.tensor([2, 0])
@@ -261,12 +374,15 @@ def test_conditional_and_unconditional_rows_are_not_mixed_up(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": -1.0}, r"guidance scale is -1.0; allowed: a finite number, 0 or more"),
+        ({"scale": -1.0}, r"guidance.scale is -1.0; allowed: 0 to 1,000,000"),
         ({"rule": "magic"}, "rule is 'magic'; allowed: resampling, naive"),
-        ({"scale": math.inf}, "guidance scale is inf; allowed: a finite number"),
+        ({"scale": math.inf}, "guidance.scale is inf; allowed: a finite number, 0 to 1,000,000"),
         ({"candidates_unconditional": 2.5}, "candidates_unconditional is 2.5; allowed: a whole number"),
-        ({"candidates_conditional": 0}, "candidates_conditional is 0; allowed: a whole number, 1 or more"),
-        ({"scoring_scale_temperature": 0.0}, "scoring_scale_temperature is 0.0; allowed: a finite number above 0"),
+        ({"candidates_conditional": 0}, "candidates_conditional is 0; allowed: 1 or more"),
+        (
+            {"scoring_scale_temperature": 0.0},
+            "scoring_scale_temperature is 0.0; allowed: above 0 and at most 1,000,000",
+        ),
     ],
 )
 def test_wrong_settings_are_named(changes, message):

@@ -1,4 +1,4 @@
-"""Eqs. 11-12 against torch.distributions."""
+"""Eqs. 7 and 11 against torch.distributions."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from farmer_ref.model.mixture import LOG_SCALE_FLOOR, GaussianMixture
+from farmer_ref.model.mixture import LOG_SCALE_FLOOR, GaussianMixture, SharedDensity
 
 
 def random_mixture(*batch: int, components: int = 4, channels: int = 3) -> GaussianMixture:
@@ -60,3 +60,25 @@ def test_scale_has_a_smooth_floor():
     assert GaussianMixture.from_raw(raw, 1).log_scale.item() == pytest.approx(LOG_SCALE_FLOOR)
     near = torch.tensor([[0.0, 0.0, 0.0]], dtype=torch.float64)
     assert GaussianMixture.from_raw(near, 1).log_scale.item() == pytest.approx(0, abs=math.exp(LOG_SCALE_FLOOR))
+
+
+def shared_case(tokens=7):
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(3, 4 * (1 + 2 * 5), generator=generator, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(3, tokens, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    return raw, z
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 10**9])
+def test_the_shared_density_in_parts_is_the_density(monkeypatch, at_once):
+    monkeypatch.setattr("farmer_ref.model.mixture.AT_ONCE", at_once)
+    raw, z = shared_case()
+    mixture = GaussianMixture.from_raw(raw, 4)
+    wanted = mixture.unsqueeze().log_prob(z)
+    gradients = torch.autograd.grad(wanted.square().sum(), (raw, z), retain_graph=True)
+    found = SharedDensity()(mixture, z)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(found.square().sum(), (raw, z)), gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+    with torch.no_grad():
+        assert torch.allclose(SharedDensity()(mixture, z), wanted, atol=1e-12)

@@ -1,27 +1,13 @@
-"""Eqs. 11-14: the prior's likelihood, its causality, its cached sampling, K = 1. Float64, no weight at zero."""
+"""Eqs. 5, 7, 11, 14: the prior's likelihood, its causality, its cached sampling, K = 1. Float64, no weight at zero."""
 
-import contextlib
-import gc
 import math
-import weakref
 
 import pytest
 import torch
-from conftest import jacobian, randomise_zeros, small_model
+from conftest import SPLITS, jacobian, randomise_zeros, small_model
 
-from farmer_ref.model import stepper as stepper_module
 from farmer_ref.model.mixture import GaussianMixture
 from farmer_ref.model.prior import AutoregressivePrior
-from farmer_ref.model.stepper import stepper
-
-SPLITS = [
-    {},
-    {"informative": None},
-    {"informative_channels": "interleaved"},
-    {"redundant_prior": "normal"},
-    {"final_permutation": False},
-    {"condition_repeats": 1},
-]
 
 
 def latents(batch: int = 3, count: int = 9, channels: int = 8) -> torch.Tensor:
@@ -44,65 +30,6 @@ def test_cached_sampling_equals_the_parallel_likelihood(variant, monkeypatch):
     labels = torch.tensor([0, 2, -1])
     z = prior.sample(labels, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(torch.stack(drawn_from).sum(0), prior.log_prob(z, labels), atol=1e-9)
-
-
-@pytest.mark.parametrize("variant", SPLITS)
-def test_steps_of_fixed_shape_give_the_same_outputs(variant):
-    """The step that a GPU records, against the cache that grows: the condition tokens at once, then one by one."""
-    prior = small_model(**variant).prior
-    inputs = torch.randn(4, 11, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # (B,M+N,W)
-    whole = prior.transformer(inputs)
-    for fixed in (False, True):
-        step = stepper(prior.transformer, 11, like=inputs, fixed=fixed)
-        parts = [step(part).clone() for part in inputs.split([2, *[1] * 9], 1)]
-        assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-12)
-
-
-def test_what_a_recorded_step_uses_stays_alive(monkeypatch):
-    """A CUDA graph knows addresses only: memory that Python freed would be given to someone else (CUDA is a fake here).
-
-    The step runs to warm up and to be recorded; after that, replaying must not run it, nor let go of its tensors.
-    """
-
-    class Fake:
-        replays = 0
-
-        def wait_stream(self, other):
-            pass
-
-        def replay(self):
-            Fake.replays += 1
-
-    for name in ("device", "stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", Fake)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Fake)
-    monkeypatch.setattr(stepper_module, "_side_stream", lambda device: Fake())
-
-    def make_step():
-        memory = torch.zeros(1)
-        return lambda: memory.add_(1), weakref.ref(memory)
-
-    step, weak = make_step()
-    replay = stepper_module.record(step, torch.device("cuda"))
-    runs = float(weak())
-    assert runs >= 2
-    del step
-    gc.collect()
-    assert weak() is not None
-    replay()
-    assert Fake.replays == 1 and float(weak()) == runs
-
-
-def test_fixed_steps_under_autocast(fixed_steps):
-    prior, labels = small_model().prior.float(), torch.tensor([0, 2, -1])
-    drawn = []
-    for switch in (lambda: None, fixed_steps):
-        switch()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            drawn.append(prior.sample(labels, generator=torch.Generator().manual_seed(0)))
-    assert drawn[0].dtype == drawn[1].dtype == torch.float32
-    assert torch.allclose(*drawn, atol=0.1)
 
 
 def test_redundant_channels_can_be_drawn_again():
@@ -164,7 +91,7 @@ def test_split_and_merge_are_inverse(rule):
 
 
 def test_one_component_is_one_more_flow_block():
-    """A.1: with K = 1 the prior is an affine autoregressive map to N(0, I), token 1 included (an affine map of c).
+    """A.1 (Eqs. 16-18): with K = 1 the prior is an affine autoregressive map to N(0, I), token 1 included (a map of c).
 
     The block is built from the prior's outputs; its Jacobian is taken by autograd.
     """

@@ -1,16 +1,10 @@
-"""What the pages of the book include is written by book/figures.py, from the package and the results."""
+"""The pages of the book include what book/figures.py and book/measured.py write, and all of it."""
 
 import re
 from pathlib import Path
 
-import pytest
-import torch
-
-from book import figures
-from book.pages import load
-from farmer_ref import Farmer
+from book import figures, measured
 from farmer_ref.parameters import step_costs
-from farmer_ref.support.plots import model_at_work
 
 BOOK = Path(__file__).parents[2] / "book"
 
@@ -24,25 +18,16 @@ def test_every_part_is_written_and_used(tmp_path):
     costs = (tmp_path / "costs.md").read_text()
     for cell in step_costs("farmer-1.9b-p8").split()[1:]:
         assert f"| {cell} |" in costs, cell
-    digits = load("digits")
-    assert f"{digits['bits_per_dim']['mean']:.3f} ± " in (tmp_path / "first_screen.md").read_text()
-    assert "#SBATCH" in (tmp_path / "slurm.md").read_text()
 
 
-def test_a_long_command_is_the_same_command_in_lines_that_fit():
-    command = "torchrun --standalone " + " ".join(f"--option-{k} value-{k}" for k in range(20))
-    lines = figures.wrapped(command).split(" \\\n")
-    assert " ".join(" ".join(lines).split()) == command
-    assert max(map(len, lines)) <= figures.WIDTH + 4
+def test_every_number_and_table_is_used():
+    """A page that names a number that is not there fails the build."""
+    texts = "".join(page.read_text(encoding="utf-8") for page in BOOK.glob("*.md"))
+    assert set(re.findall(r"\{\{ (\w+) \}\}", texts)) == measured.numbers().keys()
+    assert set(measured.parts()) <= set(re.findall(r"_generated/(\w+)\.md", texts))
 
 
 def test_no_page_types_in_a_measured_number():
-    """A mean with its spread is what our measurements look like: those come from the results."""
+    """A mean with its spread, or a percentage with a decimal, is what our measurements look like."""
     for page in BOOK.glob("*.md"):
-        assert not re.search(r"\d\s*±", page.read_text(encoding="utf-8")), page
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_model_at_work_is_drawn_without_a_warning():
-    figure = model_at_work(Farmer.from_pretrained("digits"), torch.zeros(1, 8, 8), label=3, token=7)
-    assert [axes.get_title() for axes in figure.axes][1:3] == ["tokens X", "latents Z"]
+        assert not re.search(r"\d\s*±|\d\.\d+%", page.read_text(encoding="utf-8")), page

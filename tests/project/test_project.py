@@ -1,88 +1,24 @@
-"""The project around the package: environments, the rooms and their imports, shipped weights, numbers in prose."""
+"""The project around the package: environments, the README and the map, shipped weights, what the results show."""
 
-import ast
 import json
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
+from book import refresh
 from farmer_ref import PRESETS, Farmer, Guidance, OneStepStudent
 from farmer_ref.data.sets import load_split
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.evaluation.metrics import PixelClassifier, sample_values
-from farmer_ref.evaluation.tables import MEASURES
-from farmer_ref.evaluation.verdicts import cell, report
-from farmer_ref.parameters import step_costs
 from farmer_ref.support.files import PRETRAINED
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "farmer_ref"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHIPPED = ["digits", "digits-noise"]
-
-# What each room of the package may import of the others. Commands may import anything but commands.
-ROOMS = {
-    "errors": set(),
-    "config": {"errors", "guidance"},
-    "tokens": {"errors"},
-    "transformer": set(),
-    "mixture": set(),
-    "guidance": {"errors", "mixture"},
-    "flow": {"errors", "transformer"},
-    "coupling": {"flow"},
-    "prior": {"guidance", "mixture", "transformer"},
-    "hub": {"errors"},
-    "files": {"errors", "hub"},
-    "farmer": {"config", "coupling", "errors", "files", "tokens", "flow", "guidance", "hub", "prior"},
-    "student": {"errors", "farmer", "files", "flow", "hub", "transformer"},
-    "data": {"config", "errors"},
-    "parallel": {"errors", "transformer"},
-    "checkpoint": {"errors", "files", "parallel"},
-    "costs": {"config", "farmer", "transformer"},
-    "applications": {"errors", "farmer", "guidance", "metrics", "prior"},
-    "metrics": {"data", "errors", "farmer", "guidance", "parallel", "student", "tokens"},
-    "fidelity": {"data", "errors", "files", "metrics", "parallel"},
-    "plots": set(),
-    "engine": {
-        *("checkpoint", "config", "costs", "data", "errors", "farmer", "files"),
-        *("guidance", "mixture", "parallel", "prior", "tokens", "transformer"),
-    },
-    "record": set(),
-    "comparisons": {"config"},
-    "cli": {"errors", "hub", "parallel"},
-}
-COMMANDS = {"train", "distill", "sample", "evaluate", "ablate", "apply", "parameters"}
-
-
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "farmer_ref":
-            yield from [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
-
-
-def test_rooms_import_only_what_they_may():
-    names = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert names == set(ROOMS) | COMMANDS
-    for name in names:
-        used = set(imports(PACKAGE / f"{name}.py"))
-        assert used <= (ROOMS[name] if name in ROOMS else set(ROOMS)), name
-
-
-def test_importing_the_package_is_light():
-    """No plots, no engine, no command-line library, no client of the Hub, no FID."""
-    heavy = ("matplotlib", "tyro", "huggingface_hub", "torch_fidelity", "farmer_ref.training.trainer")
-    code = f"import sys, farmer_ref; print([m for m in sys.modules if m in {heavy}])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-
-
-def test_nothing_is_pickled():
-    for path in PACKAGE.glob("*.py"):
-        assert not re.search(r"torch\.(load|save)\(|import pickle|joblib", path.read_text()), path
 
 
 def requirements():
@@ -152,20 +88,60 @@ def test_results_say_how_they_were_made():
         assert {"command", "commit", "date", "device", "torch"} <= record.keys(), name
 
 
-def test_readme_numbers_are_the_measured_ones():
-    digits, speed = results()["digits"], results()["tarflow_speed"]
-    noise = results()["digits-noise"]
-    for number in (
-        f"{digits['bits_per_dim']['mean']:.3f} ± {digits['bits_per_dim']['standard_deviation']:.3f}",
-        f"{digits['sample_accuracy']['mean']:.1%} ± {digits['sample_accuracy']['standard_deviation']:.1%}",
-        f"{digits['training_minutes']['mean']:.1f} minutes",
-        f"{noise['sample_accuracy']['mean']:.1%}",
-        f"{speed['training_step']['speedup_median']:.2f}",
-        f"{speed['sequential_inverse']['speedup_median']:.2f}",
-    ):
-        assert number in README, number
-    for run in digits["runs"]:
-        assert f"| {run['seed']} | {run['bits_per_dim']:.3f} | {run['sample_accuracy']:.1%} |" in README
+def test_generating_the_readme_again_changes_nothing():
+    assert refresh.with_blocks(README) == README
+    assert {block[2] for block in refresh.BLOCK.finditer(README)} == refresh.measured.readme_blocks().keys()
+
+
+def test_no_measured_number_is_typed_into_the_readme():
+    typed = refresh.BLOCK.sub("", README)
+    assert not re.search(r"\d%?\s*±|\d\.\d+%", typed)
+
+
+def test_generating_the_results_again_changes_nothing():
+    for name, record in results().items():
+        if "sentences" in record:
+            now = refresh.rejudged(record, name)
+            assert [now[key] for key in ("title", "note", "sentences")] == [
+                record[key] for key in ("title", "note", "sentences")
+            ], name
+    assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == refresh.report(ROOT / "results")
+
+
+def files_of_the_tree(page, root):
+    """The .py files that the first code block of a page draws as a tree."""
+    folders, files = [], set()
+    for line in re.search(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1].splitlines():
+        if match := re.match(r"( *)(\w+/|\w+\.py)(?: |$)", line):
+            depth = len(match[1]) // 4
+            folders[depth:] = [match[2].rstrip("/")]
+            if match[2].endswith(".py"):
+                files.add(root.joinpath(*folders))
+    return files
+
+
+def test_the_map_of_the_package_has_every_file():
+    files = {path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    assert files_of_the_tree(PACKAGE / "README.md", ROOT) == files
+
+
+def test_the_readme_s_map_has_real_files():
+    text = re.search(r"## Reading the code.*?```\n(.*?)```", README, re.DOTALL)[1]
+    folders, seen = [], set()
+    for line in text.splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()
+        folders[len(indent) // 4 :] = [name]
+        seen.add(PACKAGE.joinpath(*folders))
+    assert all(path.exists() for path in seen)
+    assert {path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= seen
+
+
+def test_results_of_the_bases():
+    table = {row["name"]: row["bits_per_dim"]["mean"] for row in results()["basis"]["rows"]}
+    pixels, mixing, pca = (
+        table[f"{name}, no split, 600 steps"] for name in ("pixels", "pixels, learned mixing", "PCA")
+    )
+    assert pixels - mixing >= 0.2 and pixels - pca >= 0.2
 
 
 def test_readme_names_real_things():
@@ -180,51 +156,6 @@ def test_readme_names_real_things():
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
-def test_readme_tables_are_the_measured_ones():
-    told = {
-        "table3": {
-            "split": ("sample_accuracy", "bits_per_dim"),
-            "no split": ("sample_accuracy", "bits_per_dim"),
-            "split, both": ("sample_accuracy", "frechet_distance"),
-            "both, naive guidance": ("sample_accuracy", "frechet_distance"),
-            "both, resampling": ("sample_accuracy", "frechet_distance", "bits_per_dim"),
-            "both, resampling, Z_R ~ N(0, I)": ("bits_per_dim",),
-        },
-        "table4": {
-            "autoregressive flow": ("frechet_distance",),
-            "coupling flow": ("frechet_distance",),
-            "autoregressive flow, one step": ("frechet_distance",),
-        },
-        "figure6a": {f"K = {k}": ("bits_per_dim",) for k in (1, 16, 32, 64, 256)},
-        "figure6b": {f"I = {i}": ("bits_per_dim",) for i in ("1 of 4", "2 of 4", "3 of 4", "4, no split")},
-        "figure7": {f"x {scale}": ("sample_accuracy",) for scale in (0, 1.5, 4)},
-        "basis": {f"PCA, {kind}, 600 steps": ("bits_per_dim",) for kind in ("I = 12", "no split")},
-    }
-    measured = results()
-    for table, its_rows in told.items():
-        rows = {row["name"]: row for row in measured[table]["rows"]}
-        for name, measures in its_rows.items():
-            for measure in measures:
-                assert cell(rows[name][measure], MEASURES[measure][1]) in README, (table, name, measure)
-    sentences = [*measured["table4"]["sentences"][-2:], measured["table5"]["sentences"][-1]]
-    fifths = measured["figure8"]["fifths"]
-    for said in (*sentences, *(cell(fifth["sharpness"], ".2f") for fifth in (fifths[0], fifths[-1]))):
-        assert said in README, said
-    early = {row["way"]: row["frechet_distance"] for row in measured["early_guidance"]["table"]}
-    ways = [early[way] for way in ("no guidance", "naive, w = 1", "resampling, w = 1")]
-    assert ", ".join(f"{way['mean']:.2f}" for way in ways) in README
-    assert all(a > b > c for a, b, c in zip(*(way["seeds"] for way in ways), strict=True))
-
-
-def test_the_page_of_results_is_made_of_the_results():
-    assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == report(ROOT / "results")
-
-
-def test_readme_costs_are_the_computed_ones():
-    for name in ("imagenet64", "farmer-1.1b-p16", "farmer-1.1b-p8", "farmer-1.9b-p16", "farmer-1.9b-p8"):
-        assert step_costs(name) in README, name
-
-
 def test_guided_samples_are_finite_before_clipping():
     """A few hundred here; 20,000 by benchmarks.guidance, below."""
     model = Farmer.from_pretrained("digits")
@@ -233,11 +164,14 @@ def test_guided_samples_are_finite_before_clipping():
         assert model.decode(z).isfinite().all()
 
 
-def test_guidance_reads_well():
+def test_guidance_raises_the_accuracy():
     model = Farmer.from_pretrained("digits")
-    classifier = PixelClassifier(load_split("digits", "train", model.config, "data", False))
+    classifier = PixelClassifier(load_split("digits", "train", model.config, data_root="data", download=False))
     labels = torch.arange(500) % 10
-    shares = [classifier.accuracy(sample_values(model, labels, 1, 500, Guidance(scale=w)), labels) for w in (0.0, 1.0)]
+    shares = [
+        classifier.accuracy(sample_values(model, labels, seed=1, batch_size=500, guidance=Guidance(scale=w)), labels)
+        for w in (0.0, 1.0)
+    ]
     assert shares[0] >= 0.94 and shares[1] >= 0.985 and shares[1] > shares[0]
 
 
@@ -258,7 +192,7 @@ def test_results_of_guidance():
 def test_the_shipped_student_scores_what_its_record_says():
     model, student = Farmer.from_pretrained("digits"), OneStepStudent.from_pretrained("digits")
     record = json.loads((PRETRAINED / "digits" / "student.json").read_text())
-    classifier = PixelClassifier(load_split("digits", "train", model.config, "data", False))
+    classifier = PixelClassifier(load_split("digits", "train", model.config, data_root="data", download=False))
     labels = torch.arange(1000) % 10
     z = model.prior.sample(labels, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -270,76 +204,7 @@ def test_the_shipped_student_scores_what_its_record_says():
     assert error == pytest.approx(record["sample_error"], abs=0.01)
 
 
-def test_readme_numbers_of_sampling_are_the_measured_ones():
-    def mean_and_spread(figure, form):
-        return f"{figure['mean']:{form}} ± {figure['standard_deviation']:{form}}"
-
-    measured, numbers = results(), []
-    for row in measured["guidance"]["sweep"]:
-        if row["scale"] in (0.0, 1.0, 2.0, 4.0):
-            numbers.append(mean_and_spread(row["sample_accuracy"], ".1%"))
-            numbers.append(mean_and_spread(row["frechet_distance"], ".2f"))
-    for rule, form in (("naive", ".1e"), ("resampling", ".0f")):
-        rows = [row["largest_pixel"] for row in measured["guidance"]["finite"] if row["rule"] == rule]
-        numbers.append(f"{max(rows):{form}}")
-    for figures in measured["distillation"]["table"].values():
-        numbers.append(mean_and_spread(figures["sample_error"], ".4f"))
-        numbers.append(mean_and_spread(figures["sample_accuracy"], ".1%"))
-    student = measured["student"]["runs"][0]
-    numbers += [
-        f"{student['sample_error']:.3f}",
-        f"{student['sample_accuracy']:.1%}",
-        f"{student['steps']:,} steps",
-    ]
-    numbers.append(", ".join(f"{error:.1%}" for error in student["validation_relative_error_from_block_1"]))
-    for row in measured["inverses"]["matrix"]["rows"]:
-        speedup = row["speedup_over_sequential"]
-        numbers.append(f"| {row['batch']} | {row['seconds']:.3f} |")
-        if row["method"] != "sequential":
-            numbers.append(f"{speedup['median']:.2f} ({speedup['min']:.2f} to {speedup['max']:.2f})")
-    for rule in (
-        "from z (ours)",
-        "from zero",
-        "from the student's guess, its pass not counted",
-        "Anderson, 3 iterates",
-    ):
-        sums = [
-            next(row["sum"] for row in measured["inverses"]["sweeps"][n] if row["rule"] == rule) for n in ("64", "256")
-        ]
-        numbers.append(f"{sums[0]} and {sums[1]}")
-    for stage in ("before", "after"):
-        numbers.append(f"{measured['denoise']['strong'][stage]['stray_of_blank_pixels_in_samples']:.3f}")
-        numbers.append(f"{measured['denoise']['strong'][stage]['error_on_noisy_test_images']:.3f}")
-        numbers.append(f"{measured['denoise']['paper'][stage]['error_on_noisy_test_images']:.4f}")
-    basis = {row["name"]: row["bits_per_dim"]["mean"] for row in measured["basis"]["rows"]}
-    pixels, mixing, pca = (
-        basis[f"{name}, no split, 600 steps"] for name in ("pixels", "pixels, learned mixing", "PCA")
-    )
-    numbers += [f"{pixels:.2f} bits/dim, learned mixing {mixing:.2f}, PCA {pca:.2f}"]
-    assert pixels - mixing >= 0.2 and pixels - pca >= 0.2
-    crops = {row["name"]: row["bits_per_dim"]["mean"] for row in measured["basis_cifar10-crops"]["rows"]}
-    long = {row["name"]: row["bits_per_dim"]["mean"] for row in measured["basis_long"]["rows"]}
-    names = [f"{name}, no split" for name in ("pixels", "pixels, learned mixing", "PCA", "PCA, learned mixing")]
-    numbers += ["CIFAR-10 {:.2f}, {:.2f}, {:.2f} (one".format(*(crops[f"{name}, 600 steps"] for name in names[:3]))]
-    *three, both = (long[f"{name}, 2700 steps"] for name in names)
-    numbers += ["have {:.2f}, {:.2f}, {:.2f} (three seeds)".format(*three), f"have {both:.2f} (one seed"]
-
-    def worth(table, basis, steps):
-        """What the shared mixture gains over N(0, I)."""
-        split = f"{basis}, I = 12"
-        return table[f"{split}, Z_R ~ N(0, I), {steps} steps"] - table[f"{split}, {steps} steps"]
-
-    numbers += [
-        f"{worth(basis, 'PCA', 600):.3f} better than N(0, I) after 600 steps and {worth(long, 'PCA', 2700):.3f} after",
-        f"{worth(basis, 'pixels', 600):.3f} after 600, and after 2,700 it is {-worth(long, 'pixels', 2700):.3f} worse",
-        f"in the end {long['pixels, I = 12, 2700 steps'] - three[0]:.2f}",
-    ]
-    flowing = " ".join(README.split())
-    for number in numbers:
-        assert number in flowing, number
-
-
-def test_results_of_the_ways_back():
+def test_results_of_the_inverses():
     measured = results()["inverses"]
     speedup = {
         (row["method"], row["batch"]): row["speedup_over_sequential"]["median"] for row in measured["matrix"]["rows"]
@@ -362,41 +227,3 @@ def test_results_of_the_applications():
     assert test["blank"]["likelihood"] < 0.5  # the known failure
     assert test["blank"][best] >= 0.95 and test["blurred"][best] >= 0.95
     assert read["accuracy"]["mean"] >= 0.95
-
-
-def test_readme_numbers_of_the_applications_are_the_measured_ones():
-    def mean_and_spread(figure, form):
-        return f"{figure['mean']:{form}} ± {figure['standard_deviation']:{form}}"
-
-    measured = results()["applications"]
-    labelled, free, check = (measured["inpainting"][name] for name in ("with_label", "without_label", "samples"))
-    edits, anomalies, read = measured["editing"], measured["anomalies"], measured["classification"]
-    numbers = [
-        f"**{labelled['completions_read_as_class']:.1%}**",
-        f"digits {labelled['whole_images_read_as_class']:.1%}",
-        f"of the class {labelled['pasted_samples_read_as_class']:.1%}",
-        f"blank {labelled['blanked_images_read_as_class']:.1%}",
-        f"label {free['completions_read_as_class']:.1%}",
-        f"read as {free['distinct_classes']:.1f} classes",
-        f"{check['mean_rank_of_log_prob']:.2f} on average, where .5 ± {check['standard_error_of_a_mean_rank']:.2f}",
-        f"{check['distance_of_truth']:.2f} grey levels",
-        f"which lie {check['standard_deviation']:.2f}",
-        mean_and_spread(edits["class"]["read_as_new_class"], ".1%"),
-        mean_and_spread(edits["class"]["distance"], ".2f"),
-        mean_and_spread(edits["class"]["distance_of_samples"], ".2f"),
-        mean_and_spread(edits["details"]["distance"], ".2f"),
-        mean_and_spread(edits["details"]["read_as_class"], ".1%"),
-        *(f"{walk['nats_per_image'][len(walk['nats_per_image']) // 2]:.1f}" for walk in edits["walks"].values()),
-        f"({anomalies['tasks']['without 1']['test']['likelihood']:.3f})",
-        mean_and_spread(read["by_draws"][-1]["accuracy"], ".1%"),
-        mean_and_spread(read["by_draws"][-1]["calibration_error_plain"], ".1%"),
-    ]
-    for row in anomalies["test"].values():
-        cells = [
-            f"**{area:.3f}**" if score == anomalies["chosen_on_validation"] else f"{area:.3f}"
-            for score, area in row.items()
-        ]
-        numbers += [f"| {cell} |" for cell in cells]
-    prose = " ".join(README.split())
-    for number in numbers:
-        assert number in prose, number

@@ -1,23 +1,19 @@
 """What a model costs, computed, against what PyTorch counts."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
-from conftest import small_model
-from helpers import QUICK
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from farmer_ref import PRESETS, Farmer, train
-from farmer_ref.model.mixture import GaussianMixture, SharedDensity
+from farmer_ref import PRESETS, Farmer
 from farmer_ref.model.transformer import TrainingPass
 from farmer_ref.parameters import count
 from farmer_ref.training.costs import forward_flops, peak_flops_of, saved_bytes, state_bytes, training_flops
-from farmer_ref.training.trainer import Speed, compiled_parts
 
 PAPER = ("farmer-1.1b-p16", "farmer-1.1b-p8", "farmer-1.9b-p16", "farmer-1.9b-p8")
+
 VARIANTS = (
     {},
     {"channel_mixing": "learned", "patch_basis": "dct"},
@@ -86,12 +82,14 @@ def test_memory_is_what_forward_keeps(checkpointed, precision):
         return sum(pieces.values())
 
     measured = (kept(40) - kept(20)) / 20
-    assert saved_bytes(config, checkpointed, precision) == pytest.approx(measured, rel=0.02)
+    assert saved_bytes(config, checkpoint_activations=checkpointed, precision=precision) == pytest.approx(
+        measured, rel=0.02
+    )
 
 
 def test_memory_falls_with_checkpoints_and_processes():
     config = PRESETS["farmer-1.1b-p16"].model
-    assert saved_bytes(config, True) < saved_bytes(config) / 3
+    assert saved_bytes(config, checkpoint_activations=True) < saved_bytes(config) / 3
     assert state_bytes(800, 8) == state_bytes(800) / 8 == 2000
 
 
@@ -101,61 +99,3 @@ def test_peaks_by_name():
     assert peak_flops_of("NVIDIA A100-SXM4-80GB") == 312e12
     for name in ("An abacus", "NVIDIA RTX A1000", "NVIDIA T400 4GB", "NVIDIA L40"):  # the last: no A100, T4 or L4
         assert peak_flops_of(name) == 0
-
-
-def test_speed_is_that_of_the_device_in_use(monkeypatch):
-    used = torch.device("cuda:1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4" if device == used else "A100")
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 2**30 if device == used else 0)
-    speed = Speed(8, 65e12, used)
-    assert speed.utilisation_per_rate == 1
-    assert speed.measured()["peak_memory_gib"] == 1
-    assert set(Speed(8, 65e12, torch.device("cpu")).measured()) == {"images_per_second"}
-
-
-def shared_case(tokens=7):
-    generator = torch.Generator().manual_seed(0)
-    raw = torch.randn(3, 4 * (1 + 2 * 5), generator=generator, dtype=torch.float64, requires_grad=True)
-    z = torch.randn(3, tokens, 5, generator=generator, dtype=torch.float64, requires_grad=True)
-    return raw, z
-
-
-@pytest.mark.parametrize("at_once", [1, 100, 10**9])
-def test_the_shared_density_in_parts_is_the_density(monkeypatch, at_once):
-    monkeypatch.setattr("farmer_ref.model.mixture.AT_ONCE", at_once)
-    raw, z = shared_case()
-    mixture = GaussianMixture.from_raw(raw, 4)
-    wanted = mixture.unsqueeze().log_prob(z)
-    gradients = torch.autograd.grad(wanted.square().sum(), (raw, z), retain_graph=True)
-    found = SharedDensity()(mixture, z)
-    assert torch.allclose(found, wanted, atol=1e-12)
-    for a, b in zip(torch.autograd.grad(found.square().sum(), (raw, z)), gradients, strict=True):
-        assert torch.allclose(a, b, atol=1e-10)
-    with torch.no_grad():
-        assert torch.allclose(SharedDensity()(mixture, z), wanted, atol=1e-12)
-
-
-def test_what_is_compiled_is_captured_whole(monkeypatch):
-    """Traced forward and backward without a break, in parts or not; a compiler proper takes a minute (`slow`)."""
-    monkeypatch.setattr("farmer_ref.model.mixture.AT_ONCE", 1)
-    model = small_model()
-    images = torch.rand(4, 2, 6, 6, dtype=torch.float64) * 2 - 1
-    wanted = model.log_prob(images)
-    (gradient,) = torch.autograd.grad(wanted.sum(), model.flow.blocks[0].positions)
-    for part in compiled_parts(model):
-        part.compile(backend="aot_eager", fullgraph=True)
-    found = model.log_prob(images)
-    (traced,) = torch.autograd.grad(found.sum(), model.flow.blocks[0].positions)
-    assert torch.allclose(found, wanted, atol=1e-9) and torch.allclose(traced, gradient, atol=1e-8)
-
-
-@pytest.mark.slow
-def test_compiled_training_is_the_eager_one(tmp_path):
-    for name, arguments in (("eager", []), ("compiled", ["--compile"])):
-        train.main([*QUICK, "--log-every", "1", *arguments, "--out", str(tmp_path / name)])
-    eager, compiled = (
-        [json.loads(line)["nats_per_dim"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("eager", "compiled")
-    )
-    assert compiled == pytest.approx(eager, rel=1e-4)

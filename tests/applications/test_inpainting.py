@@ -1,25 +1,15 @@
-"""Inpainting against a conditional that is known by integration, edits, anomaly scores, Bayes' rule."""
+"""Inpainting against a conditional that is known by integration."""
 
 import math
 
 import pytest
 import torch
-from conftest import randomise_zeros, small_model
+from conftest import randomise_zeros
 
 from farmer_ref import Farmer, InputError, ModelConfig
 from farmer_ref.applications import inpainting
-from farmer_ref.applications.anomalies import AnomalyScorer, compressed_length
-from farmer_ref.applications.classification import (
-    class_log_probs,
-    class_probabilities,
-    expected_calibration_error,
-    fit_temperature,
-    reliability,
-)
-from farmer_ref.applications.editing import change_class, change_details, interpolate
 from farmer_ref.applications.inpainting import Conditional, Particles, hamiltonian_move, inpaint, largest_power
 from farmer_ref.data.sets import batches, load_split
-from farmer_ref.evaluation.metrics import terms_over_draws
 
 TINY = {
     "image_size": 2,
@@ -38,8 +28,11 @@ TINY = {
     "condition_repeats": 1,
     "max_log_scale": 0.7,
 }
+
 KNOWN = torch.tensor([[[True, False], [False, True]]])
+
 GIVEN = torch.tensor([[[[2, 0], [0, 1]]]], dtype=torch.uint8)
+
 COPIES, SAMPLES, PARTICLES = 24, 20, 3
 
 
@@ -48,11 +41,6 @@ def tiny():
     """A density of four pixels, in float64, no weight at zero."""
     torch.manual_seed(0)
     return randomise_zeros(Farmer(ModelConfig(**TINY)), std=0.25)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return Farmer.from_pretrained("digits")
 
 
 def midpoints(low, high, count):
@@ -81,7 +69,7 @@ def drawn(tiny):
     """What `inpaint` draws (COPIES,SAMPLES,4), the continuous pixels; the copies are independent."""
     labels, given = torch.ones(COPIES, dtype=torch.long), GIVEN.expand(COPIES, -1, -1, -1)
     generator = torch.Generator().manual_seed(0)
-    done = inpaint(tiny, given, KNOWN, labels, SAMPLES, PARTICLES, moves=15, generator=generator)
+    done = inpaint(tiny, given, KNOWN, labels, samples=SAMPLES, particles=PARTICLES, moves=15, generator=generator)
     return done.images.flatten(2)
 
 
@@ -123,12 +111,14 @@ def test_small_leaps_keep_the_energy(tiny):
     generator = torch.Generator().manual_seed(0)
     labels = torch.zeros(1, dtype=torch.long)
     library = torch.randn(1, 20, 1, 2, 2, dtype=torch.float64) * 0.5
-    conditional = Conditional(tiny, GIVEN, KNOWN, labels, library, torch.rand(1, 1, 2, 2, dtype=torch.float64))
+    conditional = Conditional(
+        tiny, GIVEN, KNOWN, labels, library=library, noise=torch.rand(1, 1, 2, 2, dtype=torch.float64)
+    )
     here = Particles.at(conditional.start(500, generator), conditional)
     rates = []
     for size in (1.0, 0.1, 0.01):
         one = torch.ones(1, dtype=torch.float64)
-        _, moved = hamiltonian_move(conditional, here, one, size * one, generator)
+        _, moved = hamiltonian_move(conditional, here, t=one, size=size * one, generator=generator)
         rates.append(float(moved.double().mean()))
     assert rates[0] < rates[2] and rates[2] > 0.99
 
@@ -157,7 +147,7 @@ def test_inpainting_refuses(digits):
 
 def test_largest_power_keeps_so_many_effective():
     log_ratio = torch.randn(3, 100, dtype=torch.float64) * torch.tensor([0.01, 1.0, 30.0], dtype=torch.float64)[:, None]
-    power = largest_power(log_ratio, torch.ones(3, dtype=torch.float64), 90.0)
+    power = largest_power(log_ratio, most=torch.ones(3, dtype=torch.float64), effective=90.0)
     assert power[0] == 1 > power[1] > power[2] > 0
     size = 1 / torch.softmax(power[1:, None] * log_ratio[1:], 1).square().sum(1)
     assert torch.allclose(size, torch.full_like(size, 90.0))
@@ -170,92 +160,3 @@ def test_resampling_keeps_the_weighted_mean():
     drawn = Particles(y, nothing, nothing, y, y).resampled(log_weights, torch.Generator().manual_seed(0)).y[..., 0]
     assert float(drawn.mean()) == pytest.approx(float((log_weights.softmax(1) * y[..., 0]).sum(1).mean()), abs=0.02)
     assert float(drawn[:, :2].mean()) == pytest.approx(float(drawn.mean()), abs=0.1)  # in random order
-
-
-def test_edits_keep_what_they_say():
-    model = small_model()
-    images = torch.rand(4, 2, 6, 6, dtype=torch.float64) * 2 - 1
-    labels = torch.tensor([0, 1, 2, 0])
-    generator = torch.Generator().manual_seed(0)
-    informative, redundant = model.prior.split(model.encode(images)[0])
-    edited = model.prior.split(
-        model.encode(change_class(model, images, labels, labels.flip(0), generator=generator))[0]
-    )
-    assert torch.allclose(edited[1], redundant) and not torch.allclose(edited[0], informative)
-    edited = model.prior.split(model.encode(change_details(model, images, labels, generator))[0])
-    assert torch.allclose(edited[0], informative) and not torch.allclose(edited[1], redundant)
-    with pytest.raises(InputError, match="informative is None; allowed: a model with redundant channels"):
-        change_class(small_model(informative=None), images, labels, labels)
-
-
-def test_walks_begin_and_end_at_the_images():
-    model = small_model()
-    first, second = torch.rand(2, 3, 2, 6, 6, dtype=torch.float64) * 2 - 1
-    for latent in (True, False):
-        walk = interpolate(model, first, second, 5, latent)
-        assert torch.allclose(walk[:, 0], first) and torch.allclose(walk[:, -1], second)
-    assert torch.allclose(walk[:, 2], (first + second) / 2)
-    middle = interpolate(model, first, second, 5)[:, 2]
-    ends = model.encode(first)[0], model.encode(second)[0]
-    assert torch.allclose(model.encode(middle)[0], (ends[0] + ends[1]) / 2)
-
-
-def test_bayes_rule_is_that_of_the_densities(digits):
-    values, labels = next(batches(load_split("digits", "validation", digits.config), 60, 60))
-    log_probs = class_log_probs(digits, values, draws=2, seed=3, batch_size=60)
-    with torch.no_grad():
-        one = class_log_probs(digits, values, draws=1, seed=3, batch_size=60)
-        same = terms_over_draws(digits, values, torch.full((60,), 4), draws=1, seed=3).total[0]
-    assert torch.allclose(one[:, 4], same, atol=1e-3)
-    assert torch.allclose(class_log_probs(digits, values, draws=2, seed=3, batch_size=7), log_probs, atol=1e-3)
-    assert (log_probs >= one - math.log(2) - 1e-3).all()  # a mean is at least half of one of the two
-    assert (class_probabilities(log_probs).argmax(1) == labels).double().mean() > 0.9
-    with pytest.raises(InputError, match="classes is 0"):
-        class_log_probs(small_model(num_classes=0), values)
-
-
-def test_a_fitted_temperature_and_the_calibration_error():
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(20_000, 10, generator=generator)
-    labels = torch.multinomial(torch.softmax(logits / 5, -1), 1, generator=generator)[:, 0]
-    assert fit_temperature(logits, labels) == pytest.approx(5, rel=0.05)
-    said, meant = class_probabilities(logits), class_probabilities(logits, 5)
-    assert expected_calibration_error(said, labels) > 0.2
-    assert expected_calibration_error(meant, labels) < 0.02
-    table = reliability(torch.tensor([[0.95, 0.05], [0.92, 0.08], [0.45, 0.55]]), torch.tensor([0, 1, 0]))
-    assert [(row.images, row.accuracy) for row in table] == [(1, 0.0), (2, 0.5)]
-    assert [row.confidence for row in table] == pytest.approx([0.55, 0.935])
-
-
-def test_the_likelihood_calls_blank_images_normal_and_the_others_do_not(digits):
-    (train, labels), (validation, _) = (
-        next(batches(load_split("digits", split, digits.config), limit, limit))
-        for split, limit in (("train", 200), ("validation", 40))
-    )
-    scorer = AnomalyScorer(digits, train, labels, draws=1)
-    assert torch.allclose(scorer._distance(scorer.mean[None], 4), torch.zeros(1, dtype=torch.float64))
-    usual = scorer.scores(validation)
-    blank = scorer.scores(torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
-    assert set(usual) == set(AnomalyScorer.SCORES)
-    assert torch.allclose(scorer.features(validation, batch_size=7), scorer.features(validation), atol=1e-3)
-    stranger = {name: float((blank[name][:, None] > usual[name]).double().mean()) for name in usual}
-    assert stranger["likelihood"] < 0.4
-    assert stranger["complexity"] > 0.95 and stranger["terms and complexity"] > 0.95
-
-
-def test_a_term_that_never_changes_does_not_count():
-    """Without a split the redundant term is 0 for every image."""
-    model = small_model(informative=None, num_classes=0).float()
-    values = torch.randint(17, (40, 2, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    scorer = AnomalyScorer(model, values, torch.zeros(40, dtype=torch.long), draws=1)
-    features = scorer.features(values)
-    assert (features[:, 1] == 0).all()
-    centred = features[:, [0, 2]] - features[:, [0, 2]].mean(0)
-    squares = (centred * torch.linalg.solve(torch.cov(centred.T), centred.T).T).sum(1)
-    assert torch.allclose(scorer.scores(values)["terms"], squares.sqrt())
-
-
-def test_what_is_simple_is_short():
-    blank = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    noise = torch.randint(17, (1, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert compressed_length(blank) < compressed_length(noise)

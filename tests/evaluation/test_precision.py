@@ -58,7 +58,7 @@ def test_a_model_of_any_precision_draws_and_edits_images(digits, dtype, monkeypa
     for how in ({}, {"guidance": Guidance(scale=1.0)}, {"method": "jacobi"}, {"student": student}):
         drawn = model.sample(labels, generator=generator, **how)
         assert drawn.dtype == wanted and drawn.isfinite().all()
-    walks = interpolate(model, images[:1], images[1:], 3), interpolate(model, images[:1], images[1:], 3, latent=False)
+    walks = [interpolate(model, images[:1], images[1:], steps=3, latent=latent) for latent in (True, False)]
     edited = change_class(model, images, labels, labels.flip(0)), change_details(model, images, labels)
     assert all(found.dtype == wanted and found.isfinite().all() for found in (*walks, *edited))
     known = torch.arange(64).view(1, 8, 8) < 60

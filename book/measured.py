@@ -1,0 +1,330 @@
+"""Measured numbers, read from results/*.json: for the text of the book's pages, its tables, and the README's blocks.
+
+A page writes `{{ name }}` where a number of `numbers()` belongs; tables are included as files.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from typing import Any
+
+from book.equations import ROOT
+from book.pages import RESULTS, link, load, source, table
+from farmer_ref.evaluation.tables import MEASURES
+from farmer_ref.evaluation.verdicts import cell
+from farmer_ref.parameters import count
+from farmer_ref.training.presets import PRESETS
+
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+SWEEPS = {
+    "from z (ours)": "from $z$ (ours)",
+    "from zero": "from zero",
+    "from the student's guess, its pass not counted": "from the student's guess, its pass not counted",
+    "Anderson, 3 iterates": "from $z$, with Anderson acceleration over three iterates",
+}
+UNUSUAL = {"MNIST": "MNIST (model of Fashion-MNIST)", "Fashion-MNIST": "Fashion-MNIST (model of MNIST)"}
+
+
+def in_words(number: int) -> str:
+    """A small number as a word."""
+    return WORDS[number] if number < len(WORDS) else f"{number:,}"
+
+
+def rows(name: str) -> dict[str, dict[str, Any]]:
+    """The rows of a result of `farmer_ref.ablate`, by name."""
+    return {row["name"]: row for row in load(name)["rows"]}
+
+
+def figure_of(name: str, row: str, measure: str) -> str:
+    """One measure of one such row, with its spread."""
+    return cell(rows(name)[row][measure], MEASURES[measure][1])
+
+
+def time_limit() -> str:
+    """The minutes that `make train` allows."""
+    return re.search(r"--max-minutes (\d+)", (ROOT / "Makefile").read_text(encoding="utf-8"))[1]
+
+
+# -- numbers in sentences ----------------------------------------------------------------------------------------------
+
+
+def numbers() -> dict[str, str]:
+    """Every number that a page's text uses, by name."""
+    found = {**of_the_digits(), **of_sampling(), **of_the_tables(), **of_the_uses()}
+    return {name: text.replace(" ± ", "\u00a0±\u00a0") for name, text in found.items()}
+
+
+def of_the_digits() -> dict[str, str]:
+    """The presets digits and digits-noise."""
+    digits, noise = load("digits"), load("digits-noise")
+    runs, settings = digits["runs"], digits["settings"]
+    return {
+        "digits_bits": cell(digits["bits_per_dim"], ".3f"),
+        "digits_accuracy": cell(digits["sample_accuracy"], ".1%"),
+        "digits_steps": f"{settings['steps']:,}",
+        "digits_draws": f"{runs[0]['draws']}",
+        "digits_limit": time_limit(),
+        "digits_nothing": f"{math.log2(settings['model']['levels']):.2f}",
+        "digits_real_accuracy": f"{runs[0]['real_image_accuracy']:.1%}",
+        "noise_accuracy": cell(noise["sample_accuracy"], ".1%"),
+    }
+
+
+def of_sampling() -> dict[str, str]:
+    """Guidance, denoising, and the student that ships."""
+    guided, denoised, shipped = load("guidance"), load("denoise"), load("student")
+    largest = {
+        rule: max(row["largest_pixel"] for row in guided["finite"] if row["rule"] == rule)
+        for rule in ("naive", "resampling")
+    }
+    run, exact = shipped["runs"][0], shipped["exact"]
+    found = {
+        "guidance_largest_naive": f"{largest['naive']:.0f}",
+        "guidance_largest_resampling": f"{largest['resampling']:.0f}",
+        "guidance_samples": f"{sum(row['samples'] for row in guided['finite'] if row['rule'] == 'resampling'):,}",
+        "guidance_not_finite": str(sum(row["not_finite"] for row in guided["finite"])),
+        "guidance_scales": ", ".join(f"{scale:g}" for scale in sorted({row["scale"] for row in guided["finite"]})),
+        "student_steps": f"{run['steps']:,}",
+        "student_difference": f"{run['sample_error']:.3f}",
+        "student_accuracy": f"{run['sample_accuracy']:.1%}",
+        "student_exact_accuracy": f"{exact['sample_accuracy']:.1%}",
+        "student_errors": ", ".join(f"{error:.1%}" for error in run["validation_relative_error_from_block_1"]),
+        "student_level": f"{2 / PRESETS['digits'].model.levels:.3f}",
+        "denoise_strong": f"{denoised['strong']['noise_std']:g}",
+        "denoise_paper": f"{denoised['paper']['noise_std']:g}",
+    }
+    for when in ("before", "after"):
+        strong, paper = (denoised[noise][when] for noise in ("strong", "paper"))
+        found[f"denoise_strong_stray_{when}"] = f"{strong['stray_of_blank_pixels_in_samples']:.3f}"
+        found[f"denoise_strong_error_{when}"] = f"{strong['error_on_noisy_test_images']:.3f}"
+        found[f"denoise_paper_error_{when}"] = f"{paper['error_on_noisy_test_images']:.4f}"
+    return found
+
+
+def of_the_tables() -> dict[str, str]:
+    """How the paper's tables were run here, and the bases of the patches."""
+    table3, long = load("table3"), load("basis_long")
+    bits = {name: row["bits_per_dim"]["mean"] for row in load("basis")["rows"] for name in [row["name"]]}
+    bits |= {row["name"]: row["bits_per_dim"]["mean"] for row in long["rows"]}
+    short, longer = "600 steps", "2700 steps"
+
+    def worth(basis: str, steps: str) -> float:
+        return bits[f"{basis}, I = 12, Z_R ~ N(0, I), {steps}"] - bits[f"{basis}, I = 12, {steps}"]
+
+    return {
+        "table_steps": f"{table3['steps_per_run']:,}",
+        "table_seeds": in_words(table3["seeds"]),
+        "paper_unguided": paper_fid("split, both"),
+        "paper_guided": paper_fid("both, resampling"),
+        "shared_worth_pca_short": f"{worth('PCA', short):.3f}",
+        "shared_worth_pca_long": f"{worth('PCA', longer):.3f}",
+        "shared_worth_pixels_short": f"{worth('pixels', short):.3f}",
+        "shared_worth_pixels_long": f"{worth('pixels', longer):.3f}",
+        "split_cost_pixels_long": f"{bits[f'pixels, I = 12, {longer}'] - bits[f'pixels, no split, {longer}']:.2f}",
+        "basis_steps": short.split()[0],
+        "basis_long_steps": f"{int(longer.split()[0]):,}",
+    }
+
+
+def paper_fid(row: str) -> str:
+    """The paper's FID of a row of Table 3."""
+    return rows("table3")[row]["paper"].removeprefix("FID ")
+
+
+def of_the_uses() -> dict[str, str]:
+    """Inpainting, editing, anomalies, classification."""
+    measured = load("applications")
+    given, free, own = (measured["inpainting"][name] for name in ("with_label", "without_label", "samples"))
+    edits, anomalies, read = measured["editing"], measured["anomalies"], measured["classification"]["by_draws"]
+    walks = {way: walk["nats_per_image"] for way, walk in edits["walks"].items()}
+    hidden = {name: task["test"]["likelihood"] for name, task in anomalies["tasks"].items() if "without" in name}
+    worst = min(hidden, key=hidden.get)
+    return {
+        "inpaint_digits": f"{given['images']}",
+        "inpaint_completions": in_words(given["completions"]),
+        "inpaint_accuracy": f"{given['completions_read_as_class']:.1%}",
+        "inpaint_whole": f"{given['whole_images_read_as_class']:.1%}",
+        "inpaint_pasted": f"{given['pasted_samples_read_as_class']:.1%}",
+        "inpaint_blank": f"{given['blanked_images_read_as_class']:.1%}",
+        "inpaint_free_digits": f"{free['images']}",
+        "inpaint_free_completions": in_words(free["completions"]),
+        "inpaint_free_accuracy": f"{free['completions_read_as_class']:.1%}",
+        "inpaint_free_classes": f"{free['distinct_classes']:.1f}",
+        "inpaint_rank": f"{own['mean_rank_of_log_prob']:.2f}",
+        "inpaint_rank_error": f"{own['standard_error_of_a_mean_rank']:.2f}",
+        "inpaint_truth": f"{own['distance_of_truth']:.2f}",
+        "inpaint_spread": f"{own['standard_deviation']:.2f}",
+        "edit_accuracy": cell(edits["class"]["read_as_new_class"], ".1%"),
+        "edit_distance": cell(edits["class"]["distance"], ".2f"),
+        "edit_fresh_distance": cell(edits["class"]["distance_of_samples"], ".2f"),
+        "edit_details_distance": cell(edits["details"]["distance"], ".2f"),
+        "edit_details_accuracy": cell(edits["details"]["read_as_class"], ".1%"),
+        **{f"edit_walk_{way}": f"{nats[len(nats) // 2]:.1f}" for way, nats in walks.items()},
+        "anomaly_worst_class": worst.split()[-1],
+        "anomaly_worst": f"{hidden[worst]:.3f}",
+        "classify_images": f"{measured['classification']['images']}",
+        "classify_draws": f"{read[-1]['draws']}",
+        "classify_accuracy": cell(read[-1]["accuracy"], ".1%"),
+        "classify_one_draw": cell(read[0]["accuracy"], ".1%"),
+        "classify_svm": f"{measured['classification']['classifier_of_pixels']:.1%}",
+        "classify_calibration": cell(read[-1]["calibration_error_plain"], ".1%"),
+        "classify_entropy": f"{read[-1]['cross_entropy_plain']['mean']:.3f}",
+        "classify_entropy_tempered": f"{read[-1]['cross_entropy_tempered']['mean']:.3f}",
+    }
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def parts() -> dict[str, str]:
+    """Every table, by the name under which the pages include it."""
+    return {
+        "headline": headline(),
+        "digits_runs": digits_runs(),
+        "sweeps": sweeps(),
+        "anomalies": anomalies(),
+        "presets": presets(),
+        "result_files": result_files(),
+    }
+
+
+def headline() -> str:
+    """What to expect of `make train`."""
+    of, record = of_the_digits(), load("digits")
+    return (
+        f"Training takes {record['training_minutes']['mean']:.1f} minutes on {record['cpu_count']} CPU cores "
+        f"({record['device']}, {record['date']}), and never more than {of['digits_limit']}. Expect "
+        f"**{of['digits_bits']} bits/dim** on the test split and a sample accuracy of **{of['digits_accuracy']}** by a "
+        f"classifier of real digits (mean ± standard deviation over {in_words(len(record['runs']))} seeds)."
+    )
+
+
+def digits_runs() -> str:
+    """The digits, seed by seed."""
+    record = load("digits")
+    lines = [
+        [
+            f"{run['seed']}",
+            f"{run['bits_per_dim']:.3f}",
+            f"{run['importance_weighted_bits_per_dim']:.3f}",
+            f"{run['sample_accuracy']:.1%}",
+            f"{run['training_minutes']:.1f}",
+            f"{run['steps']:,}",
+        ]
+        for run in record["runs"]
+    ]
+    heads = ["seed", "test bits/dim", "importance-weighted", "sample accuracy", "minutes", "steps"]
+    return f"{source('digits')}\n\n{table(heads, lines)}"
+
+
+def sweeps() -> str:
+    """Sweeps of the parallel inverse until it equals the sequential one."""
+    record = load("inverses")
+    lengths = list(record["sweeps"])
+    sums = {tokens: {row["rule"]: row["sum"] for row in found} for tokens, found in record["sweeps"].items()}
+    lines = [[name, *(str(sums[tokens][rule]) for tokens in lengths)] for rule, name in SWEEPS.items()]
+    return table(["sweeps, summed over the blocks", *(f"$N = {tokens}$" for tokens in lengths)], lines)
+
+
+def anomalies() -> str:
+    """AUROC of every score on every kind of unusual image; in bold the score that was chosen on validation."""
+    record = load("applications")["anomalies"]
+    ours = list(record["mean_validation_auroc"])
+    others = [score for score in next(iter(record["test"].values())) if score not in ours]
+    lines = []
+    for kind, found in record["test"].items():
+        cells = [f"**{found[s]:.3f}**" if s == record["chosen_on_validation"] else f"{found[s]:.3f}" for s in ours]
+        lines.append([UNUSUAL.get(kind, kind), *(f"{found[score]:.3f}" for score in others), *cells])
+    return table(["unusual images", *others, *ours], lines)
+
+
+def presets() -> str:
+    """Every preset: its data, tokens and size."""
+    lines = []
+    for name, preset in PRESETS.items():
+        model, millions = preset.model, count(preset.model)["total"] / 1e6
+        lines.append(
+            [
+                f"`{name}`",
+                f"`{preset.dataset}`",
+                f"{model.image_size}×{model.image_size}×{model.channels}",
+                f"{model.tokens:,} × {model.token_channels}",
+                f"{millions:,.{0 if millions > 100 else 2}f}",
+                f"{preset.steps:,}\u00a0×\u00a0{preset.batch_size}",
+            ]
+        )
+    return table(["preset", "data", "images", "tokens × channels", "million parameters", "steps × batch"], lines)
+
+
+def result_files() -> str:
+    """Every file of results: which command made it, at which commit, on which device."""
+    lines = []
+    for path in sorted(RESULTS.glob("*.json")):
+        record = load(path.stem)
+        module = record["command"].split()[2]
+        lines.append([link(path.stem), f"`{module}`", f"`{record['commit'][:7]}`", record["device"]])
+    return table(["result", "made by", "at commit", "on"], lines)
+
+
+# -- the README --------------------------------------------------------------------------------------------------------
+
+
+def readme_blocks() -> dict[str, str]:
+    """The marked blocks of the project's README."""
+    return {"headline": textwrap.fill(headline(), 119, break_on_hyphens=False), "results": readme_results()}
+
+
+def judged_row(name: str, first: str, second: str, measures: tuple[str, ...]) -> str:
+    """What became of one claim of the paper: verdict and figures, by each measure."""
+    claim = next(c for c in load(name)["claims"] if c["claim"] == f"{first} better than {second}")
+    return "; ".join(
+        f"{MEASURES[measure][0]} {figure_of(name, second, measure)} → {figure_of(name, first, measure)}, "
+        f"*{claim['verdicts'][measure]['verdict']}*"
+        for measure in measures
+    )
+
+
+def readme_results() -> str:
+    """Five findings: the paper's claim, and ours."""
+    flow, student = "autoregressive flow", "autoregressive flow, one step"
+    guided = ("split, both", "both, naive guidance", "both, resampling")
+    steps = {
+        measure: " → ".join(figure_of("table3", row, measure) for row in guided)
+        for measure in ("sample_accuracy", "frechet_distance")
+    }
+    sizes = [name for name in rows("figure6b") if "spread" not in name]
+    fid = {name: re.match(r"FID ([\d.]+)", row["paper"])[1] for name, row in rows("table4").items()}
+    faster = rows("table4")[flow]["seconds_per_image"]["back"] / rows("table4")[student]["seconds_per_image"]["back"]
+    lines = [
+        [
+            f"The autoregressive flow beats coupling (FID {fid['coupling flow']} → {fid[flow]})",
+            judged_row("table4", flow, "coupling flow", ("frechet_distance", "bits_per_dim")),
+        ],
+        [
+            f"The shared mixture beats N(0, I) (FID {paper_fid('both, resampling, Z_R ~ N(0, I)')} → "
+            f"{paper_fid('both, resampling')})",
+            judged_row(
+                "table3",
+                "both, resampling",
+                "both, resampling, Z_R ~ N(0, I)",
+                ("frechet_distance", "bits_per_dim"),
+            ),
+        ],
+        [
+            f"One step nearly matches the exact inverse (FID {fid[flow]} → {fid[student]}), 22 times as fast",
+            f"Fréchet {figure_of('table4', flow, 'frechet_distance')} → "
+            f"{figure_of('table4', student, 'frechet_distance')}, {faster:.1f} times as fast",
+        ],
+        [
+            f"Guidance helps, resampling most (FID {' → '.join(map(paper_fid, guided))})",
+            f"accuracy {steps['sample_accuracy']}; Fréchet {steps['frechet_distance']}",
+        ],
+        [
+            "Few informative channels are best (128 of 768)",
+            "bits/dim " + ", ".join(f"{figure_of('figure6b', name, 'bits_per_dim')} at {name}" for name in sizes),
+        ],
+    ]
+    seeds = in_words(load("table3")["seeds"])
+    return table(["The paper (FID on ImageNet, 256×256)", f"Here (8×8 digits, {seeds} seeds)"], lines)

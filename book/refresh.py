@@ -1,0 +1,65 @@
+"""Write again all that is generated and committed: `python -m book.refresh`, or `make refresh`.
+
+That is the verdicts in results/*.json, the page results/README.md, and the marked blocks of the project's README:
+
+    <!-- generated: NAME -->
+    ...
+    <!-- end -->
+
+A test checks that writing them again changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from book import measured
+from book.equations import ROOT
+from book.pages import RESULTS
+from farmer_ref.evaluation.tables import bases, tables
+from farmer_ref.evaluation.verdicts import judged, report
+from farmer_ref.support.files import write_json
+from farmer_ref.training.presets import PRESETS
+
+BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def with_blocks(text: str) -> str:
+    """A page with its marked blocks written again."""
+    parts = measured.readme_blocks()
+    return BLOCK.sub(lambda block: f"{block[1]}{parts[block[2]]}\n{block[3]}", text)
+
+
+def rejudged(record: dict[str, Any], stem: str) -> dict[str, Any]:
+    """A result of `farmer_ref.ablate`, with the title, note, claims and sentences that the code has for its rows."""
+    preset, name = PRESETS[record["data"]], stem.split("_")[0]
+    if name == "basis":
+        steps = {int(number) for row in record["rows"] for number in re.findall(r", (\d+) steps", row["name"])}
+        table = bases(preset, *steps)
+    else:
+        table = tables(preset)[name]
+    said = judged(table, record["rows"], record.get("fifths"))
+    return record | {"title": table.title, "note": table.note} | said
+
+
+def main(root: Path = ROOT) -> None:
+    """Write what has changed, and name it."""
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "sentences" in record and (now := rejudged(record, path.stem)) != record:
+            write_json(path, now)
+            print(f"{path.relative_to(root)}: verdicts")
+    for path, text in (
+        (RESULTS / "README.md", report(RESULTS)),
+        (root / "README.md", with_blocks((root / "README.md").read_text(encoding="utf-8"))),
+    ):
+        if path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(root))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Anomaly scores."""
+
+import torch
+from conftest import small_model
+
+from farmer_ref.applications.anomalies import AnomalyScorer
+from farmer_ref.data.sets import batches, load_split
+
+
+def test_the_likelihood_calls_blank_images_normal_and_the_others_do_not(digits):
+    (train, labels), (validation, _) = (
+        next(batches(load_split("digits", split, digits.config), limit, limit))
+        for split, limit in (("train", 200), ("validation", 40))
+    )
+    scorer = AnomalyScorer(digits, train, labels, draws=1)
+    assert torch.allclose(scorer._distance(scorer.mean[None], 4), torch.zeros(1, dtype=torch.float64))
+    usual = scorer.scores(validation)
+    blank = scorer.scores(torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
+    assert set(usual) == set(AnomalyScorer.SCORES)
+    assert torch.allclose(scorer.features(validation, batch_size=7), scorer.features(validation), atol=1e-3)
+    stranger = {name: float((blank[name][:, None] > usual[name]).double().mean()) for name in usual}
+    assert stranger["likelihood"] < 0.4
+    assert stranger["complexity"] > 0.95 and stranger["terms and complexity"] > 0.95
+
+
+def test_a_term_that_never_changes_does_not_count():
+    """Without a split the redundant term is 0 for every image."""
+    model = small_model(informative=None, num_classes=0).float()
+    values = torch.randint(17, (40, 2, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    scorer = AnomalyScorer(model, values, torch.zeros(40, dtype=torch.long), draws=1)
+    features = scorer.features(values)
+    assert (features[:, 1] == 0).all()
+    centred = features[:, [0, 2]] - features[:, [0, 2]].mean(0)
+    squares = (centred * torch.linalg.solve(torch.cov(centred.T), centred.T).T).sum(1)
+    assert torch.allclose(scorer.scores(values)["terms"], squares.sqrt())

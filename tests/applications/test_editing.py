@@ -1,0 +1,36 @@
+"""Edits keep what they say, and walks begin and end at the images."""
+
+import pytest
+import torch
+from conftest import small_model
+
+from farmer_ref import InputError
+from farmer_ref.applications.editing import change_class, change_details, interpolate
+
+
+def test_edits_keep_what_they_say():
+    model = small_model()
+    images = torch.rand(4, 2, 6, 6, dtype=torch.float64) * 2 - 1
+    labels = torch.tensor([0, 1, 2, 0])
+    generator = torch.Generator().manual_seed(0)
+    informative, redundant = model.prior.split(model.encode(images)[0])
+    edited = model.prior.split(
+        model.encode(change_class(model, images, labels, labels.flip(0), generator=generator))[0]
+    )
+    assert torch.allclose(edited[1], redundant) and not torch.allclose(edited[0], informative)
+    edited = model.prior.split(model.encode(change_details(model, images, labels, generator=generator))[0])
+    assert torch.allclose(edited[0], informative) and not torch.allclose(edited[1], redundant)
+    with pytest.raises(InputError, match="informative is None; allowed: a model with redundant channels"):
+        change_class(small_model(informative=None), images, labels, labels)
+
+
+def test_walks_begin_and_end_at_the_images():
+    model = small_model()
+    first, second = torch.rand(2, 3, 2, 6, 6, dtype=torch.float64) * 2 - 1
+    for latent in (True, False):
+        walk = interpolate(model, first, second, steps=5, latent=latent)
+        assert torch.allclose(walk[:, 0], first) and torch.allclose(walk[:, -1], second)
+    assert torch.allclose(walk[:, 2], (first + second) / 2)
+    middle = interpolate(model, first, second, steps=5)[:, 2]
+    ends = model.encode(first)[0], model.encode(second)[0]
+    assert torch.allclose(model.encode(middle)[0], (ends[0] + ends[1]) / 2)

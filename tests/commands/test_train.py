@@ -1,0 +1,93 @@
+"""`train` as a user runs it: one clear line for bad input, and no run overwritten."""
+
+import json
+import shutil
+
+import pytest
+from helpers import QUICK, fails_with_one_line, folder_of_images
+
+from farmer_ref import train
+from farmer_ref.training.checkpoint import checkpoints
+from farmer_ref.training.runs import Run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--preset", "digit"], ["preset is 'digit'", "digits-noise"]),
+        (["--preset", "tiny", "--model.patch-size", "3"], ["patch_size is 3", "a divisor of image_size (8)"]),
+        (["--preset", "tiny", "--model.informative", "4"], ["informative is 4", "1 to 3"]),
+        (["--preset", "tiny", "--model.max-log-scale", "50"], ["max_log_scale is 50.0", "at most 40"]),
+        (["--preset", "tiny", "--model.num-classes", "4"], ["model.num_classes is 4", "10 or more"]),
+        (["--preset", "tiny", "--dataset", "folder:none"], ["'folder:none'", "none is not a folder"]),
+        (["--preset", "tiny", "--dataset", "mnist", "--no-download"], ["data_root is 'data'", "no complete mnist"]),
+        (["--preset", "tiny", "--device", "abacus"], ["device is 'abacus'", "auto, cpu, cuda"]),
+        (["--preset", "tiny", "--steps", "0"], ["steps is 0", "1 or more"]),
+    ],
+)
+def test_train_refuses(capsys, tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    fails_with_one_line(capsys, train.main, arguments, *parts)
+    assert not list(tmp_path.iterdir())  # and leaves nothing behind
+
+
+def test_train_refuses_an_unreadable_image(capsys, tmp_path):
+    name = folder_of_images(tmp_path / "images", count=30)
+    for path in (tmp_path / "images" / "cat").glob("*.png"):
+        path.write_bytes(b"not an image")
+    size = ["--model.image-size", "16", "--model.channels", "3", "--model.levels", "256", "--model.patch-size", "4"]
+    arguments = [*QUICK, *size, "--dataset", name, "--out", tmp_path / "run"]
+    fails_with_one_line(capsys, train.main, arguments, "cannot be read", "allowed: an intact image file")
+
+
+def test_train_refuses_a_folder_without_classes(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    arguments = [*QUICK, "--dataset", f"folder:{tmp_path / 'empty'}", "--out", tmp_path / "run"]
+    fails_with_one_line(capsys, train.main, arguments, "holds no class folders with images")
+
+
+def test_train_does_not_overwrite_a_run(capsys, trained):
+    before = (trained / "model.safetensors").read_bytes()
+    fails_with_one_line(capsys, train.main, [*QUICK, "--out", trained], "holds a run already", "--resume")
+    other = [*QUICK, "--out", trained, "--resume", "--model.prior-width", "64"]
+    fails_with_one_line(capsys, train.main, other, "model.prior_width is 64", "allowed: 32")
+    other = [*QUICK, "--out", trained, "--resume", "--seed", "7"]
+    fails_with_one_line(capsys, train.main, other, "seed is 7", "allowed: 0, as in the run that is resumed")
+    assert (trained / "model.safetensors").read_bytes() == before
+
+
+def test_train_does_not_overwrite_weights_without_checkpoints(capsys, trained, tmp_path):
+    Run.open(trained).load().save_pretrained(tmp_path / "exported")
+    shutil.copytree(trained, tmp_path / "pruned", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(tmp_path / "exported", tmp_path / "distilled")
+    (tmp_path / "distilled" / "config.json").write_bytes((trained / "config.json").read_bytes())
+    (tmp_path / "distilled" / "distillation").mkdir()  # a teacher's copy, without metrics of its own
+    for name in ("exported", "pruned", "distilled"):
+        arguments = [*QUICK, "--out", tmp_path / name, "--resume"]
+        fails_with_one_line(capsys, train.main, arguments, "", "allowed: a")
+        assert (tmp_path / name / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_stays_as_it_is(capsys, trained):
+    train.main(["--out", str(trained), "--resume"])  # the run's own settings are the defaults
+    assert "finished at step 20" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["shard-00001-model-00001-of-00001.safetensors", "state.json"])
+def test_a_truncated_checkpoint_is_named(capsys, trained, name):
+    path = checkpoints(trained)[-1] / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    try:
+        fails_with_one_line(capsys, train.main, ["--out", trained, "--resume"], str(path), "cannot be read")
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("damage", [{"steps": "many"}, {"wings": 2}])
+def test_a_damaged_run_configuration_is_named(capsys, trained, tmp_path, damage):
+    shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["training"] |= damage
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    fails_with_one_line(capsys, train.main, ["--out", tmp_path / "run", "--resume"], "training configuration")

@@ -1,0 +1,58 @@
+"""Weights on disk: saved, loaded, and damaged ones named."""
+
+import json
+
+import pytest
+import torch
+from conftest import small_model
+
+from farmer_ref import Farmer
+from farmer_ref.support.errors import InputError
+
+
+def images(model: Farmer, batch: int = 2) -> torch.Tensor:
+    c = model.config
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(batch, c.channels, c.image_size, c.image_size, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+@pytest.mark.parametrize("basis", ["pixel", "pca"])
+def test_save_and_load(tmp_path, basis):
+    torch.manual_seed(0)
+    model = small_model(patch_basis=basis).float()
+    model.patchify.fit(images(model, 50))
+    model.save_pretrained(tmp_path / "model")
+    loaded = Farmer.from_pretrained(tmp_path / "model")
+    assert loaded.config == model.config and not loaded.training
+    assert torch.equal(loaded.log_prob(images(model).float()), model.log_prob(images(model).float()))
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_damaged_weights_are_named(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
+        Farmer.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_model_are_named(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model"]["prior_width"] = 24
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="does not fit its config.json"):
+        Farmer.from_pretrained(tmp_path)
+
+
+def test_unknown_model_is_named():
+    with pytest.raises(InputError, match="model is 'nothing'"):
+        Farmer.from_pretrained("nothing")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"model_type": "bert"}', '{"model": {"patch_size": "2"}}', "{"])
+def test_a_foreign_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"config.json: (content|field|model)"):
+        Farmer.from_pretrained(tmp_path)

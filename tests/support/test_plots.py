@@ -1,0 +1,22 @@
+"""Pictures."""
+
+import pytest
+import torch
+
+from farmer_ref import Farmer
+from farmer_ref.support.plots import comparison, model_at_work
+
+
+def test_one_measure_has_a_figure_too():
+    rows = [{"name": name, "bits_per_dim": {"mean": 2.0, "seeds": [1.9, 2.1]}} for name in ("one", "other")]
+    (panel,) = comparison(rows, {"bits_per_dim": "bits/dim"}).axes
+    assert panel.get_title() == "bits/dim" and len(panel.lines) == 4
+    timed = [row | {"seconds_per_image": {"forward": 0.001, "prior": 0.002, "back": 0.003}} for row in rows]
+    *_, panel = comparison(timed, {"bits_per_dim": "bits/dim"}).axes
+    assert [bar.get_width() for bar in panel.patches] == [2, 2, 3, 3]  # of both rows the prior, then the way back
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_model_at_work_is_drawn_without_a_warning():
+    figure = model_at_work(Farmer.from_pretrained("digits"), torch.zeros(1, 8, 8), label=3, token=7)
+    assert [axes.get_title() for axes in figure.axes][1:3] == ["tokens X", "latents Z"]

@@ -1,0 +1,62 @@
+"""A run folder: what is in it, and what resuming mends."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import QUICK, stop_after, weights_of
+
+from farmer_ref import InputError, train
+from farmer_ref.training.checkpoint import checkpoints
+from farmer_ref.training.runs import Run
+
+
+def test_run_folder(tmp_path):
+    train.main([*QUICK, "--out", str(tmp_path), "--log-every", "5", "--checkpoint-every", "5"])
+    names = {path.name for path in tmp_path.iterdir()}
+    wanted = {"config.json", "model.safetensors", "checkpoints", "metrics.jsonl", "samples", "tensorboard", "curve.png"}
+    assert names == wanted
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-15", "step-20"]  # the newest two
+    assert json.loads((checkpoints(tmp_path)[-1] / "state.json").read_text())["step"] == 20
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    assert "bits_per_dim" in records[0]
+    assert not list(tmp_path.rglob("*.tmp"))
+    ema, raw = Run.open(tmp_path).load(), Run.open(tmp_path).load("raw")
+    kept = weights_of(checkpoints(tmp_path)[-1], "ema.")
+    assert kept.keys() == dict(ema.named_parameters()).keys()
+    assert all(torch.equal(weight, kept[name]) for name, weight in ema.named_parameters())
+    assert not torch.equal(ema.flow.blocks[0].positions, raw.flow.blocks[0].positions)
+    with pytest.raises(InputError, match="weights is 'best'"):
+        Run.open(tmp_path).load("best")
+
+
+def test_a_pca_basis_is_fitted_once_and_kept(tmp_path):
+    arguments = [*QUICK, "--model.patch-basis", "pca", "--out", str(tmp_path)]
+    stop_after(5, arguments)
+    before = Run.open(tmp_path).load().patchify.matrix.clone()
+    assert not torch.equal(before, torch.eye(4))
+    train.main([*arguments, "--resume"])
+    assert torch.equal(Run.open(tmp_path).load().patchify.matrix, before)
+
+
+def test_resuming_mends_weights_that_a_kill_left_behind(tmp_path):
+    """Killed between the last checkpoint and model.safetensors: the folder must not keep the older weights."""
+    arguments = [*QUICK, "--out", str(tmp_path)]
+    train.main(arguments)
+    last = (tmp_path / "model.safetensors").read_bytes()
+    Run.open(tmp_path).load("raw").save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() != last
+    train.main([*arguments, "--resume"])
+    assert (tmp_path / "model.safetensors").read_bytes() == last
+
+
+def test_metrics_after_the_checkpoint_are_written_once(tmp_path):
+    stop_after(10, [*QUICK, "--out", str(tmp_path), "--log-every", "2"])
+    with open(tmp_path / "metrics.jsonl", "a") as file:  # as if killed later, in the middle of a line
+        file.write('{"step": 12, "bits_per_dim": 1.0}\n{"step": 14, "bi')
+    train.main([*QUICK, "--out", str(tmp_path), "--log-every", "2", "--resume"])
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(2, 21, 2))
