@@ -30,7 +30,7 @@ def test_rescoring_changes_scores_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(digits, "PRETRAINED", tmp_path)
     monkeypatch.setattr(digits, "ROOT", tmp_path)
     monkeypatch.setattr(digits, "evaluate", lambda config: {"run": config.run, "bits_per_dim": 1.0, "images": 300})
-    digits.main(["--rescore"])
+    digits.main(["--rescore", "--threads", "1"])
     assert capsys.readouterr().out == f"bits_per_dim: {before['bits_per_dim']} before, 1.0 now\n"
     record, results = (json.loads(path.read_text()) for path in paths)
     assert record["bits_per_dim"] == 1.0 and "commit" in record["rescored"]
