@@ -1,4 +1,4 @@
-"""The autoregressive prior with Gaussian-mixture heads (Eqs. 5, 7, 11) and the split into two kinds of channels (Eq. 14).
+"""The autoregressive prior with Gaussian-mixture heads (Eqs. 5, 7, 11), its channels split into two kinds (Eq. 14).
 
 Legend: B batch, N tokens, D = I + R channels of a token (I informative, R redundant; Z_I and Z_R are these parts of the
 latents Z), K_I and K_R components of a token's mixture and of the shared one, G_{N+1}, M condition tokens, c the class

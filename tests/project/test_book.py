@@ -39,13 +39,12 @@ def misplaced(text, name=""):
         cite
         for cite in equations.cited(text)
         if cite not in known
-        or cite in claimed
-        and not any(re.search(word, said, re.IGNORECASE) for word in known[cite]["words"])
+        or (cite in claimed and not any(re.search(word, said, re.IGNORECASE) for word in known[cite]["words"]))
     ]
 
 
 def paragraphs(text):
-    """A page's or a script's paragraphs (with the formula that they lead to) and rows of tables, comments uncommented."""
+    """A file's paragraphs, with the formulas that they lead to, and rows of tables; marks of comments are dropped."""
     lines = [re.sub(r"^\s*#+ ?(?:> ?)?", "", line) for line in text.splitlines()]
     return re.split(r"(?<![:,])\n\s*\n|\n(?=\||- |def |class )", "\n".join(lines))
 
@@ -72,7 +71,7 @@ def test_everything_that_the_paper_numbers_is_listed_once():
 
 
 def test_citations_stand_beside_what_the_paper_says_there():
-    pages = [ROOT / "README.md", *(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").rglob("*.py")]
+    pages = [*ROOT.glob("*/*.md"), ROOT / "README.md", *(ROOT / "notebooks").rglob("*.py")]
     for path in [*pages, *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests").glob("*/test_*.py")]:
         if path == Path(__file__):  # which has wrong ones, below
             continue
@@ -159,7 +158,7 @@ def test_every_paper_that_is_named_has_an_entry():
     labels = sorted(bibliography.labels().values())
     assert len(set(labels)) == len(labels)
     known = {(re.split(r" et al\.| and |,", label)[0].split()[-1], label.split(", ")[1]) for label in labels}
-    pages_and_scripts = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").rglob("*.py"), ROOT / "README.md"]
+    pages_and_scripts = [*ROOT.glob("*/*.md"), *(ROOT / "notebooks").rglob("*.py"), ROOT / "README.md"]
     for text in [*DOCSTRINGS.values(), *(path.read_text(encoding="utf-8") for path in pages_and_scripts)]:
         for name, others, year in NAMED.findall(re.sub(r"\s+(?:# )?", " ", text)):
             if others or name in dict(known):
