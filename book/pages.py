@@ -94,8 +94,8 @@ def claims() -> str:
     split = sum({"holds", "does not hold"} <= vote for vote in votes)
     weak = sum("holds weakly" in vote for vote in votes)
     counts = (
-        f"We tested {len(every)} claims. **{held}** hold by at least one measure and fail by none; **{failed}** fail by "
-        f"at least one and hold by none; on **{split}** the measures disagree; **{weak}** holds weakly; "
+        f"We tested {len(every)} claims. **{held}** hold by at least one measure and fail by none; **{failed}** fail "
+        f"by at least one and hold by none; on **{split}** the measures disagree; **{weak}** holds weakly; "
         f"**{len(every) - held - failed - split - weak}** are inconclusive by every measure."
     )
     rows = []
