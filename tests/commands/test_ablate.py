@@ -95,7 +95,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     for name in ("table3", "figure7", "figure8"):
         assert (tmp_path / "results" / f"{name}.png").stat().st_size > 1000
         assert f"({name}.json)" in page and f"({name}.png)" in page
-    assert '- "exact inverse better than no split": by Fréchet inconclusive with one seed' in page
+    assert '- "exact inverse better than no split": by Fréchet, inconclusive with one seed' in page
 
     fails_with_one_line(capsys, ablate.main, [*arguments, "--keep"], "keep is True", "False for table3")
     monkeypatch.setattr(Runs, "_run", lambda *_: pytest.fail("a finished run was started again"))
