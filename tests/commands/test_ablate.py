@@ -88,7 +88,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     assert [row["name"] for row in record["rows"]] == ["exact inverse", "no split", "one-step student"]
     assert record["rows"][0]["bits_per_dim"]["mean"] == record["rows"][2]["bits_per_dim"]["mean"]  # the same run
     assert set(record["rows"][0]["seconds_per_image"]) == {"forward", "prior", "prior unguided", "back"}
-    assert "times as fast in all" in record["sentences"][-1]
+    assert "times as fast" in record["sentences"][-1]
     assert len(json.loads((tmp_path / "results" / "figure8.json").read_text())["fifths"]) == 5
     page = (tmp_path / "results" / "README.md").read_text()
     assert page == report(tmp_path / "results")
