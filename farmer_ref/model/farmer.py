@@ -147,7 +147,7 @@ class Farmer(Pretrained, nn.Module):
     ) -> Tensor:
         """Latents z (B,N,D) to images (B,C,H,W), not clipped: the inverse of `encode`.
 
-        Exact, token by token (`method="sequential"`) or in parallel ("jacobi"); or approximate, by a one-step student.
+        Exact, token by token (`method="sequential"`) or in parallel ("jacobi"), or approximate, with a student.
         """
         self._check_labels(labels)
         _check_method(method, student)
@@ -175,7 +175,7 @@ class Farmer(Pretrained, nn.Module):
     ) -> Tensor:
         """One image for each label (B,): (B,C,H,W), clipped to [-1, 1]. -1 asks for any class.
 
-        `student` or `method` decode the latents; `denoise` removes the noise that a Gaussian-noise model's samples carry.
+        `student` or `method` decode the latents; `denoise` removes the noise in samples of a Gaussian-noise model.
 
         >>> import torch
         >>> from farmer_ref import Farmer, Guidance
