@@ -176,7 +176,8 @@ for name, factor in (("w + 1 (Alg. 1)", 1.0), ("w (A.2)", 0.5)):
 # With 640?
 
 # %% tags=["nbval-check-output"]
-guidance = Guidance(2.0, redundant_candidates_conditional=1000, redundant_candidates_unconditional=0)  # p_c alone
+pool = {"redundant_candidates_conditional": 1000, "redundant_candidates_unconditional": 0}  # of p_c alone
+guidance = Guidance(scale=2.0, **pool)
 for n in (4, 16, 64, 640):
     zeros = torch.zeros(100, 1, n, dtype=torch.float64)
     pair = (GaussianMixture(zeros[..., 0], zeros + shift, zeros) for shift in (0.1, 0.0))
