@@ -176,12 +176,11 @@ for name, factor in (("w + 1 (Alg. 1)", 1.0), ("w (A.2)", 0.5)):
 # With 640?
 
 # %% tags=["nbval-check-output"]
-pool = {"redundant_candidates_conditional": 1000, "redundant_candidates_unconditional": 0}  # of p_c alone
-guidance = Guidance(scale=2.0, **pool)
+pool = Guidance(2.0, redundant_candidates_conditional=1000, redundant_candidates_unconditional=0)
 for n in (4, 16, 64, 640):
     zeros = torch.zeros(100, 1, n, dtype=torch.float64)
     pair = (GaussianMixture(zeros[..., 0], zeros + shift, zeros) for shift in (0.1, 0.0))
-    size, distinct = (v.double().mean() for v in draw_pool(*pair, 256, guidance, seeded())[1:])
+    size, distinct = (v.double().mean() for v in draw_pool(*pair, 256, pool, seeded())[1:])
     law = 1000 * torch.e ** (-((2 * 0.1) ** 2) * n)
     print(f"D = {n:3}: {size:3.0f} count (law: {law:3.0f}); {distinct:3.0f} were taken")
 
