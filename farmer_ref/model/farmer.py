@@ -1,4 +1,4 @@
-"""FARMER on one page: patches, the flow, the prior, and what they give together - exact likelihood and samples.
+"""FARMER on one page: patches, the flow, the prior, and the exact likelihood and samples that they give together.
 
 A flow is an invertible map from an image X to a latent Z of the same size. If we know the density of Z, we know that of
 X: the density of Z at the mapped point, times the factor |det dZ/dX| by which the map stretches volume around it, so
@@ -58,9 +58,9 @@ class Farmer(Pretrained, nn.Module):
     """An exact density of images, and a sampler of it: p(x | c) = p(Z | c) |det dZ/dX|   (Eqs. 2 and 6)
 
     Images (B,C,H,W) lie in [-1, 1] and are already dequantised; labels are (B,), -1 or None meaning "no label".
-    The weights' dtype decides the precision, whatever the images come in (`patchify` converts them). In half precision,
-    `model.bfloat16()`, only weights and transformers are: images, latents, log-determinants, mixtures and densities
-    are computed in float32, since an affine map in bfloat16 cannot be undone, nor one grey level told from the next.
+    The weights' dtype decides the precision, whatever that of the images (`patchify` converts them). After
+    `model.bfloat16()`, only weights and transformers are in half precision: images, latents, log-determinants, mixtures
+    and densities stay in float32, because bfloat16 can neither invert an affine map nor separate adjacent grey levels.
 
     >>> import torch
     >>> from farmer_ref import PRESETS, Farmer
@@ -147,7 +147,7 @@ class Farmer(Pretrained, nn.Module):
     ) -> Tensor:
         """Latents z (B,N,D) to images (B,C,H,W), not clipped: the inverse of `encode`.
 
-        Exact, token by token (`method="sequential"`) or in parallel ("jacobi"); or about, by a one-step student.
+        Exact, token by token (`method="sequential"`) or in parallel ("jacobi"), or approximate, with a student.
         """
         self._check_labels(labels)
         _check_method(method, student)
@@ -175,7 +175,7 @@ class Farmer(Pretrained, nn.Module):
     ) -> Tensor:
         """One image for each label (B,): (B,C,H,W), clipped to [-1, 1]. -1 asks for any class.
 
-        `student` or `method` decode the latents; `denoise` takes the noise off that a Gaussian-noise model learned.
+        `student` or `method` decode the latents; `denoise` removes the noise in samples of a Gaussian-noise model.
 
         >>> import torch
         >>> from farmer_ref import Farmer, Guidance
@@ -238,7 +238,7 @@ def _check_method(method: str, student: object) -> None:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: dropout off, whatever the mode before."""
+    """Evaluation mode, without dropout, inside the `with` block; the previous mode after it."""
     training = model.training
     model.eval()
     try:

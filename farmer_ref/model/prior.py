@@ -32,11 +32,11 @@ class PriorLogProb(NamedTuple):
 
 
 class GuidanceReport(NamedTuple):
-    """What resampling had to choose from, image by image; None where it chose nothing."""
+    """How many candidates resampling could really choose from, per image; None where nothing was resampled."""
 
-    effective_sample_size: Tensor | None  # (B,N), of the s_c + s_u candidates of each token
-    redundant_effective_sample_size: Tensor | None  # (B,), of the pool
-    distinct_redundant: Tensor | None  # (B,), candidates of the pool that the N tokens of an image took
+    effective_sample_size: Tensor | None  # (B,N), among the s_c + s_u candidates of each token
+    redundant_effective_sample_size: Tensor | None  # (B,), in the pool
+    distinct_redundant: Tensor | None  # (B,), pool candidates taken by an image's N tokens
 
 
 class SampleOptions(TypedDict, total=False):
