@@ -74,11 +74,8 @@ class CouplingFlow(Flow):
     def __init__(self, tokens: int, channels: int, *, blocks: int, **options: Any):
         """`blocks` is their number n; `options` are those of `FlowBlock`, the same for all blocks."""
         of_channels, of_tokens = _halves_of_channels(channels), _checkerboards(tokens)
-        halves = [
-            torch.tensor(next(of_tokens))[:, None] if t % 3 == 2 else torch.tensor(next(of_channels))
-            for t in range(blocks)
-        ]
-        made = (CouplingBlock(half.expand(tokens, channels), **options) for half in halves)
+        halves = [next(of_tokens if t % 3 == 2 else of_channels) for t in range(blocks)]
+        made = (CouplingBlock(torch.tensor(half).expand(tokens, channels), **options) for half in halves)
         super().__init__(tokens, channels, blocks=made)
 
 
@@ -101,10 +98,10 @@ def _halves_of_channels(channels: int) -> Iterator[list[bool]]:
             yield [not value for value in kept]
 
 
-def _checkerboards(tokens: int) -> Iterator[list[bool]]:
-    """Which tokens (N) of a square image a block keeps, without end: the fields of one colour, then of the other."""
+def _checkerboards(tokens: int) -> Iterator[list[list[bool]]]:
+    """Which tokens (N,1) of a square image a block keeps, without end: the fields of one colour, then of the other."""
     side = math.isqrt(tokens)
-    white = [(token // side + token % side) % 2 == 0 for token in range(tokens)]
+    white = [[(token // side + token % side) % 2 == 0] for token in range(tokens)]
     while True:
         yield white
-        yield [not value for value in white]
+        yield [[not value] for (value,) in white]

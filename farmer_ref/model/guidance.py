@@ -186,16 +186,13 @@ def draw_naive(
     log_maximum = (-precision * on_grid.square() / 2 - slope * on_grid).amax(0)
     width = 2 * torch.maximum(log_scale, other_log_scale).exp()
 
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    drawn = (log_scale.exp() * noise).flatten()  # d of p_c, until a proposal is accepted
+    options = {"generator": generator, "device": mean.device, "dtype": mean.dtype}
+    drawn = (log_scale.exp() * torch.randn(mean.shape, **options)).flatten()  # d of p_c, until a proposal is accepted
     pending = torch.arange(len(drawn), device=mean.device)
     constants = torch.stack([precision, slope, log_maximum, width]).flatten(1)
     for _ in range(NAIVE_TRIES // TRIES_AT_ONCE):
         precision, slope, log_maximum, width = constants[:, pending]
-        unit, uniform = (
-            draw(TRIES_AT_ONCE, len(pending), generator=generator, device=mean.device, dtype=mean.dtype)
-            for draw in (torch.randn, torch.rand)
-        )
+        unit, uniform = (draw(TRIES_AT_ONCE, len(pending), **options) for draw in (torch.randn, torch.rand))
         proposed = width * unit
         log_g = -precision * proposed.square() / 2 - slope * proposed
         accepted = uniform.log() < log_g - log_maximum + unit.square() / 2
