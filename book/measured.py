@@ -24,7 +24,7 @@ SWEEPS = {
     "from the student's guess, its pass not counted": "from the student's guess, its pass not counted",
     "Anderson, 3 iterates": "from $z$, with Anderson acceleration over three iterates",
 }
-STRANGE = {"MNIST": "MNIST (model of Fashion-MNIST)", "Fashion-MNIST": "Fashion-MNIST (model of MNIST)"}
+UNUSUAL = {"MNIST": "MNIST (model of Fashion-MNIST)", "Fashion-MNIST": "Fashion-MNIST (model of MNIST)"}
 
 
 def in_words(number: int) -> str:
@@ -81,7 +81,7 @@ def of_sampling() -> dict[str, str]:
     }
     run, exact = shipped["runs"][0], shipped["exact"]
     found = {
-        "guidance_largest_naive": f"{largest['naive']:.1e}",
+        "guidance_largest_naive": f"{largest['naive']:.0f}",
         "guidance_largest_resampling": f"{largest['resampling']:.0f}",
         "guidance_samples": f"{sum(row['samples'] for row in guided['finite'] if row['rule'] == 'resampling'):,}",
         "guidance_not_finite": str(sum(row["not_finite"] for row in guided["finite"])),
@@ -229,15 +229,15 @@ def sweeps() -> str:
 
 
 def anomalies() -> str:
-    """AUROC of every score on every kind of strange image; in bold the score that was chosen on validation."""
+    """AUROC of every score on every kind of unusual image; in bold the score that was chosen on validation."""
     record = load("applications")["anomalies"]
     ours = list(record["mean_validation_auroc"])
     others = [score for score in next(iter(record["test"].values())) if score not in ours]
     lines = []
     for kind, found in record["test"].items():
         cells = [f"**{found[s]:.3f}**" if s == record["chosen_on_validation"] else f"{found[s]:.3f}" for s in ours]
-        lines.append([STRANGE.get(kind, kind), *(f"{found[score]:.3f}" for score in others), *cells])
-    return table(["strange images", *others, *ours], lines)
+        lines.append([UNUSUAL.get(kind, kind), *(f"{found[score]:.3f}" for score in others), *cells])
+    return table(["unusual images", *others, *ours], lines)
 
 
 def presets() -> str:

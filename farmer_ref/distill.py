@@ -27,10 +27,14 @@ from farmer_ref.support.plots import class_labels, image_grid
 from farmer_ref.support.settings import Dropout, Factor, settings_class
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import RunConfig
+from farmer_ref.training.presets import DISTILLATIONS
 from farmer_ref.training.runs import Run, check_resumed
 from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 
-KEPT_BY_RESUME = ("form", "loss", "max_noise", "dropout", "seed", "batch_size")  # else the run is another one
+DESCRIPTION = """Train a one-step student of a trained flow. --preset is read first: the defaults below are its values.
+
+Presets: digits, for small models; farmer, for the paper's. With --resume, the defaults are the distillation's own."""
+KEPT_BY_RESUME = ("preset", "form", "loss", "max_noise", "dropout", "seed", "batch_size")  # else the run is another one
 
 
 @settings_class
@@ -42,6 +46,9 @@ class DistillConfig(RunConfig):
     out: str = ""
     """The folder that gets student.safetensors and distillation/; empty: the teacher's own. Another folder gets a copy
     of the teacher, too."""
+    preset: str = "digits"
+    """The preset that the other defaults come from: digits, or farmer (60 epochs of ImageNet, the rest as the paper's
+    models are trained)."""
     form: StudentForm = "forward"
     """What a block of the student computes: the form of the teacher's forward pass (Eq. 8, the paper's), or that of its
     inverse (Eq. 9, ours)."""
@@ -61,14 +68,16 @@ class DistillConfig(RunConfig):
 
 
 def settings(argv: list[str] | None = None) -> DistillConfig:
-    """The configuration from the command line; resuming, over that of the distillation itself."""
+    """The configuration from the command line, over its preset's; resuming, over that of the distillation itself."""
     default = DistillConfig()
-    known, _ = cli.first_pass(argv, run=default.run, out="", resume=False)
+    known, _ = cli.first_pass(argv, preset=default.preset, run=default.run, out="", resume=False)
+    if known.preset not in DISTILLATIONS:
+        raise InputError(f"preset is {known.preset!r}; allowed: {', '.join(DISTILLATIONS)}")
+    default = DistillConfig(preset=known.preset, **DISTILLATIONS[known.preset])
     saved = Path(known.out or known.run) / "distillation" / "config.json"
     if known.resume and saved.is_file():
         default = dataclasses.replace(distillation_settings(saved.parent), run=known.run, out=known.out)
-    description = "Train a one-step student of a trained flow."
-    return cli.parse("farmer_ref.distill", default, description, argv)
+    return cli.parse("farmer_ref.distill", default, DESCRIPTION, argv)
 
 
 def distillation_settings(folder: Path) -> DistillConfig:

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from farmer_ref.data.folders import FolderSet
 from farmer_ref.data.order import random_seed
-from farmer_ref.data.sets import ImageSet, batches, evenly_spread
+from farmer_ref.data.sets import ImageData, batches, evenly_spread
 from farmer_ref.model.farmer import Farmer, LikelihoodTerms, evaluating
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.student import OneStepStudent
@@ -124,7 +123,7 @@ class Likelihood:
 
 def evaluate_likelihood(
     model: Farmer,
-    data: ImageSet | FolderSet,
+    data: ImageData,
     *,
     draws: int = 8,
     batch_size: int = 100,
@@ -213,7 +212,7 @@ class PixelClassifier:
     images that it reads as their class is the ceiling for any sampler.
     """
 
-    def __init__(self, train: ImageSet | FolderSet, limit: int = 10_000):
+    def __init__(self, train: ImageData, limit: int = 10_000):
         from sklearn.svm import SVC
 
         values, labels = next(batches(train, limit, limit))

@@ -114,13 +114,18 @@ def class_labels(num_classes: int, per_class: int, *, most: int = 10) -> Tensor:
 
 
 def training_curve(run: Path) -> Figure:
-    """Training and validation likelihood over steps, from a run's metrics.jsonl."""
+    """Training and validation likelihood over steps, from a run's metrics.jsonl.
+
+    With Gaussian noise, both are those of images with the noise of the step, whose size is drawn below.
+    """
     records = read_metrics(run)
     names = {name.removeprefix("validation_") for record in records for name in record}
     unit = "bits_per_dim" if "bits_per_dim" in names else "nats_per_dim"
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6, 3.6), layout="constrained")
-        axes = figure.add_subplot()
+        noise = [(record["step"], record["noise_std"]) for record in records if "noise_std" in record]
+        heights = [3.6, 1.2] if noise else [3.6]  # inches
+        figure = Figure(figsize=(6, sum(heights)), layout="constrained")
+        axes, *below = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for name, label in ((unit, "training batch"), (f"validation_{unit}", "validation, EMA weights")):
             points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
             if points:
@@ -129,9 +134,13 @@ def training_curve(run: Path) -> Figure:
         if values:  # leaves out the first steps
             axes.set_ylim(values[0] - 0.1, values[int(0.9 * (len(values) - 1))] + 0.1)
         what = "bits/dim" if unit == "bits_per_dim" else "nats/dim of the noised image"
-        axes.set(xlabel="step", ylabel=what, title=f"Training {run.name}")
+        axes.set(ylabel=what, title=f"Training {run.name}")
         if axes.lines:
             axes.legend(frameon=False)
+        for panel in below:
+            panel.plot(*zip(*noise, strict=True), color=COLOURS[6])
+            panel.set(ylabel="noise $\\sigma$", ylim=0)
+        (below or [axes])[-1].set_xlabel("step")
     return figure
 
 

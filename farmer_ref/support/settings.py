@@ -128,7 +128,7 @@ class _Allowed(NamedTuple):
             words = "a list [...]"
         else:
             words = names.get(self.kind, "an object {...}")
-        return ", ".join(filter(None, [words, self.range])) + " or None" * self.optional
+        return ", ".join(filter(None, [words, self.range])) + ", or None" * self.optional
 
 
 def _line(error: ValidationError, kind: Any, known_as: str) -> str:
@@ -148,7 +148,7 @@ def _line(error: ValidationError, kind: Any, known_as: str) -> str:
         case "unexpected_positional_argument":
             return f"argument {int(where[0]) + 1} of {known_as or 'settings'} is {given}; allowed: values given by name"
         case "dataclass_exact_type":  # from Python
-            return f"{name} is {given}; allowed: a {context['class_name']}"
+            return f"{name} is {given}; allowed: {context['class_name']}(...)"
     allowed = _allowed(_at(kind, where))
     in_range = found["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
     return f"{name or 'content'} is {given}; allowed: {allowed.range if in_range else allowed}"

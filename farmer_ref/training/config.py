@@ -68,7 +68,7 @@ class RunConfig:
     checkpoint_every: PositiveInt = 500
     """Steps between two checkpoints."""
     seed: Whole = 0
-    """Whole of everything random."""
+    """Seed of everything random."""
 
     def __post_init__(self) -> None:
         rate, parts = self.learning_rate, self.accumulate

@@ -17,6 +17,23 @@ def _preset(name: str, model: ModelConfig, **training: Any) -> TrainConfig:
     return TrainConfig(model=model, preset=name, out=f"runs/{name}", **training)
 
 
+_IMAGENET = 1_281_167  # training images
+_PAPER_RUN: dict[str, Any] = {
+    "batch_size": 256,  # ours
+    "learning_rate": 1e-4,
+    "final_learning_rate": 1e-6,
+    "warmup_steps": 5000,
+    "weight_decay": 0.03,
+    "ema_decay": 0.9999,
+    "precision": "bfloat16",
+    "workers": 8,
+    "log_every": 100,
+    "validate_every": 10_000,
+    "sample_every": 10_000,
+    "checkpoint_every": 5000,
+}
+
+
 def _paper(
     name: str,
     patch_size: int,
@@ -66,18 +83,7 @@ def _paper(
         ),
         flip=True,
         steps=1_600_000,  # 320 epochs of ImageNet at batch 256 (§4.1; the batch size is ours)
-        batch_size=256,
-        learning_rate=1e-4,
-        final_learning_rate=1e-6,
-        warmup_steps=5000,
-        weight_decay=0.03,
-        ema_decay=0.9999,
-        precision="bfloat16",
-        workers=8,
-        log_every=100,
-        validate_every=10_000,
-        sample_every=10_000,
-        checkpoint_every=5000,
+        **_PAPER_RUN,
     )
 
 
@@ -247,3 +253,10 @@ PRESETS: dict[str, TrainConfig] = {
     )
 }
 """Every preset, by name: `PRESETS["digits"]` is a run, `PRESETS["digits"].model` its model."""
+
+DISTILLATIONS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    # 60 epochs are the paper's. It says no more of how a student is trained; the rest is as for the teacher (ours).
+    "farmer": {"steps": 60 * _IMAGENET // 256, **_PAPER_RUN},
+}
+"""Every preset of `farmer_ref.distill`, by name: what differs from the defaults of its settings."""

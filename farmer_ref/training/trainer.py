@@ -165,7 +165,10 @@ class RunLog:
 
 
 class Trainer:
-    """The optimisation loop: schedule, clipping, skipped steps, EMA, logs and checkpoints, exact resumption.
+    """The optimisation loop: schedule, clipping, skipped steps, EMA, logs, checkpoints, resumption.
+
+    On a CPU, a resumed run equals one that was never stopped bit for bit; on a GPU, whose kernels may add in another
+    order each time, to rounding.
 
     The calling command supplies the loss, the batches, and periodic events (validation, samples). Under torchrun every
     process runs the same loop on its rows of each batch; joint decisions (when to stop, whether a gradient is finite)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import small_model
 
+from benchmarks.applications import fit_temperature
 from farmer_ref import InputError
 from farmer_ref.applications.classification import (
     class_log_probs,
     class_probabilities,
     expected_calibration_error,
-    fit_temperature,
     reliability,
 )
 from farmer_ref.data.sets import batches, load_split

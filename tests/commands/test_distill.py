@@ -8,9 +8,10 @@ import torch
 from helpers import QUICK, assert_same, contents, fails_with_one_line, stop_after
 from PIL import Image
 
-from farmer_ref import Farmer, InputError, OneStepStudent, distill, evaluate, sample, train
+from farmer_ref import PRESETS, Farmer, InputError, OneStepStudent, distill, evaluate, sample, train
 from farmer_ref.support.files import read_metadata, write_weights
 from farmer_ref.training.checkpoint import checkpoints
+from farmer_ref.training.presets import DISTILLATIONS
 
 BRIEF = ["--steps", "20", "--validate-every", "10", "--sample-every", "0", "--device", "cpu"]
 
@@ -168,3 +169,29 @@ def test_a_resumed_distillation_keeps_its_form(run, capsys):
     del settings["form"]
     config.write_text(json.dumps(settings))
     fails_with_one_line(capsys, distill.main, place, "config.json is None; allowed: 'forward'")
+
+
+def test_the_preset_of_the_paper_is_its_teacher_s_for_60_epochs(capsys):
+    config, teacher = distill.settings(["--preset", "farmer"]), PRESETS["farmer-1.1b-p16"]
+    assert config.steps * config.batch_size == pytest.approx(60 * 1_281_167, rel=1e-5)
+    for name in ("batch_size", "learning_rate", "final_learning_rate", "precision", "ema_decay", "weight_decay"):
+        assert getattr(config, name) == getattr(teacher, name), name
+    assert (config.form, config.loss, config.max_noise) == ("forward", "hidden", 0.3)
+    assert distill.settings(["--preset", "farmer", "--steps", "7"]).steps == 7
+    assert distill.settings([]) == distill.settings(["--preset", "digits"]) == distill.DistillConfig()
+    with pytest.raises(SystemExit):
+        distill.settings(["--preset", "farmer", "--help"])
+    shown = capsys.readouterr().out
+    assert "300273" in shown and "bfloat16" in shown and "farmer" in shown
+    fails_with_one_line(
+        capsys, distill.main, ["--preset", "magic"], "preset is 'magic'", f"allowed: {', '.join(DISTILLATIONS)}"
+    )
+
+
+def test_the_paper_s_preset_distils(run, capsys):
+    """Its batches, bfloat16 and warm-up, of the digits: a few steps of it run."""
+    few = ["--steps", "4", "--batch-size", "32", "--workers", "0", "--device", "cpu"]
+    distill.main(["--run", str(run), "--preset", "farmer", *few])
+    assert "finished at step 4" in capsys.readouterr().out
+    later = ["--run", run, "--resume", "--preset", "digits", "--steps", "8"]
+    fails_with_one_line(capsys, distill.main, later, "preset is 'digits'; allowed: 'farmer'")

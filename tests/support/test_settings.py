@@ -68,7 +68,7 @@ class Outer:
         ('{"count": 3.5}', "count is 3.5; allowed: a whole number, 1 to 9"),
         ('{"count": true}', "count is True; allowed: a whole number, 1 to 9"),
         ('{"most": 0}', "most is 0; allowed: 1 or more"),
-        ('{"most": []}', "most is []; allowed: a whole number, 1 or more or None"),
+        ('{"most": []}', "most is []; allowed: a whole number, 1 or more, or None"),
         ('{"kind": "c"}', "kind is 'c'; allowed: a, b"),
         ('{"labels": [1, "2"]}', "labels[1] is '2'; allowed: a whole number"),
         ('{"labels": 1}', "labels is 1; allowed: a list [...]"),
@@ -110,7 +110,7 @@ def test_python_and_the_command_line_say_the_same():
         Outer(3)
     with pytest.raises(InputError, match="^field is 'wings'; allowed: inner, count, most, kind, labels, name, on$"):
         Outer(wings=2)
-    with pytest.raises(InputError, match="^inner is {'rate': 1.0}; allowed: a Inner$"):
+    with pytest.raises(InputError, match=r"^inner is {'rate': 1.0}; allowed: Inner\(...\)$"):
         Outer(inner={"rate": 1.0})
     with pytest.raises(InputError, match="^model is missing; allowed: an object {...}$"):
         TrainConfig()
@@ -253,7 +253,7 @@ def test_metrics_that_a_kill_cut_off_are_read_and_damaged_ones_named(tmp_path):
             assert refused(lambda: keep_metrics_until(tmp_path, 1))
             assert refused(lambda: training_curve(tmp_path))
     path.write_text('{"step": 1, "loss": "3"}\n' + lines[1])
-    with pytest.raises(InputError, match=r"metrics.jsonl, line 1: loss is '3'; allowed: a finite number or None"):
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 1: loss is '3'; allowed: a finite number, or None"):
         read_metrics(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: an interrupted or killed run goes on bit for bit."""
+"""Checkpoints: an interrupted or killed run goes on, on a CPU bit for bit."""
 
 import json
 import re
