@@ -207,16 +207,19 @@ def guidance() -> str:
 
 
 def student() -> str:
-    """The one-step student by its form and loss."""
-    record = load("distillation")
-    rows = [
-        [name, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("sample_accuracy", ".1%")))]
-        for name, figures in record["table"].items()
-    ]
+    """The one-step student by its form, and by its loss."""
+    tables = []
+    for name in ("distillation", "distillation_losses"):
+        record = load(name)
+        rows = [
+            [kind, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("sample_accuracy", ".1%")))]
+            for kind, figures in record["table"].items()
+        ]
+        heads = [f"form/loss, {record['steps']:,} steps", "difference from the exact inverse", "accuracy"]
+        tables += [source(name), table(heads, rows)]
     return "\n\n".join(
         [
-            source("distillation"),
-            table(["form/loss", "difference from the exact inverse", "accuracy"], rows),
+            *tables,
             "![Digits of the exact inverse, and of the student from the same latents](results/student.png)",
         ]
     )
