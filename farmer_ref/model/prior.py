@@ -221,8 +221,8 @@ class AutoregressivePrior(nn.Module):
             return self.merge(z_informative, z_informative[..., :0]), GuidanceReport(size, None, None)
         # The state after the last token has seen all of Z_I: it gives the mixture that all N tokens' Z_R share.
         conditional, unconditional = _halves(self._redundant_mixture(hidden), labels.shape[0])
-        hotter = dataclasses.replace(guidance, scale_temperature=guidance.scale_temperature * redundant_temperature)
-        pool = draw_pool(conditional, unconditional, tokens=self.tokens, guidance=hotter, generator=generator)
+        tempered = dataclasses.replace(guidance, scale_temperature=guidance.scale_temperature * redundant_temperature)
+        pool = draw_pool(conditional, unconditional, tokens=self.tokens, guidance=tempered, generator=generator)
         report = GuidanceReport(size, pool.effective_sample_size, pool.distinct)
         return self.merge(z_informative, pool.z), report
 
