@@ -4,6 +4,6 @@
 `mixture` (Eqs. 5, 7, 11, 14); `guidance` (Eq. 15, Alg. 1); `student` (Alg. 2); `coupling` (Table 4's baseline);
 `transformer` (the network of them all); `config` (every setting of a model).
 
-Beside the paper, each used by one of them: `stepper` runs a transformer position by position, `jacobi` inverts the flow
-in parallel, `tarflow` reads public weights, `pretrained` saves and loads.
+Beside the paper: `stepper` runs a transformer position by position, `jacobi` inverts the flow
+in parallel, `tarflow` reads public weights, `pretrained` saves and loads, `export` writes graphs for other runtimes.
 """
