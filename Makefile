@@ -46,7 +46,9 @@ check: .venv/.installed
 	$(BIN)/python -m farmer_ref.sample --run digits --guidance 1 --out results/digits_samples.png
 	$(BIN)/python -m benchmarks.guidance
 	$(BIN)/python -m benchmarks.distillation
-	$(BIN)/python -m benchmarks.distillation --losses hidden --seeds 0 --steps 4000 --dropout 0.1 --out student
+	$(BIN)/python -m benchmarks.distillation --students inverse/hidden inverse/output inverse/projected --steps 2000 \
+		--out distillation_losses
+	$(BIN)/python -m benchmarks.distillation --students inverse/hidden --seeds 0 --steps 4000 --dropout 0.1 --out student
 	$(BIN)/python -m benchmarks.denoise
 	$(ABLATE) --table 3 4 5 --figure 6a 6b 7 8 --steps-per-run 2500 --seeds 3
 	$(ABLATE) --basis --basis-steps 600 --seeds 3 --samples 200

@@ -36,7 +36,7 @@ AVERAGED = ("sample_error", "sample_accuracy", "frechet_distance", "validation_r
 class DistillationBenchmark:
     """Forms and losses, seeds and the budget."""
 
-    students: tuple[str, ...] = ("forward/hidden", "inverse/hidden", "inverse/output", "inverse/projected")
+    students: tuple[str, ...] = ("forward/hidden", "inverse/hidden")
     """Form and loss of the students to compare; the first is the paper's."""
     seeds: tuple[Whole, ...] = (0, 1, 2)
     """One student each."""

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         table.append({"way": name, **measured})
         distance, read = (measured[measure] for measure in ("frechet_distance", "sample_accuracy"))
-        print(f"{name}: Fréchet distance {distance['mean']:.2f}, {read['mean']:.1%} read as their class")
+        print(f"{name}: Fréchet distance {distance['mean']:.2f}, accuracy {read['mean']:.1%}")
     record = {**provenance(torch.device("cpu")), "steps": config.steps, "samples": config.samples, "table": table}
     write_json(ROOT / "results" / "early_guidance.json", record)
 

@@ -157,7 +157,7 @@ def draw_figure(record: dict) -> Figure:
         axes[1].semilogx(counts, [row["improper"]["std"] for row in one["rows"]], "o-")
         axes[1].set(title="1-D, target without one: no limit", xlabel="candidates of each kind", ylabel="std of draws")
         panels = (
-            ("sample_accuracy", "share read as their class"),
+            ("sample_accuracy", "accuracy"),
             ("frechet_distance", "Fréchet distance (reader's scores)"),
             ("diversity", "distance within classes / real"),
         )

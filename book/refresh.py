@@ -34,7 +34,10 @@ def with_blocks(text: str) -> str:
 
 
 def rejudged(record: dict[str, Any], stem: str) -> dict[str, Any]:
-    """A result of `farmer_ref.ablate`, with the title, note, claims and sentences that the code has for its rows."""
+    """A result of `farmer_ref.ablate`, with the title, note, claims and sentences that the code has for its rows.
+
+    Of a row, only what the paper says is written again.
+    """
     preset, name = PRESETS[record["data"]], stem.split("_")[0]
     if name == "basis":
         steps = {int(number) for row in record["rows"] for number in re.findall(r", (\d+) steps", row["name"])}
@@ -42,7 +45,9 @@ def rejudged(record: dict[str, Any], stem: str) -> dict[str, Any]:
     else:
         table = tables(preset)[name]
     said = judged(table, record["rows"], record.get("fifths"))
-    return record | {"title": table.title, "note": table.note} | said
+    paper = {row.name: row.paper for row in table.rows}
+    rows = [row | {"paper": paper[row["name"]]} for row in record["rows"]]
+    return record | {"title": table.title, "note": table.note, "rows": rows} | said
 
 
 def main(root: Path = ROOT) -> None:

@@ -214,7 +214,7 @@ class Runs:
 
 def seeds_of_rows(config: AblateConfig, table: Table) -> dict[str, range]:
     """The seeds of each row, by its name; rows that no claim compares may have fewer."""
-    compared = {name for claim in table.claims for name in (claim.first, claim.second)}
+    compared = {name for claim in table.claims for name in (*claim.firsts, claim.second)}
     others = config.other_seeds if table.claims and config.other_seeds else config.seeds
     return {row.name: range(config.seeds if row.name in compared else others) for row in table.rows}
 

@@ -28,15 +28,15 @@ from farmer_ref.training.runs import Run
 
 DESCRIPTION = """Score a trained FARMER on a split of a data set.
 
-Likelihood, and how samples are read by a classifier; or, with --fid, the Fréchet distance (FID), Inception score,
+Likelihood, and the accuracy of a classifier on samples; or, with --fid, the Fréchet distance (FID), Inception score,
 precision and recall of samples, drawn now or earlier, against the split's images.
 `--guidance 1.5` is short for `--guidance.scale 1.5`: it changes the samples, not the likelihood."""
-READABLE_DIMENSIONS = 4096  # of an image that the classifier of pixels can read in reasonable time
+CLASSIFIED_DIMENSIONS = 4096  # larger images would take the pixel classifier too long
 
 
 @settings_class
 class EvaluateConfig:
-    """Likelihood of a split, and how samples are read by a classifier of real images."""
+    """Likelihood of a split, and the accuracy of a classifier of real images on samples."""
 
     run: str = "digits"
     """A run folder, a model that ships with the package (digits, digits-noise), or owner/name of the Hugging Face Hub,
@@ -54,17 +54,17 @@ class EvaluateConfig:
     importance_weighted: bool = False
     """Print the tighter, importance-weighted bound over the draws, too."""
     images: Annotated[int, Field(ge=2)] | None = None
-    """Only so many images, spread evenly over the split."""
+    """At most this many images, evenly spaced over the split."""
     samples: NonNegativeInt | None = None
-    """Samples to draw, spread evenly over the classes, and have read; 0 for none. Not given: 1000, or none where an
-    image has more than 4096 numbers, too many for the classifier of pixels, or no label; with --fid, as many as the
-    real images."""
+    """Samples to draw and classify, the same number of each class; 0 for none. Default: 1000, or none if images have
+    more than 4096 values (too many for the pixel classifier) or no labels; with --fid, as many as there are real
+    images."""
     guidance: Guidance = field(default_factory=Guidance)
-    """How the samples are drawn: the run's own guidance unless given."""
+    """Guidance of the samples; default: the run's own."""
     student: bool = False
     """Decode the samples with the run's one-step student."""
     redundant_temperature: Factor = 1.0
-    """Standard deviation of the redundant channels' mixture when sampling, times this (Fig. 7)."""
+    """Multiplies the standard deviations of the redundant channels' mixture when sampling (Fig. 7)."""
     batch_size: PositiveInt = 100
     """Images at a time."""
     weights: str = "ema"
@@ -72,15 +72,14 @@ class EvaluateConfig:
     seed: Whole = 0
     """Seed of the dequantisation, which does not depend on `batch_size`, and of the samples, which do."""
     fid: bool = False
-    """FID, Inception score, precision and recall of samples against the split's images, in place of the likelihood."""
+    """FID, Inception score, precision and recall of samples against the split's images, instead of the likelihood."""
     samples_from: str | None = None
-    """With --fid: images that `farmer_ref.sample` has drawn, an .npz file or a folder of PNG files, in place of samples
-    drawn now."""
+    """With --fid: an .npz file or a folder of PNG files from `farmer_ref.sample`, instead of new samples."""
     extractor: str = "inception-v3-compat"
-    """With --fid: whose features; the Inception network of published FIDs, another of torch-fidelity's, `classifier` (a
-    classifier of the data set's pixels), or module:function of your own (see `farmer_ref.evaluation.fidelity`)."""
+    """With --fid: the feature extractor. The Inception network of published FIDs, another of torch-fidelity's,
+    `classifier` (of the data set's pixels), or module:function of your own (see `farmer_ref.evaluation.fidelity`)."""
     extractor_weights: str | None = None
-    """With --fid: a file of the extractor's weights, a pickle that you trust. Not given: torch-fidelity's download."""
+    """With --fid: a file with the extractor's weights, a pickle that you trust; default: torch-fidelity's download."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
     out: str | None = None
@@ -110,7 +109,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     model = run.load(config.weights).to(device)
     samples = config.samples
     if samples is None:
-        samples = 1000 if model.config.num_classes and model.config.dimensions <= READABLE_DIMENSIONS else 0
+        samples = 1000 if model.config.num_classes and model.config.dimensions <= CLASSIFIED_DIMENSIONS else 0
     require(not samples or model.config.num_classes > 0, "samples", samples, "0 in a model without labels, or --fid")
     require(not config.student or samples > 0, "student", True, "with samples to draw: --samples N, or --fid")
     student = run.load_student(model) if config.student else None
@@ -245,10 +244,9 @@ def describe(figures: dict) -> str:
     )
     if "samples" in figures:
         lines.append(
-            f"  {figures['sample_accuracy']:.1%} of {figures['samples']} samples{described_samples(figures)} "
-            f"are read as their class "
-            f"(real images: {figures['real_image_accuracy']:.1%}); "
-            f"Fréchet distance in the classifier's scores {figures['frechet_distance']:.3f}"
+            f"  accuracy on {figures['samples']} samples{described_samples(figures)} {figures['sample_accuracy']:.1%} "
+            f"(on real images {figures['real_image_accuracy']:.1%}); "
+            f"Fréchet distance of the classifier's scores {figures['frechet_distance']:.3f}"
         )
     return "\n".join(lines)
 

@@ -71,7 +71,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         if self.student and self.method != "sequential":
-            raise InputError(f"method is {self.method!r}, with a student; allowed: one of the two")
+            raise InputError(f"method is {self.method!r}, with a student; allowed: either a student or a method")
         if self.student and self.weights == "raw":
             raise InputError("weights is 'raw', with a student; allowed: ema, the student's teacher")
         if Path(self.out).suffix.lower() in (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tiff", ".pdf", ".npy"):

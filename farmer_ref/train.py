@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
-from farmer_ref.data.sets import load_split
+from farmer_ref.data.sets import ImageData, load_split
 from farmer_ref.evaluation.metrics import evaluate_likelihood
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer, LikelihoodTerms, negative_log_likelihood
@@ -92,116 +92,147 @@ def likelihood_figures(terms: LikelihoodTerms, config: ModelConfig) -> dict[str,
     return figures
 
 
+class Training:
+    """One training run: the model and its average, and what `Trainer` asks for at each step and interval."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, *, run: Path, data: ImageData, validation: ImageData):
+        self.config, self.device, self.run, self.data, self.validation = config, device, run, data, validation
+        torch.manual_seed(random_seed(config.seed, "weights"))
+        self.model = self.new_model()
+        self.resuming = config.resume and bool(checkpoints(run))
+        if config.model.patch_basis == "pca" and not self.resuming:
+            self.fit_patch_basis()
+        self.distributed_model = parallel.distribute(
+            self.model,
+            transformer_layers(self.model),
+            how=config.parallel,
+            precision=config.precision,
+            device=device,
+        )
+        self.average = MovingAverage(self.model, self.new_model, decay=config.ema_decay)
+
+    def new_model(self) -> Farmer:
+        """A new model on this process's device."""
+        return Farmer(self.config.model).to(self.device)
+
+    def fit_patch_basis(self) -> None:
+        """Fit the PCA basis on training images, the same for all processes."""
+        if parallel.rank() == 0:
+            step = max(1, len(self.data) * self.config.model.tokens // BASIS_PATCHES)
+            values = torch.stack([self.data[i][0] for i in range(0, len(self.data), step)])
+            self.model.patchify.fit((2 * values.double() + 1) / self.config.model.levels - 1)
+        parallel.broadcast_from_rank_zero(list(self.model.patchify.buffers()))
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """This process's rows of the batches from step `start` on."""
+        config = self.config
+        rows = parallel.rows_of_process(config.batch_size)
+        return training_batches(
+            self.data,
+            config.batch_size,
+            seed=config.seed,
+            start=start,
+            flip=config.flip,
+            workers=config.workers,
+            rows=rows,
+        )
+
+    def loss(self, batch: Batch, progress: float, training: TrainingPass) -> tuple[torch.Tensor, dict[str, float]]:
+        """The negative log-likelihood of dequantised images per dimension (Eq. 13), and the values to log."""
+        config = self.config
+        images, labels = training_images(
+            batch,
+            self.model.dequantiser,
+            seed=config.seed,
+            progress=progress,
+            label_dropout=config.label_dropout,
+            device=self.device,
+        )
+        with autocast(self.device, config.precision):
+            terms = self.distributed_model(images, labels if config.model.num_classes else None, training)
+        figures = likelihood_figures(terms, config.model) | self.noise_figures(progress)
+        return negative_log_likelihood(terms, config.model.dimensions), figures
+
+    def noise_figures(self, progress: float, prefix: str = "") -> dict[str, float]:
+        """The size of the Gaussian noise, on which nats per dimension depend."""
+        if self.config.model.dequantisation != "gaussian":
+            return {}
+        return {f"{prefix}noise_std": self.model.dequantiser.noise_std_at(progress)}
+
+    def validate(self, progress: float) -> dict[str, float]:
+        """The likelihood of validation images, with the noise that training images have at this progress."""
+        measured = evaluate_likelihood(
+            self.average.module(),
+            self.validation,
+            draws=4,
+            batch_size=self.config.batch_size,
+            limit=1000,
+            noise_std=self.model.dequantiser.noise_std_at(progress),
+        )
+        unit, value = "nats_per_dim", measured.nats_per_dim
+        if measured.bits_per_dim is not None:
+            unit, value = "bits_per_dim", measured.bits_per_dim
+        return {f"validation_{unit}": value, **self.noise_figures(progress, "validation_")}
+
+    def draw_samples(self, step: int) -> dict[str, float]:
+        """Draw a grid of samples with the averaged weights into samples/; nothing to log."""
+        averaged = self.average.module()
+        if parallel.rank() > 0:
+            return {}
+        labels = class_labels(min(self.config.model.num_classes, self.data.num_classes), per_class=4).to(self.device)
+        images = averaged.sample(
+            labels,
+            self.config.guidance if self.config.model.num_classes else None,
+            generator=torch.Generator(self.device).manual_seed(self.config.seed),
+        )
+        grid = image_grid(self.model.dequantiser.without_noise(images), columns=len(labels) // 4)
+        replace_file(self.run / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
+        return {}
+
+    def export(self) -> None:
+        """Write the averaged weights as the run's model."""
+        weights = self.average.module().state_dict()
+        parallel.on_rank_zero(lambda: write_weights(self.run / "model.safetensors", weights))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train, validating and drawing samples at intervals."""
     config = settings(argv)
     device = set_up(config)
     with parallel.rank_zero_first():
-        data = load_split(config.dataset, "train", config.model, data_root=config.data_root, download=config.download)
-        validation = load_split(
-            config.dataset, "validation", config.model, data_root=config.data_root, download=config.download
+        data, validation = (
+            load_split(config.dataset, split, config.model, data_root=config.data_root, download=config.download)
+            for split in ("train", "validation")
         )
         run = prepare_run(config)
-
-    torch.manual_seed(random_seed(config.seed, "weights"))
-    model = Farmer(config.model).to(device)
-    resuming = config.resume and bool(checkpoints(run))
-    if config.model.patch_basis == "pca" and not resuming:
-        if parallel.rank() == 0:
-            step = max(1, len(data) * config.model.tokens // BASIS_PATCHES)
-            values = torch.stack([data[i][0] for i in range(0, len(data), step)])
-            model.patchify.fit((2 * values.double() + 1) / config.model.levels - 1)
-        parallel.broadcast_from_rank_zero(list(model.patchify.buffers()))
-    distributed_model = parallel.distribute(
-        model, transformer_layers(model), how=config.parallel, precision=config.precision, device=device
-    )
-    average = MovingAverage(model, lambda: Farmer(config.model).to(device), decay=config.ema_decay)
-
-    dimensions = config.model.dimensions
-
-    def loss(batch: Batch, progress: float, training: TrainingPass) -> tuple[torch.Tensor, dict[str, float]]:
-        images, labels = training_images(
-            batch,
-            model.dequantiser,
-            seed=config.seed,
-            progress=progress,
-            label_dropout=config.label_dropout,
-            device=device,
-        )
-        with autocast(device, config.precision):
-            terms = distributed_model(images, labels if config.model.num_classes else None, training)
-        figures = likelihood_figures(terms, config.model) | noise_figures(progress)
-        return negative_log_likelihood(terms, dimensions), figures
-
-    def noise_figures(progress: float, prefix: str = "") -> dict[str, float]:
-        """The size of the Gaussian noise on which nats per dimension depend."""
-        gaussian = config.model.dequantisation == "gaussian"
-        return {f"{prefix}noise_std": model.dequantiser.noise_std_at(progress)} if gaussian else {}
+    training = Training(config, device, run=run, data=data, validation=validation)
 
     @functools.cache
     def validate(step: int) -> dict[str, float]:
-        """The likelihood of validation images, with the noise that the training images have at this step."""
-        measured = evaluate_likelihood(
-            average.module(),
-            validation,
-            draws=4,
-            batch_size=config.batch_size,
-            limit=1000,
-            noise_std=model.dequantiser.noise_std_at(trainer.progress),
-        )
-        unit, value = "nats_per_dim", measured.nats_per_dim
-        if measured.bits_per_dim is not None:
-            unit, value = "bits_per_dim", measured.bits_per_dim
-        return {f"validation_{unit}": value, **noise_figures(trainer.progress, "validation_")}
+        return training.validate(trainer.progress)
 
-    def draw_samples(step: int) -> dict[str, float]:
-        averaged = average.module()
-        if parallel.rank() > 0:
-            return {}
-        labels = class_labels(min(config.model.num_classes, data.num_classes), per_class=4).to(device)
-        images = averaged.sample(
-            labels,
-            config.guidance if config.model.num_classes else None,
-            generator=torch.Generator(device).manual_seed(config.seed),
-        )
-        grid = image_grid(model.dequantiser.without_noise(images), columns=len(labels) // 4)
-        replace_file(run / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
-        return {}
-
-    def batches(start: int) -> Iterator[Batch]:
-        rows = parallel.rows_of_process(config.batch_size)
-        return training_batches(
-            data, config.batch_size, seed=config.seed, start=start, flip=config.flip, workers=config.workers, rows=rows
-        )
-
-    def export() -> None:
-        weights = average.module().state_dict()
-        parallel.on_rank_zero(lambda: write_weights(run / "model.safetensors", weights))
-
-    events = [(config.validate_every, validate), (config.sample_every, draw_samples)]
     trainer = Trainer(
         config,
         run,
-        model=distributed_model,
-        average=average,
-        export=export,
-        loss=loss,
-        batches=batches,
-        events=events,
+        model=training.distributed_model,
+        average=training.average,
+        export=training.export,
+        loss=training.loss,
+        batches=training.batches,
+        events=[(config.validate_every, validate), (config.sample_every, training.draw_samples)],
         flops_per_image=training_flops(config.model),
     )
     if config.resume:
         trainer.resume()
-    if not resuming:  # first the weights, then what says they are there: from now on the folder can be read and resumed
-        export()
+    if not training.resuming:  # first the weights, then config.json: from then on the folder can be read and resumed
+        training.export()
     parallel.on_rank_zero(lambda: write_config(run, run_record(config)))
     finished = trainer.train()
     if parallel.rank() == 0 and (run / "metrics.jsonl").exists():
         curve = training_curve(run)
         replace_file(run / "curve.png", lambda path: curve.savefig(path, format="png"))
-    measured = validate(trainer.step)
     how = "finished" if finished else "interrupted"
-    likelihood = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured.items())
+    likelihood = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in validate(trainer.step).items())
     parallel.print_once(
         f"{how} at step {trainer.step} after {trainer.seconds / 60:.1f} minutes of training, {trainer.skipped} steps "
         f"skipped; {likelihood}; weights, samples and curve in {run}"

@@ -34,25 +34,18 @@ from farmer_ref.data.sets import batches, load_split
 from farmer_ref.model.transformer import TrainingPass, Transformer
 from farmer_ref.parameters import PAPER, count, images_that_fit
 from farmer_ref.support.plots import COLOURS, STYLE
-from farmer_ref.training.costs import (
-    forward_flops,
-    peak_flops_of,
-    saved_bytes,
-    state_bytes,
-    training_flops,
-)
+from farmer_ref.training.costs import forward_flops, training_flops
 from farmer_ref.training.trainer import autocast
 
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 presets = {name: PRESETS[name] for name in PAPER}  # the paper's four models
-HATCHES = ["", "///", "...", "xx"]
 
 
 def bar(axes: plt.Axes, row: float, parts: list[float]) -> None:
     for k, part in enumerate(parts):
-        axes.barh(row, part, left=sum(parts[:k]), color=COLOURS[k], hatch=HATCHES[k], ec="w")
+        axes.barh(row, part, left=sum(parts[:k]), color=COLOURS[k], hatch=" /.x"[k] * 3, ec="w")
 
 
 # %% [markdown]
@@ -72,10 +65,9 @@ for row, parts in enumerate(counts.values()):
 for axes, part in ((left, 0), (right, 1)):
     axes.plot([PAPER[name][part] for name in presets], range(4), "k|", ms=22, mew=2.5)
 left.legend(["the paper", "layers", "token head", "shared head"], fontsize=8, markerscale=0.5)
-left.set(title="prior (AR)", xlabel="million parameters", xlim=(0, 800))
+left.set(title="prior (AR)", xlabel="million parameters", xlim=(0, 800), ylim=(3.6, -0.6))
 right.set(title="flow (AF)", xlabel="million parameters")
 left.set_yticks(range(4), presets)
-left.invert_yaxis()
 
 # %% tags=["nbval-check-output"]
 for name, parts in counts.items():  # in millions; the prior's heads are part of it
@@ -129,9 +121,8 @@ for row, patch in enumerate((32, 16, 8, 4)):
     axes.text(1.02, row, f"{3 * total / 1e9:,.0f} GFLOP an image", va="center", backgroundcolor="w")
 names = ["flow, matrices", "flow, attention", "prior, and projections of both"]
 figure.legend(names, ncols=3, loc="outside lower center", fontsize=8)
-axes.set(title="operations of a training step, 1.1B", xlabel="share", xlim=(0, 1.36))
+axes.set(title="operations of a step, 1.1B", xlabel="share", xlim=(0, 1.36), ylim=(3.6, -0.6))
 axes.set_yticks(range(4), [f"patch {p}, N = {(256 // p) ** 2:,}" for p in (32, 16, 8, 4)])
-axes.invert_yaxis()
 
 # %% [markdown]
 # At none of these: attention takes half of a layer where $N$ passes $6W = 4608$. Tokens are what you pay for: four
@@ -146,17 +137,18 @@ axes.invert_yaxis()
 # activations?
 
 # %%
+from farmer_ref.training.costs import peak_flops_of, saved_bytes, state_bytes
+
 GiB, modes = 2**30, (False, True)  # without checkpoints, and with them
 kept = {
     n: [saved_bytes(p.model, checkpoint_activations=c, precision=p.precision) for c in modes]
     for n, p in presets.items()
 }
 figure, panels = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharex=True, sharey=True)
-rows = [(name, checkpoints) for name in presets for checkpoints in modes]
+rows = [(n, c) for n in presets for c in modes]
 for axes, processes in zip(panels, (1, 8), strict=True):
-    for row, (name, checkpoints) in enumerate(rows):
-        state = state_bytes(counts[name]["total"], processes)  # 8, 8 and 4 bytes of 20:
-        activations = 32 * kept[name][checkpoints]
+    for row, (n, c) in enumerate(rows):  # the state's parts are 8, 8 and 4 bytes of 20
+        state, activations = state_bytes(counts[n]["total"], processes), 32 * kept[n][c]
         bar(axes, row, [p / GiB for p in (0.4 * state, 0.4 * state, 0.2 * state, activations)])
     axes.axvline(80e9 / GiB, color="k", ls="--", lw=1.2)
     axes.set(title={1: "one GPU, or DDP", 8: "FSDP on 8"}[processes], xlabel="GiB on each GPU")
@@ -175,7 +167,7 @@ panels[0].invert_yaxis()
 # | `--parallel fsdp` | its part of the state | are averaged, each part where it lives | it does not |
 #
 # With FSDP a layer's weights are brought together when its turn comes, and dropped again. Activations need no sharing:
-# each GPU has its own images in either case.
+# each GPU has its own images.
 
 # %% tags=["nbval-check-output"]
 print("8 H100, FSDP:    images that fit  with checkpoints  days at 45% of peak")
@@ -204,15 +196,14 @@ data = load_split("digits", "train", model.config)
 rows = range(64), range(32), range(32, 64)
 whole, *halves = [next(training_batches(data, 64, seed=0, start=1234, rows=part)) for part in rows]
 assert torch.equal(torch.cat([half.values for half in halves]), whole.values)
+how = {"seed": 0, "progress": 0.5, "label_dropout": 0.1, "device": device}
 
 
 def gradient(parts: list) -> torch.Tensor:
     model.zero_grad()
     for part in parts:
         torch.manual_seed(random_seed(0, "step", part.step))  # of dropout
-        images, labels = training_images(
-            part, model.dequantiser, seed=0, progress=0.5, label_dropout=0.1, device=device
-        )
+        images, labels = training_images(part, model.dequantiser, **how)
         rows = torch.arange(part.first, part.first + len(labels), device=device)
         terms = model(images.double(), labels, TrainingPass(rows, batch_size=64))
         (-terms.total.mean() / len(parts)).backward()
@@ -227,7 +218,7 @@ print("halves give the whole gradient:", errors[0] < 1e-10, "- without k:", erro
 # %% [markdown]
 # ## The rule of precision
 #
-# bfloat16, in which this peak is stated, has 8 significant bits. Transformer layers do not mind; the flow does,
+# bfloat16, in which this peak is stated (a T4 has none), has 8 significant bits. Transformer layers do not mind; the flow does,
 # since $z = (x - \mu)\,\sigma$ must be undone. Take $\mu$ and $\sigma$ of the first block as they are, and only this
 # line in bfloat16:
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from farmer_ref.data.folders import FolderSet
-from farmer_ref.data.sets import ImageSet
+from farmer_ref.data.sets import ImageData
 from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.model.tokens import Dequantiser
 from farmer_ref.support.errors import InputError
@@ -68,7 +67,7 @@ class _StepOrder(Sampler):
 class _TrainingSamples(Dataset):
     """Loads the samples of a step; with `flip`, mirrors each at random."""
 
-    def __init__(self, data: ImageSet | FolderSet, *, seed: int, flip: bool):
+    def __init__(self, data: ImageData, *, seed: int, flip: bool):
         self.data, self.seed, self.flip = data, seed, flip
 
     def __getitems__(self, samples: list[tuple[int, int, int]]) -> Batch | InputError:
@@ -104,7 +103,7 @@ def _end_workers() -> None:
 
 
 def training_batches(
-    data: ImageSet | FolderSet,
+    data: ImageData,
     batch_size: int,
     *,
     seed: int,

@@ -37,9 +37,13 @@ class ImageSet(Dataset):
         return self.values[index], int(self.labels[index])
 
 
+ImageData = ImageSet | FolderSet
+"""One split of a data set."""
+
+
 def load_split(
     name: str, split: str, config: ModelConfig, *, data_root: str = "data", download: bool = True
-) -> ImageSet | FolderSet:
+) -> ImageData:
     """One split ("train", "validation", "test") of a data set, checked against the model's configuration.
 
     `name`: "digits" (scikit-learn's 1,797 images of 8x8 with 17 grey levels, no download), "digits-without-K" (all but
@@ -50,7 +54,7 @@ def load_split(
     """
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
-    data: ImageSet | FolderSet
+    data: ImageData
     if name == "digits":
         data = _digits(split)
     elif name in (without := [f"digits-without-{k}" for k in range(10)]):
@@ -145,7 +149,7 @@ def evenly_spread(size: int, limit: int | None) -> list[int]:
 
 
 def batches(
-    data: ImageSet | FolderSet, batch_size: int, limit: int | None = None, turn: int = 0, turns: int = 1
+    data: ImageData, batch_size: int, limit: int | None = None, turn: int = 0, turns: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """A split in batches of values (B,C,H,W) and labels (B,); `limit` caps the images and picks evenly spaced ones.
 

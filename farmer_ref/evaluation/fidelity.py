@@ -35,8 +35,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from tqdm import tqdm
 
-from farmer_ref.data.folders import FolderSet
-from farmer_ref.data.sets import ImageSet, batches
+from farmer_ref.data.sets import ImageData, ImageSet, batches
 from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.support import parallel
 from farmer_ref.support.errors import InputError, require
@@ -130,7 +129,7 @@ def _own_function(name: str) -> Callable[[Tensor], Any]:
         ) from None
 
 
-def classifier_extractor(classifier: PixelClassifier, train: ImageSet | FolderSet) -> Extractor:
+def classifier_extractor(classifier: PixelClassifier, train: ImageData) -> Extractor:
     """The scores of a classifier of real images (`metrics.PixelClassifier`), both as features and as class scores.
 
     A stand-in for Inception in domains unknown to it, such as digits. It is more confident on its own training images
@@ -222,7 +221,7 @@ def features_of(images: Iterable[Tensor], *, count: int, extractor: Extractor, w
 
 
 def reference_features(
-    data: ImageSet | FolderSet, split: str, extractor: Extractor, *, batch_size: int, limit: int | None = None
+    data: ImageData, split: str, extractor: Extractor, *, batch_size: int, limit: int | None = None
 ) -> Tensor:
     """Features (n,F) of a split, of at most `limit` evenly spaced images: computed once, then cached.
 

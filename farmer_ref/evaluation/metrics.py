@@ -1,4 +1,4 @@
-"""What a model is judged by: bits/dim, the share of samples read as their class, and a Fréchet distance."""
+"""The measures of a model: bits/dim, the classification accuracy of its samples, and a Fréchet distance."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from farmer_ref.data.folders import FolderSet
 from farmer_ref.data.order import random_seed
-from farmer_ref.data.sets import ImageSet, batches, evenly_spread
+from farmer_ref.data.sets import ImageData, batches, evenly_spread
 from farmer_ref.model.farmer import Farmer, LikelihoodTerms, evaluating
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.student import OneStepStudent
@@ -35,10 +34,9 @@ def terms_over_draws(
 ) -> LikelihoodTerms:
     """Likelihood terms (draws, B) of images (B,C,H,W), bytes, under `draws` dequantisations each.
 
-    What is drawn for an image is a function of (seed, its number, draw) and of the device, not of its batch: `numbers`
-    are the places of these images among all that are scored; 0 .. B-1 unless given. It is drawn in float32 whatever
-    the model's dtype, in which the densities are computed (float32 for a model in half precision, see `Farmer`).
-    `noise_std` is that of Gaussian noise; the final one unless given.
+    The noise of an image is a function of (seed, its number, draw) and of the device, not of its batch: `numbers` are
+    the places of these images among all that are scored, by default 0 .. B-1. It is drawn in float32 whatever the
+    model's dtype. `noise_std` is the standard deviation of Gaussian noise, by default that at the end of training.
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device)
@@ -106,7 +104,7 @@ def bits_per_dim(
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A split's likelihood, means over its images. bits/dim under uniform dequantisation, else None."""
+    """The likelihood of a split, averaged over its images; bits/dim are None without uniform dequantisation."""
 
     images: int
     draws: int
@@ -115,16 +113,16 @@ class Likelihood:
     informative_nats_per_dim: float
     redundant_nats_per_dim: float
     logdet_nats_per_dim: float
-    """The three parts of nats_per_dim, which they add up to: each is minus its term of the log-density."""
+    """The three parts that add up to nats_per_dim, each minus its term of the log-density."""
     bits_per_dim: float | None
     standard_error: float | None
-    """Of bits_per_dim, over images."""
+    """The standard error of bits_per_dim over images."""
     importance_weighted_bits_per_dim: float | None
 
 
 def evaluate_likelihood(
     model: Farmer,
-    data: ImageSet | FolderSet,
+    data: ImageData,
     *,
     draws: int = 8,
     batch_size: int = 100,
@@ -133,11 +131,11 @@ def evaluate_likelihood(
     importance_weighted: bool = False,
     noise_std: float | None = None,
 ) -> Likelihood:
-    """The likelihood of a split given its labels; with `limit`, of so many images spread evenly over it.
+    """The likelihood of a split given its labels; `limit` caps the images and picks evenly spaced ones.
 
-    Under torchrun the processes take the batches in turn, and all get the result. What is drawn for an image is a
-    function of (seed, its place in the split, draw): neither batches nor processes change it. `noise_std` is that of
-    Gaussian noise; the final one unless given.
+    Under torchrun the processes take the batches in turn, and all get the result. The noise of an image is a function
+    of (seed, its place in the split, draw): neither batches nor processes change it. `noise_std` is the standard
+    deviation of Gaussian noise, by default that at the end of training.
     """
     config, uniform = model.config, model.config.dequantisation == "uniform"
     if importance_weighted:
@@ -181,7 +179,7 @@ def sample_batches(
 ) -> Iterator[Tensor]:
     """One sample per label, as bytes (B,C,H,W) on the CPU, in batches; several processes take them in turn.
 
-    What is drawn in a batch depends on (seed, its number) alone, as in `farmer_ref.sample`.
+    The samples of a batch depend on (seed, its number) alone, as in `farmer_ref.sample`.
     """
     parts = labels.split(batch_size)
     for batch in range(parallel.rank(), len(parts), parallel.world_size()):
@@ -197,23 +195,23 @@ def sample_batches(
 
 
 def sample_values(model: Farmer, labels: Tensor, **options: Any) -> Tensor:
-    """All the samples of `sample_batches`, whose options these are, (n,C,H,W), on every process."""
+    """All samples of `sample_batches`, which takes the options, as one tensor (n,C,H,W) on every process."""
     return torch.cat(parallel.gather_interleaved(list(sample_batches(model, labels, **options))))
 
 
 def sample_generator(device: torch.device, seed: int, batch: int) -> torch.Generator:
-    """What the samples of one batch are drawn with: a function of the seed and the batch's number."""
+    """The generator for the samples of one batch: a function of the seed and the batch's number."""
     return torch.Generator(device).manual_seed(random_seed(seed, "sample", batch))
 
 
 class PixelClassifier:
-    """A support-vector classifier of grey levels, trained on real images: it reads samples.
+    """A support-vector classifier of grey levels, trained on real images, that judges samples.
 
-    Far from what the model was trained with, so that the two do not share their mistakes. The share of real test
-    images that it reads as their class is the ceiling for any sampler.
+    It has little in common with the model, so the two are unlikely to share mistakes. Its accuracy on real test images
+    is the ceiling for any sampler.
     """
 
-    def __init__(self, train: ImageSet | FolderSet, limit: int = 10_000):
+    def __init__(self, train: ImageData, limit: int = 10_000):
         from sklearn.svm import SVC
 
         values, labels = next(batches(train, limit, limit))
@@ -234,7 +232,7 @@ class PixelClassifier:
         return torch.from_numpy(self._classifier.decision_function(self._pixels(values))).reshape(len(values), -1)
 
     def accuracy(self, values: Tensor, labels: Tensor) -> float:
-        """The share of images that are read as their label."""
+        """The share of images that are classified as their label."""
         return float((self.predict(values) == labels.cpu()).double().mean())
 
 

@@ -47,6 +47,13 @@ class Claim:
     alike_within: float | None = None
     at_least: float = 0.0
     """Better by so much."""
+    others: tuple[str, ...] = ()
+    """Rows of which the same is said as of the first: one claim, which holds if it holds of all."""
+
+    @property
+    def firsts(self) -> tuple[str, ...]:
+        """The first row and `others`."""
+        return self.first, *self.others
 
 
 @dataclass(frozen=True)
@@ -155,13 +162,19 @@ def tables(preset: TrainConfig) -> dict[str, Table]:
         "figure7": Table(
             "Figure 7: redundant channels, standard deviations scaled",
             tuple(
-                Row(f"x {scale:g}", {}, ("--redundant-temperature", str(scale)), "same structure" if scale != 1 else "")
-                for scale in (0, 0.2, 0.4, 0.8, 1, 1.2, 1.5, 2, 4)
+                Row(f"x {scale:g}", {}, ("--redundant-temperature", str(scale)), said)
+                for scales, said in (
+                    ((0, 0.2, 0.4, 0.8), "smoother colours, same structure"),
+                    ((1,), ""),
+                    ((1.2, 1.5, 2, 4), "more variety, artefacts"),
+                )
+                for scale in scales
             ),
-            tuple(Claim(f"x {scale:g}", "x 1", alike_within=0.02) for scale in (0, 0.2, 0.4, 0.8, 1.2, 1.5, 2, 4)),
+            (Claim("x 0", "x 1", alike_within=0.02, others=("x 0.2", "x 0.4", "x 0.8")),),
             measures=("sample_accuracy",),
             note='The paper says "variance", but its symbol is the standard deviation, which we scale. It finds that '
-            "the structure of an image hardly changes; we judge that by classification accuracy.",
+            "scaling down hardly changes the structure of an image; we judge that by classification accuracy, within a "
+            "margin of two points (ours).",
         ),
         "figure8": Table(
             "Figure 8: samples by their log-determinant", (Row("the preset", paper="abnormally large: blurred"),)

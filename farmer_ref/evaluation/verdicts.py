@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from scipy.stats import t as student_t
 
 from farmer_ref.evaluation.results import is_result, read_result
 from farmer_ref.evaluation.tables import HIGHER_IS_BETTER, MEASURES, TIMED_BATCH, Claim, Table
+
+# Of several rows in one claim, the weakest verdict decides; any other is inconclusive.
+WEAKEST = {"does not hold": 2, "holds": 0}
+BLURRED = 0.9  # share of the sharpness of real images: a smaller difference may be real, but is hardly visible
 
 REPORT = """Written by `python -m farmer_ref.ablate` from the JSON files beside this page. Entries are means and
 standard deviations over seeds; *steps* is the mean over runs. *Accuracy* is the share of samples that a classifier
@@ -44,10 +49,15 @@ def judged(table: Table, rows: list[dict[str, Any]], fifths: list[dict[str, Any]
 
 
 def blur_sentence(fifths: list[dict[str, Any]]) -> str:
-    """Whether the samples with the largest log-determinants look blurred (Fig. 8): less sharp than all on average."""
+    """Whether the samples with the largest log-determinants look blurred (Fig. 8): less sharp than all on average.
+
+    Weakly, if they are less sharp and nevertheless nearly as sharp as real images.
+    """
     by_seed = zip(*(fifth["sharpness"]["seeds"] for fifth in fifths), strict=True)
     means, last = [statistics.mean(seeds) for seeds in by_seed], fifths[-1]["sharpness"]["seeds"]
     word = verdict(last, means, higher_is_better=False, paired=True)["verdict"]
+    if word == "holds" and statistics.mean(last) > BLURRED:
+        word = "holds weakly"
     of_last, of_first = (cell(fifth["sharpness"], ".2f") for fifth in (fifths[-1], fifths[0]))
     return (
         f'"Samples of abnormally large log-determinants look blurred" {word}: relative to real images, sharpness is '
@@ -58,29 +68,39 @@ def blur_sentence(fifths: list[dict[str, Any]]) -> str:
 
 def judge(table: Table, claim: Claim, by_name: dict[str, dict]) -> dict[str, Any]:
     """Whether our figures bear out a claim: a verdict by each measure, and one sentence."""
-    first, second = by_name[claim.first], by_name[claim.second]
-    said = f"{claim.first} better than {claim.second}" + (f" by {claim.at_least:g} or more" if claim.at_least else "")
+    firsts, second = [by_name[name] for name in claim.firsts], by_name[claim.second]
+    subject = in_a_row(claim.firsts)
+    said = f"{subject} better than {claim.second}" + (f" by {claim.at_least:g} or more" if claim.at_least else "")
     if claim.alike_within is not None:
-        said = f"{claim.first} within {claim.alike_within:g} of {claim.second}"
+        said = f"{subject} within {claim.alike_within:g} of {claim.second}"
     verdicts, parts = {}, []
     for measure in table.measures:
-        same = first["model"] == second["model"] and first["steps"] == second["steps"]
+        same = all(first["model"] == second["model"] and first["steps"] == second["steps"] for first in firsts)
         if same and measure == "bits_per_dim":
             continue  # two ways to sample from the same models have the same likelihood
-        verdicts[measure] = verdict(
-            first[measure]["seeds"],
-            second[measure]["seeds"],
-            higher_is_better=measure in HIGHER_IS_BETTER,
-            paired=same,
-            at_least=claim.at_least,
-            alike_within=claim.alike_within,
-        )
+        found = [
+            verdict(
+                first[measure]["seeds"],
+                second[measure]["seeds"],
+                higher_is_better=measure in HIGHER_IS_BETTER,
+                paired=same,
+                at_least=claim.at_least,
+                alike_within=claim.alike_within,
+            )
+            for first in firsts
+        ]
+        verdicts[measure] = max(found, key=lambda one: WEAKEST.get(one["verdict"], 1))
         name, form = MEASURES[measure]
-        figures = " against ".join(cell(row[measure], form) for row in (first, second))
+        figures = f"{in_a_row([cell(f[measure], form) for f in firsts])} against {cell(second[measure], form)}"
         parts.append(f"by {name}, {verdicts[measure]['verdict']} ({figures})")
-    seeds = len(first[table.measures[0]]["seeds"])
+    seeds = len(second[table.measures[0]]["seeds"])
     sentence = f'"{said}": {"; ".join(parts)}. {seeds} seed{"s" * (seeds > 1)}.'
     return {"claim": said, "verdicts": verdicts, "sentence": sentence}
+
+
+def in_a_row(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def verdict(

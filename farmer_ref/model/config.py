@@ -14,10 +14,10 @@ from farmer_ref.support.errors import require
 from farmer_ref.support.files import read_json
 from farmer_ref.support.settings import Dropout, settings_class
 
-Depth = Annotated[int, Field(ge=1, le=1000)]  # a mistyped one would be built for hours
+Depth = Annotated[int, Field(ge=1, le=1000)]  # a mistyped depth would take hours to build
 
-# e^88.7 is float32's largest number. The log-scales of one channel in the affine maps of all blocks add up to less;
-# what learned channel mixing adds is not bounded.
+# float32 overflows at e^88.7. The log-scales of one channel, summed over the affine maps of all blocks, stay below
+# that; learned channel mixing adds to them without a bound.
 OVERFLOW_BOUND = 80.0
 StudentForm = Literal["forward", "inverse"]
 """The two forms of a one-step student: the paper's, and ours (see `student`)."""
@@ -25,7 +25,7 @@ StudentForm = Literal["forward", "inverse"]
 
 @settings_class(known_as="model")
 class ModelConfig:
-    """What a `Farmer` is made of (Table 1 of the paper). Saved with the weights as JSON.
+    """The settings of a `Farmer` (Table 1 of the paper), saved with the weights as JSON.
 
     >>> from farmer_ref import ModelConfig
     >>> config = ModelConfig(image_size=32, channels=3, patch_size=4)

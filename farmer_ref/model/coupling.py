@@ -11,6 +11,7 @@ Legend: B batch, N tokens, D channels of a token. Log-determinants are per-image
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -73,33 +74,34 @@ class CouplingFlow(Flow):
     def __init__(self, tokens: int, channels: int, *, blocks: int, **options: Any):
         """`blocks` is their number n; `options` are those of `FlowBlock`, the same for all blocks."""
         of_channels, of_tokens = _halves_of_channels(channels), _checkerboards(tokens)
-        halves = [next(of_tokens)[:, None] if t % 3 == 2 else next(of_channels) for t in range(blocks)]
-        made = (CouplingBlock(half.expand(tokens, channels), **options) for half in halves)
+        halves = [next(of_tokens if t % 3 == 2 else of_channels) for t in range(blocks)]
+        made = (CouplingBlock(torch.tensor(half).expand(tokens, channels), **options) for half in halves)
         super().__init__(tokens, channels, blocks=made)
 
 
-def _halves_of_channels(channels: int) -> Iterator[Tensor]:
-    """Which channels (D,) a block keeps, without end: a random half, then the other one, then a new half, and so on.
+def _halves_of_channels(channels: int) -> Iterator[list[bool]]:
+    """Which channels (D) a block keeps, without end: a random half, then the other one, then a new half, and so on.
 
     All flows of so many channels have the same. No division into halves comes again before all have come.
     """
-    generator, seen = torch.Generator().manual_seed(0), set()
+    generator, seen = random.Random(0), set()
     divisions = math.comb(channels, channels // 2) // (2 if channels % 2 == 0 else 1)
     while True:
         if len(seen) == divisions:
             seen.clear()
-        kept = torch.randperm(channels, generator=generator) < channels // 2
-        division = tuple((kept == kept[0]).tolist())  # the same for either half
+        chosen = set(generator.sample(range(channels), channels // 2))
+        kept = [channel in chosen for channel in range(channels)]
+        division = tuple(value == kept[0] for value in kept)  # the same for either half
         if division not in seen:
             seen.add(division)
             yield kept
-            yield ~kept
+            yield [not value for value in kept]
 
 
-def _checkerboards(tokens: int) -> Iterator[Tensor]:
-    """Without end, which tokens (N,) of a square image a block keeps: the fields of one colour, then of the other."""
-    index, side = torch.arange(tokens), math.isqrt(tokens)
-    white = (index // side + index % side) % 2 == 0
+def _checkerboards(tokens: int) -> Iterator[list[list[bool]]]:
+    """Which tokens (N,1) of a square image a block keeps, without end: the fields of one colour, then of the other."""
+    side = math.isqrt(tokens)
+    white = [[(token // side + token % side) % 2 == 0] for token in range(tokens)]
     while True:
         yield white
-        yield ~white
+        yield [[not value] for (value,) in white]

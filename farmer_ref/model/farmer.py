@@ -1,9 +1,9 @@
-"""FARMER on one page: patches, the flow, the prior, and what they give together - exact likelihood and samples.
+"""FARMER on one page: patches, the flow, the prior, and the exact likelihood and samples that they give together.
 
 A flow is an invertible map from an image X to a latent Z of the same size. If we know the density of Z, we know that of
-X: the density of Z at the mapped point, times the factor |det dZ/dX| by which the map stretches volume around it, so
-that the total stays 1 (change of variables). FARMER learns the map and, with a transformer that predicts one token of
-Z from those before it (an autoregressive model), the density of Z. Sampling draws Z and inverts the map.
+X: the density of Z at the mapped point, times |det dZ/dX|, the factor by which the map stretches volume at X, so that
+the total probability stays 1 (change of variables). FARMER learns the map and, with a transformer that predicts one
+token of Z from those before it (an autoregressive model), the density of Z. Sampling draws Z and inverts the map.
 
     image --patchify--> X --flow--> Z, log|det| --split--> Z_I, Z_R --prior--> mixtures --> log p(Z)
     log p(image | c) = log p(Z_I | c) + log p(Z_R | Z_I, c) + log|det dZ/dX|
@@ -49,7 +49,7 @@ class LikelihoodTerms(NamedTuple):
 def negative_log_likelihood(terms: LikelihoodTerms, dimensions: int) -> Tensor:
     """The training loss, -log p(image | c) / (N D), mean over the batch: a scalar, nats per dimension   (Eq. 13).
 
-    With a split, log p(Z) in it is Eq. 14's. `dimensions` is N D, the numbers in one image.
+    With a split of the channels it is Eq. 14. `dimensions` is N D, the number of values in one image.
     """
     return -terms.total.mean() / dimensions
 
@@ -58,9 +58,10 @@ class Farmer(Pretrained, nn.Module):
     """An exact density of images, and a sampler of it: p(x | c) = p(Z | c) |det dZ/dX|   (Eqs. 2 and 6)
 
     Images (B,C,H,W) lie in [-1, 1] and are already dequantised; labels are (B,), -1 or None meaning "no label".
-    The weights' dtype decides the precision, whatever the images come in (`patchify` converts them). In half precision,
-    `model.bfloat16()`, only weights and transformers are: images, latents, log-determinants, mixtures and densities
-    are computed in float32, since an affine map in bfloat16 cannot be undone, nor one grey level told from the next.
+    The precision is that of the weights, regardless of the images' dtype (`patchify` converts them), with one
+    exception: after `model.bfloat16()` only weights and transformers are in half precision, while images, latents,
+    log-determinants, mixtures and densities stay in float32, because bfloat16 can neither invert an affine map nor
+    separate adjacent grey levels.
 
     >>> import torch
     >>> from farmer_ref import PRESETS, Farmer
@@ -147,7 +148,7 @@ class Farmer(Pretrained, nn.Module):
     ) -> Tensor:
         """Latents z (B,N,D) to images (B,C,H,W), not clipped: the inverse of `encode`.
 
-        Exact, token by token (`method="sequential"`) or in parallel ("jacobi"); or about, by a one-step student.
+        Exact, token by token (`method="sequential"`) or in parallel ("jacobi"), or approximate, with a student.
         """
         self._check_labels(labels)
         _check_method(method, student)
@@ -175,7 +176,7 @@ class Farmer(Pretrained, nn.Module):
     ) -> Tensor:
         """One image for each label (B,): (B,C,H,W), clipped to [-1, 1]. -1 asks for any class.
 
-        `student` or `method` decode the latents; `denoise` takes the noise off that a Gaussian-noise model learned.
+        `student` or `method` decode the latents; `denoise` removes the noise in samples of a Gaussian-noise model.
 
         >>> import torch
         >>> from farmer_ref import Farmer, Guidance
@@ -217,7 +218,7 @@ class Farmer(Pretrained, nn.Module):
     def _require_noise(self) -> None:
         if self.config.dequantisation != "gaussian":
             raise InputError(
-                "denoise is asked of a model with uniform dequantisation; allowed: one trained with 'gaussian' noise"
+                "denoise is True with uniform dequantisation; allowed: True for a model trained with 'gaussian' noise"
             )
 
     def _check_labels(self, labels: Tensor | None) -> None:
@@ -233,12 +234,12 @@ def _check_method(method: str, student: object) -> None:
     if method not in ("sequential", "jacobi"):
         raise InputError(f"method is {method!r}; allowed: sequential, jacobi")
     if student is not None and method != "sequential":
-        raise InputError(f"method is {method!r}, with a student; allowed: one of the two")
+        raise InputError(f"method is {method!r}, with a student; allowed: either a student or a method")
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: dropout off, whatever the mode before."""
+    """Evaluation mode, without dropout, inside the `with` block; the previous mode after it."""
     training = model.training
     model.eval()
     try:

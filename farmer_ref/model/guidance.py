@@ -7,7 +7,7 @@ self-normalised importance sampler. With all temperatures at 1 it converges to p
 p' has a finite integral. Where it has none (p_u falls off faster than p_c, roughly), or with other temperatures, as in
 the paper, it is a heuristic and the number of candidates a parameter of the result.
 
-Legend: B batch, S = s_c + s_u candidates, N tokens, D channels of whatever is drawn (I or R of a token's).
+Legend: B batch, S = s_c + s_u candidates, N tokens, D channels of the vectors drawn (I or R of a token's).
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class Guidance:
     resampling_temperature: Factor = 1.0
     """T_s: the log-weights are multiplied by it."""
     rule: Literal["resampling", "naive"] = "resampling"
-    """FARMER's rule, or that of JetFormer and GIVT: rejection sampling of the guided density of two components of equal
-    number, which has no candidates and neither scoring nor resampling temperatures."""
+    """FARMER's rule, or that of JetFormer and GIVT: rejection sampling from the guided density of two components with
+    the same index, without candidates, scoring temperatures or a resampling temperature."""
 
 
 class Drawn(NamedTuple):
-    """What a rule drew. `effective_sample_size` (B,): how many of the candidates count. `distinct` (B,): how many of
-    them were taken by the N tokens of an image. None where nothing was resampled."""
+    """The vectors drawn. `effective_sample_size` (B,): how many of the candidates count. `distinct` (B,): how many of
+    them the N tokens of an image took. None where nothing was resampled."""
 
     z: Tensor
     effective_sample_size: Tensor | None = None
@@ -186,16 +186,13 @@ def draw_naive(
     log_maximum = (-precision * on_grid.square() / 2 - slope * on_grid).amax(0)
     width = 2 * torch.maximum(log_scale, other_log_scale).exp()
 
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    drawn = (log_scale.exp() * noise).flatten()  # d of p_c, until a proposal is accepted
+    options = {"generator": generator, "device": mean.device, "dtype": mean.dtype}
+    drawn = (log_scale.exp() * torch.randn(mean.shape, **options)).flatten()  # d of p_c, until a proposal is accepted
     pending = torch.arange(len(drawn), device=mean.device)
     constants = torch.stack([precision, slope, log_maximum, width]).flatten(1)
     for _ in range(NAIVE_TRIES // TRIES_AT_ONCE):
         precision, slope, log_maximum, width = constants[:, pending]
-        unit, uniform = (
-            draw(TRIES_AT_ONCE, len(pending), generator=generator, device=mean.device, dtype=mean.dtype)
-            for draw in (torch.randn, torch.rand)
-        )
+        unit, uniform = (draw(TRIES_AT_ONCE, len(pending), **options) for draw in (torch.randn, torch.rand))
         proposed = width * unit
         log_g = -precision * proposed.square() / 2 - slope * proposed
         accepted = uniform.log() < log_g - log_maximum + unit.square() / 2

@@ -1,6 +1,6 @@
 """Gaussian mixtures with diagonal covariance, the heads of the prior (Eqs. 7 and 11).
 
-Legend: K components, D channels of whatever is drawn (here I or R of a token's).
+Legend: K components, D channels of a vector (here I or R of a token's).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from farmer_ref.model.transformer import float32_at_least
 
-# Numbers: of one mixture for many tokens no more are computed at a time (a quarter of a GiB in float32).
+# Elements of a shared mixture evaluated at once (a quarter of a GiB in float32); larger batches are chunked.
 AT_ONCE = 2**26
 LOG_SCALE_FLOOR = -7.0  # a component is never narrower than e^-7 = .0009: well below the paper's final noise of .005
 
@@ -29,7 +29,7 @@ class GaussianMixture:
     >>> import torch
     >>> from farmer_ref import GaussianMixture
     >>> mixture = GaussianMixture(torch.zeros(2), torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1))  # K = 2, D = 1
-    >>> round(mixture.log_prob(torch.zeros(1)).item(), 3)  # that of N(0; 1, 1), by symmetry
+    >>> round(mixture.log_prob(torch.zeros(1)).item(), 3)  # log N(0; 1, 1), by symmetry
     -1.419
     >>> mixture.sample().shape
     torch.Size([1])
@@ -43,8 +43,8 @@ class GaussianMixture:
     def from_raw(cls, raw: Tensor, components: int) -> GaussianMixture:
         """The mixture that a network's output (..., K (1 + 2 D)) describes: K logits, K D means, K D log-scales.
 
-        log sigma has a smooth floor (ours: the paper says nothing of the form of sigma_k). A network in
-        half precision gives a mixture in float32.
+        log sigma has a smooth floor (ours: the paper does not give the form of sigma_k). A network in half precision
+        gives a mixture in float32.
         """
         raw = raw.to(float32_at_least(raw.dtype))
         channels = (raw.shape[-1] // components - 1) // 2

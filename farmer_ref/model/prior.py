@@ -32,11 +32,11 @@ class PriorLogProb(NamedTuple):
 
 
 class GuidanceReport(NamedTuple):
-    """What resampling had to choose from, image by image; None where it chose nothing."""
+    """How many candidates resampling could really choose from, per image; None where nothing was resampled."""
 
-    effective_sample_size: Tensor | None  # (B,N), of the s_c + s_u candidates of each token
-    redundant_effective_sample_size: Tensor | None  # (B,), of the pool
-    distinct_redundant: Tensor | None  # (B,), candidates of the pool that the N tokens of an image took
+    effective_sample_size: Tensor | None  # (B,N), among the s_c + s_u candidates of each token
+    redundant_effective_sample_size: Tensor | None  # (B,), in the pool
+    distinct_redundant: Tensor | None  # (B,), pool candidates taken by an image's N tokens
 
 
 class SampleOptions(TypedDict, total=False):
@@ -221,8 +221,8 @@ class AutoregressivePrior(nn.Module):
             return self.merge(z_informative, z_informative[..., :0]), GuidanceReport(size, None, None)
         # The state after the last token has seen all of Z_I: it gives the mixture that all N tokens' Z_R share.
         conditional, unconditional = _halves(self._redundant_mixture(hidden), labels.shape[0])
-        hotter = dataclasses.replace(guidance, scale_temperature=guidance.scale_temperature * redundant_temperature)
-        pool = draw_pool(conditional, unconditional, tokens=self.tokens, guidance=hotter, generator=generator)
+        tempered = dataclasses.replace(guidance, scale_temperature=guidance.scale_temperature * redundant_temperature)
+        pool = draw_pool(conditional, unconditional, tokens=self.tokens, guidance=tempered, generator=generator)
         report = GuidanceReport(size, pool.effective_sample_size, pool.distinct)
         return self.merge(z_informative, pool.z), report
 

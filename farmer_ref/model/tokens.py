@@ -17,7 +17,7 @@ from farmer_ref.support.errors import InputError
 
 
 class Dequantiser:
-    """Discrete grey levels to continuous images in [-1, 1] and back (§3.2). Which kind is saved with the model.
+    """Discrete grey levels to continuous images in [-1, 1] and back (§3.2). The kind is saved with the model.
 
     `uniform`: x = 2 (v + u) / L - 1 with u ~ U[0, 1). Every level v becomes an interval of width 2/L, every image a
     cell of volume (2/L)^(CHW), so the expected log-density of x, corrected by that volume, bounds the log-probability
@@ -67,7 +67,7 @@ def nats_to_bits_per_dim(log_prob: Tensor, dimensions: int, levels: int) -> Tens
     """Discrete bits/dim from the log-density of uniformly dequantised images: -log p / (d ln 2) + log2(L / 2).
 
     `log_prob` (B,), nats per image, of x = 2 (v + u) / L - 1; `dimensions` d = C H W. A cell of that x is 2/L wide,
-    hence the constant: 7 for 256 levels. The only place of this package where nats become bits.
+    hence the constant: 7 for 256 levels. The only place in this package where nats become bits.
 
     >>> import math
     >>> import torch
@@ -124,7 +124,7 @@ class Patchify(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What images are computed in, whatever they come in: the weights' dtype, and no less than float32."""
+        """The dtype in which images are computed, whatever theirs: that of the weights, but at least float32."""
         return float32_at_least(self.matrix.dtype)
 
     def _cut(self, images: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class Patchify(nn.Module):
     def _rows(self) -> Tensor:
         """The basis (D,D), orthonormal to the precision in use."""
         matrix = self.matrix.to(self.dtype)
-        if self.matrix.dtype != torch.float32:  # rounded to less than is in use: Newton steps square the error
+        if self.matrix.dtype != torch.float32:  # stored less precisely than used: Newton steps square the error
             for _ in range(3):
                 matrix = 1.5 * matrix - 0.5 * matrix @ matrix.T @ matrix
         return matrix

@@ -20,7 +20,7 @@ def full_precision(tensor: Tensor) -> torch.autocast:
 
 
 def float32_at_least(dtype: torch.dtype) -> torch.dtype:
-    """What images, latents and densities are computed in where the weights are `dtype`: no less than float32."""
+    """The dtype of images, latents and densities where the weights are `dtype`: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -18,7 +18,6 @@ from farmer_ref.support import hub
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.settings import STRICT, Whole, parse_json
 
-Module = TypeVar("Module", bound=nn.Module)
 PRETRAINED = Path(__file__).parent.parent / "weights"  # weights that ship with the package
 
 
@@ -117,8 +116,8 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read ({error}); allowed: a whole safetensors file") from None
 
 
-def load_weights(model: Module, path: Path, *, part: str = "") -> Module:
-    """Load a safetensors file, or the weights in it whose names begin with `part`, into a model, and return it.
+def load_weights(model: nn.Module, path: Path, *, part: str = "") -> None:
+    """Load a safetensors file, or the weights in it whose names begin with `part`, into a model.
 
     Weights that do not fit raise `InputError`. A model on the meta device gets its weights from the file itself.
     """
@@ -128,10 +127,9 @@ def load_weights(model: Module, path: Path, *, part: str = "") -> Module:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{path} does not fit its config.json ({reason}); allowed: both of one model") from None
-    return model
 
 
-def build(new: Callable[[], Module], path: Path, *, part: str = "") -> Module:
+def build(new: Callable[[], nn.Module], path: Path, *, part: str = "") -> Any:
     """The model that `new` makes, with the weights of a safetensors file (or the `part` of them, see `load_weights`).
 
     Sizes are compared before memory is taken for them, as config.json may describe another model: `InputError`.
@@ -143,7 +141,9 @@ def build(new: Callable[[], Module], path: Path, *, part: str = "") -> Module:
         config, reason = path.parent / "config.json", str(error).splitlines()[0]
         raise InputError(f"{config} is of impossible sizes ({reason}); allowed: those of {path}") from None
     load_weights(outline, path, part=part)
-    return load_weights(new(), path, part=part)
+    model = new()
+    load_weights(model, path, part=part)
+    return model
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

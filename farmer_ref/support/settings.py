@@ -16,7 +16,6 @@ from typing import (
     Any,
     Literal,
     NamedTuple,
-    TypeVar,
     Union,
     dataclass_transform,
     get_args,
@@ -29,8 +28,6 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from farmer_ref.support.errors import InputError, shown
 
-Class = TypeVar("Class", bound=type)
-
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Whole = Annotated[int, Field(ge=0, lt=2**63)]  # a count or a seed that fits into 64 bits
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -40,7 +37,7 @@ PositiveFactor = Annotated[float, Field(gt=0, le=1_000_000)]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
-def settings_class(cls: Class | None = None, *, known_as: str = "") -> Any:
+def settings_class(cls: type | None = None, *, known_as: str = "") -> Any:
     """Make a frozen dataclass with fields given by name, which raises `InputError` for a value that is not allowed.
 
     What the annotations cannot say, a short `__post_init__` checks with `require`. `known_as` is the field under which

@@ -18,18 +18,18 @@ from farmer_ref.support.settings import Share, Whole, settings_class
 
 @settings_class
 class RunConfig:
-    """What `train` and `distill` share: where a run writes, for how long it optimises, and how."""
+    """The settings that `train` and `distill` share: the run folder, the length of the run, and the optimiser."""
 
     out: str = "runs/digits"
     """The run folder."""
     resume: bool = False
-    """Go on from the newest checkpoint of the run folder."""
+    """Continue from the newest checkpoint of the run folder."""
     steps: PositiveInt = 1000
     """Optimiser steps of the whole run."""
     max_minutes: PositiveFloat | None = None
-    """End the run after so many minutes, if its steps take longer; the schedules of learning rate and noise follow."""
+    """End the run after this many minutes if its steps take longer; learning rate and noise are scheduled to fit."""
     batch_size: PositiveInt = 64
-    """Images per step, of all processes together."""
+    """Images per step, over all processes."""
     learning_rate: Annotated[float, Field(gt=0, le=1000)] = 1e-3
     """Peak of the cosine schedule."""
     final_learning_rate: NonNegativeFloat = 1e-6
@@ -37,38 +37,38 @@ class RunConfig:
     warmup_steps: NonNegativeInt = 100
     """Steps of linear warm-up."""
     weight_decay: NonNegativeFloat = 0.03
-    """AdamW's weight decay: of matrices and embeddings, not of biases and norms."""
+    """AdamW's weight decay, for matrices and embeddings but not for biases and norms."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """Decay of the moving average of the weights, reached gradually."""
     clip_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
     max_skipped_steps: PositiveInt = 20
-    """So many steps in a row with a non-finite gradient stop the run."""
+    """Stop the run after this many steps in a row with a non-finite gradient."""
     accumulate: PositiveInt = 1
-    """Parts of a step's batch that are computed one after another, where the whole does not fit into memory."""
+    """Compute a step's batch in this many parts, one after another, if the whole does not fit into memory."""
     checkpoint_activations: bool = False
-    """Keep only the inputs of transformer layers for the backward pass and compute the rest again: less memory, about
-    a third more work."""
+    """Keep only the inputs of transformer layers for the backward pass and recompute the rest: less memory, about a
+    third more work."""
     compile: bool = False
     """Compile the transformer layers and the shared mixture's density: slow to start, then faster on a GPU."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """bfloat16: transformer layers under autocast; densities stay in float32. tf32: float32, but products of matrices
-    on a GPU are rounded to 10 bits."""
+    """bfloat16: transformer layers under autocast; densities stay in float32. tf32: float32, but matrix products on a
+    GPU are rounded to 10 bits."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, cuda:1, ..."""
     workers: NonNegativeInt = 0
-    """Processes that read images (for folder:PATH), for each process that trains."""
+    """Processes that read images (for folder:PATH), per training process."""
     log_every: PositiveInt = 20
     """Steps between two lines of metrics.jsonl."""
     validate_every: NonNegativeInt = 500
-    """Steps between two evaluations on the validation split, of at most 1,000 images spread evenly over it (`train`: 4
-    dequantisations each); 0 for none but the last."""
+    """Steps between two evaluations on at most 1,000 evenly spaced validation images (`train`: 4 dequantisations each);
+    0 for the last one only."""
     sample_every: NonNegativeInt = 1000
     """Steps between two sample grids; 0 for none."""
     checkpoint_every: PositiveInt = 500
     """Steps between two checkpoints."""
     seed: Whole = 0
-    """Seed of everything random."""
+    """Seed of all randomness."""
 
     def __post_init__(self) -> None:
         rate, parts = self.learning_rate, self.accumulate
@@ -80,12 +80,12 @@ class RunConfig:
 
 @settings_class
 class TrainConfig(RunConfig):
-    """One training run: what it learns from, for how long, and where it writes."""
+    """One training run: its model, its data, and how its samples are drawn."""
 
     model: ModelConfig
     """The model."""
     preset: str = "digits"
-    """The preset that the other defaults come from."""
+    """The preset that provides the other defaults."""
     dataset: str = "digits"
     """digits, photographs, mnist, fashion-mnist, cifar10, cifar10-crops, or folder:PATH with one folder of images per
     class."""
@@ -98,6 +98,6 @@ class TrainConfig(RunConfig):
     label_dropout: Share = 0.1
     """Share of labels replaced by the null class, for guidance."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes (torchrun) share the model: each holds a copy, or a part of every weight."""
+    """How several processes (torchrun) share the model: each holds a copy, or a shard of every weight."""
     guidance: Guidance = field(default_factory=Guidance)
-    """How samples of this model are drawn, here and by `sample`, unless that is told otherwise."""
+    """How samples of this model are drawn, here and by default in `sample`."""

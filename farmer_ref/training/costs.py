@@ -28,7 +28,7 @@ PEAK_TERAFLOPS = {  # dense bfloat16, from data sheets; the first key that is a 
     "A10": 125.0,
     "L4": 121.0,
     "4090": 165.0,
-    "T4": 65.0,
+    "T4": 65.0,  # of float16: it has no bfloat16
 }
 BYTES_PER_PARAMETER = 20  # float32: the weight, its gradient, two moments of AdamW, its moving average
 

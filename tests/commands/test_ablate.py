@@ -88,14 +88,14 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     assert [row["name"] for row in record["rows"]] == ["exact inverse", "no split", "one-step student"]
     assert record["rows"][0]["bits_per_dim"]["mean"] == record["rows"][2]["bits_per_dim"]["mean"]  # the same run
     assert set(record["rows"][0]["seconds_per_image"]) == {"forward", "prior", "prior unguided", "back"}
-    assert "times as fast in all" in record["sentences"][-1]
+    assert "times as fast" in record["sentences"][-1]
     assert len(json.loads((tmp_path / "results" / "figure8.json").read_text())["fifths"]) == 5
     page = (tmp_path / "results" / "README.md").read_text()
     assert page == report(tmp_path / "results")
     for name in ("table3", "figure7", "figure8"):
         assert (tmp_path / "results" / f"{name}.png").stat().st_size > 1000
         assert f"({name}.json)" in page and f"({name}.png)" in page
-    assert '- "exact inverse better than no split": by Fréchet inconclusive with one seed' in page
+    assert '- "exact inverse better than no split": by Fréchet, inconclusive with one seed' in page
 
     fails_with_one_line(capsys, ablate.main, [*arguments, "--keep"], "keep is True", "False for table3")
     monkeypatch.setattr(Runs, "_run", lambda *_: pytest.fail("a finished run was started again"))

@@ -35,8 +35,8 @@ def test_evaluate_refuses_to_have_samples_read_that_cannot_be(capsys, tmp_path, 
     for arguments, part in ((["--samples", 20], "samples is 20; allowed: 0"), (["--student"], "student is True")):
         fails_with_one_line(capsys, evaluate.main, [*line, tmp_path, *arguments], part)
     evaluate.main([*map(str, line), str(tmp_path)])
-    assert "read as their class" not in capsys.readouterr().out
-    monkeypatch.setattr(evaluate, "READABLE_DIMENSIONS", 63)  # a digit has 64
+    assert "accuracy on" not in capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "CLASSIFIED_DIMENSIONS", 63)  # a digit has 64
     fails_with_one_line(capsys, evaluate.main, [*line, "digits", "--student"], "student is True", "--samples N")
 
 

@@ -24,7 +24,7 @@ from farmer_ref import Guidance, sample
         (["--guidance.candidates-conditional", "0"], ["guidance.candidates_conditional is 0"]),
         (["--redundant-temperature", "-0.1"], ["redundant_temperature is -0.1"]),
         (["--student", "--method", "jacobi"], ["method is 'jacobi', with a student"]),
-        (["--denoise"], ["denoise is asked of a model with uniform dequantisation"]),
+        (["--denoise"], ["denoise is True with uniform dequantisation"]),
         (["--weights", "best"], ["weights is 'best'", "ema, raw"]),
     ],
 )
@@ -95,7 +95,7 @@ def test_a_folder_of_samples_goes_on_where_it_was_cut_off(capsys, trained, tmp_p
 
 def test_a_folder_without_images_takes_the_corrected_command(capsys, trained, tmp_path):
     line = ["--run", trained, "--out", tmp_path / "folder", "--device", "cpu", "--count", 5]
-    fails_with_one_line(capsys, sample.main, [*line, "--denoise"], "denoise is asked of a model")
+    fails_with_one_line(capsys, sample.main, [*line, "--denoise"], "denoise is True")
     draw(trained, tmp_path / "folder", "--count", 5)
     assert "5 of them drawn now" in capsys.readouterr().out
     fails_with_one_line(capsys, sample.main, [*line, "--seed", 1], "seed is 1; allowed: 0")

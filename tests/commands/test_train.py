@@ -79,7 +79,9 @@ def test_a_truncated_checkpoint_is_named(capsys, trained, name):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     try:
-        fails_with_one_line(capsys, train.main, ["--out", trained, "--resume"], str(path), "cannot be read")
+        fails_with_one_line(
+            capsys, train.main, ["--out", trained, "--resume"], str(path), f"delete {path.parent} to resume from"
+        )
     finally:
         path.write_bytes(whole)
 
@@ -90,4 +92,4 @@ def test_a_damaged_run_configuration_is_named(capsys, trained, tmp_path, damage)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["training"] |= damage
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    fails_with_one_line(capsys, train.main, ["--out", tmp_path / "run", "--resume"], "training configuration")
+    fails_with_one_line(capsys, train.main, ["--out", tmp_path / "run", "--resume"], "config.json: ", "training.")

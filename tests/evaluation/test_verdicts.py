@@ -71,6 +71,13 @@ def test_a_claim_is_a_sentence_by_every_measure():
     assert judged["verdicts"][MEASURE]["gain"] == pytest.approx(1.0)
     alike = judge(Table("t", (), measures=(MEASURE,)), Claim("a", "b", alike_within=0.1), rows)
     assert alike["sentence"].startswith('"a within 0.1 of b": by Fréchet, does not hold')
+    assert judge(Table("t", (), measures=(MEASURE,)), Claim("a", "a", alike_within=0.2), rows)["sentence"].startswith(
+        '"a within 0.2 of a": by Fréchet, holds'
+    )
+    both = judge(Table("t", (), measures=(MEASURE,)), Claim("a", "a", alike_within=0.2, others=("b",)), rows)
+    assert both["sentence"].startswith(  # one claim of two rows fails if it fails of one
+        '"a and b within 0.2 of a": by Fréchet, does not hold (1.000 ± 0.100 and 2.000 ± 0.100 against 1.000 ± 0.100)'
+    )
     far = judge(Table("t", (), measures=(MEASURE,)), Claim("a", "b", at_least=2), rows)
     assert far["sentence"].startswith('"a better than b by 2 or more": by Fréchet, does not hold')
 
@@ -102,10 +109,12 @@ def test_what_is_said_of_the_committed_rows_follows_from_them(path):
     assert said == {name: record[name] for name in ("claims", "sentences")}
 
 
-@pytest.mark.parametrize(("last", "expected"), [(0.5, "holds"), (1.5, "does not hold"), (1.0, "inconclusive")])
+@pytest.mark.parametrize(
+    ("last", "expected"), [(0.5, "holds"), (0.95, "holds weakly"), (1.5, "does not hold"), (1.0, "inconclusive")]
+)
 def test_blur_is_judged_against_the_spread(last, expected):
     def fifth(level):
-        return {"sharpness": row_of("r", [level, level + 0.02, level - 0.02])["frechet_distance"]}
+        return {"sharpness": row_of("r", [level, level + 0.01, level - 0.01])["frechet_distance"]}
 
-    varied = [fifth(1.0) for _ in range(4)]
+    varied = [fifth(level) for level in (1.01, 1.0, 1.0, 0.99)]
     assert f'blurred" {expected}:' in blur_sentence([*varied, fifth(last)])

@@ -204,7 +204,7 @@ def test_importance_weights_collapse_as_channels_grow():
 
 
 GRID = torch.linspace(-60, 60, 60_001, dtype=torch.float64)
-BATCH = 100_000
+BATCH = 25_000
 
 
 def naive(conditional, unconditional, seed=0, **changes):

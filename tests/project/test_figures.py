@@ -27,6 +27,13 @@ def test_every_number_and_table_is_used():
     assert set(measured.parts()) <= set(re.findall(r"_generated/(\w+)\.md", texts))
 
 
+def test_the_reference_has_every_module():
+    listed = {name for page in BOOK.glob("api/*.md") for name in re.findall(r"automodule:: (\S+)", page.read_text())}
+    package = BOOK.parent / "farmer_ref"
+    files = {path for path in package.rglob("*.py") if path.name != "__init__.py"}
+    assert listed == {".".join(path.relative_to(BOOK.parent).with_suffix("").parts) for path in files}
+
+
 def test_no_page_types_in_a_measured_number():
     """A mean with its spread, or a percentage with a decimal, is what our measurements look like."""
     for page in BOOK.glob("*.md"):

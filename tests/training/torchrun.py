@@ -1,4 +1,4 @@
-"""Run commands one after another under torchrun, as a user runs each: `torchrun ... tests/torchrun.py JOBS`.
+"""Run commands one after another under torchrun, as a user runs each: `torchrun ... tests/training/torchrun.py JOBS`.
 
 JOBS is JSON, a list of [command, steps, arguments]; where steps is not 0, process 1 alone gets SIGTERM after so many.
 The grids of training must be drawn by process 0 alone.
