@@ -255,11 +255,11 @@ for file in ("distillation", "distillation_losses"):
 # %% [markdown]
 # > **The paper** reports the ratios in brackets above (ours are of batches of 16); the two for its overall speed-up
 # > do not agree. **We** gain less, with 16 tokens in place of 256, and on a CPU. Its student has the forward form and
-# > is compared on every level (`hidden`). Of ours, the inverse form is nearer; so, slightly, are small heads on all
-# > levels but the last (`projected`); the last level alone (`output`) is slightly worse. By FID on ImageNet, BiFlow ([arXiv
-# > 2512.10953](https://arxiv.org/abs/2512.10953)) found hidden distillation 55.0, output only 43.4, the exact inverse
-# > 44.5, and 36.9 for alignment, with heads on hidden states that are never forced into token space (ours read outputs
-# > that are).
+# > is compared on every level (`hidden`). Of ours, the inverse form is slightly nearer after equal training, and so are
+# > small heads on all levels but the last (`projected`); the last level alone (`output`) is slightly worse. By FID on
+# > ImageNet, BiFlow ([arXiv 2512.10953](https://arxiv.org/abs/2512.10953)) found hidden distillation 55.0, output only
+# > 43.4, the exact inverse 44.5, and 36.9 for alignment, with heads on hidden states that are never forced into token
+# > space (ours read outputs that are).
 #
 # ## What to remember
 #
@@ -329,8 +329,8 @@ for file in ("distillation", "distillation_losses"):
 #
 # `python solutions/solution_05.py` prints the errors untrained, and after 100 and 300 steps. The start decides at
 # first: untrained, the masked form *is* one sweep of the parallel inverse, the inverse form is near it, and the forward
-# form draws noise. The mask costs nothing, as the truth is causal in each block. The forward form catches up with training,
-# but not wholly, not even after the steps of the table above. The paper trains for 60 epochs, and has 256 tokens, where
-# one sweep reaches less far. Does the order stay with longer training, and for larger images?
+# form draws noise. The mask costs nothing, as the truth is causal in each block. After the 3,000 steps printed above the
+# forward form has nearly caught up. The paper trains for 60 epochs, and has 256 tokens, where one sweep reaches less
+# far. Does the order stay with longer training, and for larger images?
 #
 # </details>
