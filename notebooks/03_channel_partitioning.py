@@ -284,7 +284,8 @@ comparison([r for r in tables["basis"] if "600" in r["name"]], {"bits_per_dim": 
 #
 # > **The paper** claims that training alone makes the split, in raw pixels, and does not say which channels are
 # > informative. **We** take the first $I$ by default, and the first claim held above: training does empty $Z_R$. The
-# > bases (`--model.patch-basis pca`, `dct`) and learned mixing (`--model.channel-mixing learned`) are our additions.
+# > bases (`--model.patch-basis pca`, `dct`) and Glow's learned mixing (`--model.channel-mixing learned`) are our
+# > additions; JetFormer's public code can put a PCA of patches in front, too.
 #
 # ## What to remember
 #

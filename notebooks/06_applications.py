@@ -296,8 +296,8 @@ axes.grid(False)
 #     return (predicted == labels)[surest].double().mean().item()
 # ```
 #
-# 99.3%, where 97.7% of all are (dequantised once): most errors are among the 30 that were put aside. At 80% no error is left. This needs
-# confidences in the right order only, not calibrated ones.
+# 99.3%, where 97.7% of all are (dequantised once): most errors are among the 30 that were put aside. At 80% no error is
+# left. This needs confidences in the right order only, not calibrated ones.
 #
 # </details>
 #
