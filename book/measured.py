@@ -296,7 +296,7 @@ def readme_results() -> str:
         for measure in ("sample_accuracy", "frechet_distance")
     }
     sizes = [name for name in rows("figure6b") if "spread" not in name]
-    fid = {name: re.match(r"FID ([\d.]+)", row["paper"])[1] for name, row in rows("table4").items()}
+    fid = {name: re.match(r"FID ([\d.]+)", row["paper"])[1] for name, row in rows("table4").items() if row["paper"]}
     faster = rows("table4")[flow]["seconds_per_image"]["back"] / rows("table4")[student]["seconds_per_image"]["back"]
     unguided, *_, resampled = (rows("table3")[name]["frechet_distance"]["mean"] for name in guided)
     remark = ": unguided samples are nearest to the data" if unguided < resampled else ""
@@ -318,7 +318,7 @@ def readme_results() -> str:
             ),
         ],
         [
-            f"One step nearly matches the exact inverse (FID {fid[flow]} → {fid[student]}) and inverts 22x as fast",
+            f"One step nearly matches the exact inverse (FID {fid[flow]} → {fid[student]}) and inverts 22× as fast",
             f"Fréchet {figure_of('table4', flow, 'frechet_distance')} → "
             f"{figure_of('table4', student, 'frechet_distance')}; inverts {faster:.1f} times as fast",
         ],

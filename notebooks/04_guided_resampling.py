@@ -294,8 +294,9 @@ for row in json.loads(Path("../results/early_guidance.json").read_text())["table
 # **By the distance to real digits, no guidance is best here.** (The Fréchet distance is FID's formula, on the
 # classifier's scores; small is near.) Resampling makes digits that are read more often, and lie nearer to one another
 # than real ones; the naive rule does less of both. The paper finds the reverse (Table 3, FID: 44.56 without guidance,
-# 8.66 naive, 5.67 by resampling), from samples far from its data. So are ours after 500 steps of training, and then the
-# order at $w = 1$ is the paper's with each of three seeds (too few to tell it from chance).
+# 8.66 naive, 5.67 by resampling), from samples far from its data. So are ours after 500 steps of training, and then both
+# rules at $w = 1$ are nearer than no guidance with each of three seeds. The means have the paper's order; with one seed
+# the naive rule is nearer than resampling.
 #
 # ## Which tokens need it?
 #

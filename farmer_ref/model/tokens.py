@@ -170,7 +170,7 @@ class Patchify(nn.Module):
         patches = self._cut(images.to(self.dtype))
         if self.basis == "pixel":
             return patches
-        self._check_fitted()
+        self.check_fitted()
         with torch.autocast(images.device.type, enabled=False):
             return (patches - self.mean) @ self._rows().T
 
@@ -178,15 +178,16 @@ class Patchify(nn.Module):
         """Tokens (B,N,D) to images (B,C,H,W) of `dtype`."""
         tokens = tokens.to(self.dtype)
         if self.basis != "pixel":
-            self._check_fitted()
+            self.check_fitted()
             with torch.autocast(tokens.device.type, enabled=False):
                 tokens = tokens @ self._rows() + self.mean
         batch, p, side = tokens.shape[0], self.patch_size, self.image_size // self.patch_size
         patches = tokens.reshape(batch, side, side, self.channels, p, p)  # B,row,column,C,p,p
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, self.channels, self.image_size, self.image_size)
 
-    def _check_fitted(self) -> None:
-        if self.basis == "pca" and not self.fitted:
+    def check_fitted(self) -> None:
+        """Raise `InputError` where the basis is PCA and `fit` was not called; a graph that is exported has no check."""
+        if self.basis == "pca" and not torch.compiler.is_exporting() and not self.fitted:
             raise InputError(
                 "patch_basis is 'pca' and not fitted; call patchify.fit(training images) once, before training"
             )

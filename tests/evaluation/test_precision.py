@@ -77,6 +77,17 @@ def test_densities_of_half_precision_are_in_float32(dtype, changes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_steps_of_fixed_shape_do_half_precision_too(dtype, fixed_steps):
+    flow = mild_flow(dtype, count=5)
+    z, _ = flow(some_tokens().float())
+    growing = flow.inverse(z)
+    fixed_steps()
+    assert torch.allclose(flow.inverse(z), growing, atol=1e-3)
+    drawn = small_model().to(dtype).sample(torch.tensor([0, -1]), generator=torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.float32 and drawn.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_flow_of_half_precision_is_a_flow(dtype):
     """Its log-determinant is that of its own Jacobian in float32, and its mixing and basis can be undone there."""
     flow = mild_flow(dtype, count=5, blocks=1, channel_mixing=True)

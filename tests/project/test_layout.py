@@ -95,8 +95,8 @@ def test_tests_of_the_model_train_nothing_and_start_nothing():
 
 
 def test_importing_the_package_is_light():
-    """No pictures, no training loop, no command-line library, no client of the Hub, no FID, no data sets."""
-    heavy = {"matplotlib", "tyro", "huggingface_hub", "torch_fidelity", "torchvision", "sklearn", "tensorboard"}
+    """No pictures, no training loop, no command-line library, no client of the Hub, no FID, no data sets, no ONNX."""
+    heavy = {"matplotlib", "tyro", "huggingface_hub", "torch_fidelity", "torchvision", "sklearn", "tensorboard", "onnx"}
     code = "import sys, farmer_ref; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     loaded = set(done.stdout.split())
