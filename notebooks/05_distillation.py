@@ -329,8 +329,8 @@ for file in ("distillation", "distillation_losses"):
 #
 # `python solutions/solution_05.py` prints the errors untrained, and after 100 and 300 steps. The start decides at
 # first: untrained, the masked form *is* one sweep of the parallel inverse, the inverse form is near it, and the forward
-# form draws noise. The mask costs nothing, as the truth is causal in each block. After the 3,000 steps printed above the
-# forward form has nearly caught up. The paper trains for 60 epochs, and has 256 tokens, where one sweep reaches less
-# far. Does the order stay with longer training, and for larger images?
+# form draws noise. The mask costs nothing, as the truth is causal in each block. After the 3,000 steps printed above
+# the forward form has nearly caught up. The paper trains for 60 epochs, and has 256 tokens, where one sweep reaches
+# less far. Does the order stay with longer training, and for larger images?
 #
 # </details>

@@ -55,7 +55,7 @@ def test_the_forward_form_starts_far_off_and_learns_later(model):
         [error_after(model, form, steps, 0) for steps in (0, 100)] for form in ("forward", "inverse", "inverse, masked")
     )
     assert forward[0] > 5 * inverse[0] > 5 * masked[0]
-    assert forward[1] > 1.5 * inverse[1] and forward[1] < forward[0] / 4
+    assert forward[1] > 1.2 * inverse[1] and forward[1] < forward[0] / 4
     assert masked[1] < inverse[1] < inverse[0]
 
 
