@@ -135,7 +135,7 @@ with torch.no_grad():
     z, logdet = shipped.encode(images)
     error = (shipped.decode(z) - images).abs().max().item()
 assert error < 1e-4
-print("the way back gives the image:", error < 1e-4)
+print("the inverse returns the image:", error < 1e-4)
 
 # %% [markdown]
 # And three terms must make up the log-density: the informative latents, the redundant ones (notebook 03), and the
@@ -176,7 +176,7 @@ print("images where it is not:", int((difference <= 0).sum()), "of", len(images)
 # - Samples and scores come from one model and may disagree: look at both.
 #
 # Where to go: **01** undoes the flow, **02** builds the likelihood, **03** splits the channels, **04** guides, **05**
-# makes the way back fast, **06** uses the likelihood, **07** goes to a billion parameters.
+# makes the inverse fast, **06** uses the likelihood, **07** goes to a billion parameters.
 #
 # ## Exercises
 #

@@ -95,7 +95,7 @@ integral = (density.sum() * (line[1] - line[0]).cpu() ** 2).item()
 error = (flow.inverse(flow(moons)[0]) - moons).abs().max().item()
 assert abs(integral - 1) < 0.01 and error < 1e-3
 print(f"integral of the density: {integral:.2f}")
-print("the way back gives the data:", error < 1e-3)
+print("the inverse returns the data:", error < 1e-3)
 
 # %% [markdown]
 # ## Why it works: a triangle
@@ -167,7 +167,7 @@ lost = (leaky.inverse(leaky(moons)[0]) - moons).abs().max().item()
 off = abs(broken(digit)[1].item() - wrong.slogdet().logabsdet.item())
 print("better by more than 2 nats a point, after fewer steps:", gain > 2)
 print("its 'density' integrates to more than 10:", total > 10)
-print("way back off by more than .1:", lost > 0.1)
+print("inverse off by more than .1:", lost > 0.1)
 print("wrong log|det| of the digit:", off > 1e-3)
 
 # %% [markdown]
@@ -251,7 +251,7 @@ for row in recorded("inverses")["matrix"]["rows"]:
 # ## Beside it: coupling
 #
 # Keep half of the numbers; shift and scale the other half by what a network, without a mask, makes of the kept ones;
-# swap. That is triangular, too, and as the kept half is known on the way back, one pass undoes a block:
+# swap. That is triangular, too, and as the kept half is known to the inverse, one pass undoes a block:
 
 # %% tags=["nbval-check-output"]
 coupling = CouplingFlow(16, 4, blocks=4, layers=1, width=32, head_dim=16).to(device).double()
@@ -259,7 +259,7 @@ for part in coupling.blocks:
     torch.nn.init.normal_(part.network.project_out.weight, std=0.1)  # a new one is the identity
 off = (coupling(digit)[1] - matrix(coupling).slogdet().logabsdet).abs().item()
 lost = (coupling.inverse(coupling(tokens)[0]) - tokens).abs().max().item()
-print("log|det| and the way back are exact:", off < 1e-8, lost < 1e-9)
+print("log|det| and the inverse are exact:", off < 1e-8, lost < 1e-9)
 
 # %% [markdown]
 # Coupling is the faster to invert, and the weaker. Two models of digits with equally many blocks, beside the paper's:
@@ -309,7 +309,7 @@ for name, steps in (("basis", 600), ("basis_long", 2700)):
 # ## What to remember
 #
 # - Density of $x$ = density of $z$ × change of volume; an integral checks it.
-# - Causal → triangular → the log-determinant is a sum, and the way back is exact.
+# - Causal → triangular → the log-determinant is a sum, and the inverse is exact.
 # - A leaking mask shows up as a *good* loss: test round trip and log-determinant.
 # - $N - 1$ sweeps are always enough, fewer usually; on a CPU they do not pay.
 # - A block is blind inside a token.

@@ -347,7 +347,7 @@ for draws in (1, 4, 16):
 #         hidden, _ = self.gru(before + self.positions)
 #         return GaussianMixture.from_raw(self.head(hidden), self.components)
 #
-#     def log_prob_parts(self, z: Tensor, labels: Tensor) -> PriorLogProb:
+#     def log_prob_parts(self, z: Tensor, labels: Tensor, training: None = None) -> PriorLogProb:
 #         """log p(Z | c) (B,), in the form that `Farmer` asks for: there is no redundant part."""
 #         log_p = self.mixtures(z, labels).log_prob(z).sum(1)
 #         return PriorLogProb(log_p, torch.zeros_like(log_p))

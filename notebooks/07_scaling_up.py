@@ -45,7 +45,14 @@ presets = {name: PRESETS[name] for name in PAPER}  # the paper's four models
 
 def bar(axes: plt.Axes, row: float, parts: list[float]) -> None:
     for k, part in enumerate(parts):
-        axes.barh(row, part, left=sum(parts[:k]), color=COLOURS[k], hatch=" /.x"[k] * 3, ec="w")
+        axes.barh(
+            row,
+            part,
+            left=sum(parts[:k]),
+            color=COLOURS[k],
+            hatch=("", "///", "...", "xxx")[k],
+            ec="w",
+        )
 
 
 # %% [markdown]

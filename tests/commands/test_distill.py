@@ -118,7 +118,7 @@ def test_a_run_without_a_student_says_so(capsys, trained):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--max-noise", "-1"], ["max_noise is -1.0", "0 or more"]),
+        (["--max-noise", "-1"], ["max_noise is -1.0", "0 to 1,000,000"]),
         (["--dropout", "1"], ["dropout is 1.0"]),
         (["--steps", "0"], ["steps is 0", "1 or more"]),
     ],

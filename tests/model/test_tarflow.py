@@ -82,7 +82,7 @@ def network(
 
 
 def oracle(state: dict[str, torch.Tensor], x: torch.Tensor, label: int | None, inverse: bool = False):
-    """Latents of one image (N,D) and TARFlow's *mean* log-determinant; or the way back, which scales by `var` first."""
+    """Latents of one image (N,D) and TARFlow's *mean* log-determinant; or the inverse, which scales by `var` first."""
     logdet = torch.zeros((), dtype=torch.float64)
     x = x * state["var"].sqrt() if inverse else x
     for t in reversed(range(BLOCKS)) if inverse else range(BLOCKS):

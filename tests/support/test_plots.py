@@ -13,7 +13,7 @@ def test_one_measure_has_a_figure_too():
     assert panel.get_title() == "bits/dim" and len(panel.lines) == 4
     timed = [row | {"seconds_per_image": {"forward": 0.001, "prior": 0.002, "back": 0.003}} for row in rows]
     *_, panel = comparison(timed, {"bits_per_dim": "bits/dim"}).axes
-    assert [bar.get_width() for bar in panel.patches] == [2, 2, 3, 3]  # of both rows the prior, then the way back
+    assert [bar.get_width() for bar in panel.patches] == [2, 2, 3, 3]  # of both rows the prior, then the inverse
 
 
 @pytest.mark.filterwarnings("error")
