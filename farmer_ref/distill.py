@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         images, labels = training_images(
             batch, model.dequantiser, seed=config.seed, progress=1.0, label_dropout=0.0, device=device
         )
-        return teacher_path(model.flow, model.patchify(images), labels), labels
+        return teacher_path(model.flow, model.to_tokens(images)[0], labels), labels
 
     def loss(batch: Batch, progress: float, training: TrainingPass) -> tuple[Tensor, dict[str, float]]:
         levels, labels = levels_of(batch)  # the targets in full precision

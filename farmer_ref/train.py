@@ -31,7 +31,7 @@ from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
 DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults below are its values.
 
 Presets: {presets}. With --resume, the defaults are those of the run itself."""
-BASIS_PATCHES = 200_000  # a PCA needs no more
+FITTED_PATCHES = 200_000  # a PCA, or a histogram, needs no more
 KEPT_BY_RESUME = ["preset", "dataset", "seed", "batch_size", "flip", "label_dropout"]  # else the run is another one
 
 
@@ -100,8 +100,8 @@ class Training:
         torch.manual_seed(random_seed(config.seed, "weights"))
         self.model = self.new_model()
         self.resuming = config.resume and bool(checkpoints(run))
-        if config.model.patch_basis == "pca" and not self.resuming:
-            self.fit_patch_basis()
+        if (config.model.patch_basis == "pca" or config.model.pixels == "histogram") and not self.resuming:
+            self.fit_to_data()
         self.distributed_model = parallel.distribute(
             self.model,
             transformer_layers(self.model),
@@ -115,13 +115,20 @@ class Training:
         """A new model on this process's device."""
         return Farmer(self.config.model).to(self.device)
 
-    def fit_patch_basis(self) -> None:
-        """Fit the PCA basis on training images, the same for all processes."""
+    def fit_to_data(self) -> None:
+        """Count the histograms of the pixels and fit the PCA basis on training images, the same for all processes."""
+        model = self.model
         if parallel.rank() == 0:
-            step = max(1, len(self.data) * self.config.model.tokens // BASIS_PATCHES)
+            step = max(1, len(self.data) * self.config.model.tokens // FITTED_PATCHES)
             values = torch.stack([self.data[i][0] for i in range(0, len(self.data), step)])
-            self.model.patchify.fit((2 * values.double() + 1) / self.config.model.levels - 1)
-        parallel.broadcast_from_rank_zero(list(self.model.patchify.buffers()))
+            images = (2 * values.double() + 1) / self.config.model.levels - 1
+            if model.pixels is not None:
+                model.pixels.fit(values)
+                images, _ = model.pixels.cpu()(images)
+                model.pixels.to(self.device)
+            model.patchify.fit(images)
+        parts = [model.patchify, *([] if model.pixels is None else [model.pixels])]
+        parallel.broadcast_from_rank_zero([buffer for part in parts for buffer in part.buffers()])
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This process's rows of the batches from step `start` on."""

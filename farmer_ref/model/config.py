@@ -81,6 +81,8 @@ class ModelConfig:
     """Smooth bound on |log sigma| in each flow block; None leaves it unbounded (TARFlow)."""
     dropout: Dropout = 0.0
     """Dropout after attention and after the MLP of every transformer layer (ours; small data sets need it)."""
+    pixels: Literal["linear", "histogram"] = "linear"
+    """Coordinates of the pixels: [-1, 1] (the paper), or normal scores by the training pixels' histogram (ours)."""
     dequantisation: Literal["uniform", "gaussian"] = "uniform"
     """Noise on the pixels: uniform (a bound on discrete bits/dim) or annealed Gaussian (samples, the paper)."""
     noise_start: PositiveFloat = 0.1
@@ -110,6 +112,12 @@ class ModelConfig:
         )
         classes = self.num_classes > 0
         require(classes or not self.flow_sees_class, "flow_sees_class", True, "False in a model without labels")
+        require(
+            self.pixels == "linear" or self.dequantisation == "uniform",
+            "pixels",
+            self.pixels,
+            "linear with Gaussian noise (a histogram is one of grey levels)",
+        )
         noise, most = self.noise_final, self.noise_start
         require(noise <= most, "noise_final", noise, f"above 0 and at most noise_start ({most})")
 

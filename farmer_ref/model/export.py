@@ -113,7 +113,7 @@ class RedundantMixture(nn.Module):
 
 
 class FlowStep(nn.Module):
-    """One position of a flow block: shift and log-scale of the token that follows."""
+    """One position of a flow block: shift and log-scale of the token that follows, for its inverse   (Eq. 9)."""
 
     def __init__(self, block: FlowBlock):
         super().__init__()

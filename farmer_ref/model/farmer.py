@@ -26,6 +26,7 @@ from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.flow import AutoregressiveFlow, Flow
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.jacobi import inverse_jacobi
+from farmer_ref.model.pixels import HistogramPixels
 from farmer_ref.model.pretrained import Pretrained
 from farmer_ref.model.prior import NULL_LABEL, AutoregressivePrior
 from farmer_ref.model.tokens import Dequantiser, Patchify
@@ -80,6 +81,7 @@ class Farmer(Pretrained, nn.Module):
         self.dequantiser = Dequantiser(
             config.dequantisation, config.levels, noise_start=config.noise_start, noise_final=config.noise_final
         )
+        self.pixels = HistogramPixels(config.channels, config.levels) if config.pixels == "histogram" else None
         self.patchify = Patchify(
             config.image_size, config.channels, patch_size=config.patch_size, basis=config.patch_basis
         )
@@ -108,9 +110,10 @@ class Farmer(Pretrained, nn.Module):
         self, images: Tensor, labels: Tensor | None = None, training: TrainingPass | None = None
     ) -> LikelihoodTerms:
         """The terms of log p(images | labels), each (B,), nats: what training maximises   (Eq. 6)."""
-        z, logdet = self.flow(self.patchify(images), labels, training)
+        x, log_slope = self.to_tokens(images)
+        z, logdet = self.flow(x, labels, training)
         prior = self.prior.log_prob_parts(z, labels, training)
-        return LikelihoodTerms(prior.informative, prior.redundant, logdet)
+        return LikelihoodTerms(prior.informative, prior.redundant, logdet + log_slope)
 
     def likelihood_terms(self, images: Tensor, labels: Tensor | None = None) -> LikelihoodTerms:
         """`forward` with the labels checked: .informative, .redundant, .logdet, each (B,), and .total."""
@@ -132,10 +135,29 @@ class Farmer(Pretrained, nn.Module):
 
     # -- the flow's two directions ---------------------------------------------------------------------------------
 
+    def to_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B,C,H,W) to tokens x (B,N,D), the flow's input, and the log-determinant of that step (B,).
+
+        It is 0 but for the histogram's coordinates (`pixels`, ours).
+        """
+        if self.pixels is None:
+            x = self.patchify(images)
+            return x, x.new_zeros(x.shape[0])
+        self.patchify.check_images(images)
+        images, log_slope = self.pixels(images.to(self.patchify.dtype))
+        return self.patchify(images), log_slope
+
+    def to_images(self, x: Tensor) -> Tensor:
+        """The inverse of `to_tokens`: tokens (B,N,D) to images (B,C,H,W)."""
+        images = self.patchify.inverse(x)
+        return images if self.pixels is None else self.pixels.inverse(images)
+
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images to latents z (B,N,D) and log|det| (B,)."""
         self._check_labels(labels)
-        return self.flow(self.patchify(images), labels)
+        x, log_slope = self.to_tokens(images)
+        z, logdet = self.flow(x, labels)
+        return z, logdet + log_slope
 
     def decode(
         self,
@@ -154,10 +176,10 @@ class Farmer(Pretrained, nn.Module):
         _check_method(method, student)
         self.flow.check_shape("z", z)
         if student is not None:
-            return self.patchify.inverse(student(z, labels))
+            return self.to_images(student(z, labels))
         if method == "jacobi" and isinstance(self.flow, AutoregressiveFlow):  # a coupling flow's inverse is parallel
-            return self.patchify.inverse(inverse_jacobi(self.flow, z, labels)[0])
-        return self.patchify.inverse(self.flow.inverse(z, labels, progress=progress))
+            return self.to_images(inverse_jacobi(self.flow, z, labels)[0])
+        return self.to_images(self.flow.inverse(z, labels, progress=progress))
 
     # -- samples ---------------------------------------------------------------------------------------------------
 

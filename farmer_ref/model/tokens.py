@@ -160,6 +160,16 @@ class Patchify(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B,C,H,W) to tokens (B,N,D) of `dtype`. Volume-preserving: the log-determinant is 0."""
+        self.check_images(images)
+        patches = self._cut(images.to(self.dtype))
+        if self.basis == "pixel":
+            return patches
+        self.check_fitted()
+        with torch.autocast(images.device.type, enabled=False):
+            return (patches - self.mean) @ self._rows().T
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise `InputError` where images are not floats of shape (B,C,H,W)."""
         expected = (self.channels, self.image_size, self.image_size)
         if images.dim() != 4 or images.shape[1:] != expected:
             raise InputError(
@@ -167,12 +177,6 @@ class Patchify(nn.Module):
             )
         if not images.is_floating_point():
             raise InputError(f"images are {images.dtype}; allowed: numbers in [-1, 1], as model.dequantiser gives")
-        patches = self._cut(images.to(self.dtype))
-        if self.basis == "pixel":
-            return patches
-        self.check_fitted()
-        with torch.autocast(images.device.type, enabled=False):
-            return (patches - self.mean) @ self._rows().T
 
     def inverse(self, tokens: Tensor) -> Tensor:
         """Tokens (B,N,D) to images (B,C,H,W) of `dtype`."""

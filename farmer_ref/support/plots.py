@@ -151,7 +151,7 @@ def model_at_work(model: Any, image: Tensor, *, label: int, token: int) -> Figur
     """
     size, patch = model.config.image_size, model.config.patch_size
     with torch.no_grad():
-        x = model.patchify(image[None])
+        x, _ = model.to_tokens(image[None])
         z, _ = model.flow(x)
         mixture, _ = model.prior.mixtures(z, torch.tensor([label], device=image.device))
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):

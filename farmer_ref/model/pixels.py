@@ -1,0 +1,91 @@
+"""Pixels through their own histogram (ours, not in the paper): coordinates in which one pixel is standard normal.
+
+A uniformly dequantised pixel x = 2 (v + u) / L - 1 has a density f that is constant on the cell of each grey level v,
+so its distribution function F is piecewise linear, and the histogram of the training pixels gives both. Then
+F(x) is uniform on [0, 1] and z = Phi^-1(F(x)) is standard normal, with Phi the standard normal distribution function
+(marginal Gaussianisation, Chen and Gopinath 2000). Levels that fill most of an image, such as the black of MNIST, are
+no longer needles 2/L wide that a flow must stretch by hundreds.
+
+Legend: B batch, C colour channels, H = W image size, L grey levels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from farmer_ref.model.transformer import float32_at_least
+from farmer_ref.support.errors import InputError
+
+TAIL = 1e-7  # F is kept this far from 0 and 1, so |z| < 5.2; float32 places a pixel in its cell no better
+
+
+class HistogramPixels(nn.Module):
+    """z = Phi^-1(F(x)) for every pixel x, with F from the histogram of its colour channel; exact and invertible.
+
+    The histogram is part of the model: `fit` counts it once, on training images, and it is stored with the weights,
+    as integers, so that no change of precision moves it.
+    """
+
+    counts: Tensor
+
+    def __init__(self, channels: int, levels: int):
+        super().__init__()
+        self.channels, self.levels = channels, levels
+        self.register_buffer("counts", torch.zeros(channels, levels, dtype=torch.long))  # (C,L); 0: not fitted yet
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{self.channels} histograms of {self.levels} levels"
+
+    @torch.no_grad()
+    def fit(self, values: Tensor) -> None:
+        """Count the grey levels of training images (B,C,H,W), plus one each, so that every level has a place."""
+        for channel, pixels in enumerate(values.long().transpose(0, 1).flatten(1)):  # each (B*H*W,)
+            self.counts[channel] = 1 + torch.bincount(pixels, minlength=self.levels)
+
+    def check_fitted(self) -> None:
+        """Raise `InputError` where `fit` was not called; a graph that is exported has no check."""
+        if not torch.compiler.is_exporting() and not self.counts.any():
+            raise InputError("pixels are 'histogram' and not fitted; call pixels.fit(training images) once")
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """P(v) (C,L) and F at the lower edge of v's cell (C,L), in float64."""
+        mass = self.counts.double() / self.counts.sum(1, keepdim=True)
+        return mass, mass.cumsum(1) - mass
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B,C,H,W) in [-1, 1] to z (B,C,H,W) and sum log dz/dx (B,); -inf outside of [-1, 1].
+
+        log dz/dx = log f(x) - log phi(z). Computed in float64, returned in the images' dtype, float32 at least.
+        """
+        self.check_fitted()
+        dtype = float32_at_least(images.dtype)
+        with torch.autocast(images.device.type, enabled=False):
+            mass, below = self._tables()
+            place = (images.double() + 1) * (self.levels / 2)  # v + u
+            level = place.floor().clamp(0, self.levels - 1)  # (B,C,H,W)
+            channel = torch.arange(self.channels, device=images.device)[:, None, None]
+            mass, below = (table[channel, level.long()] for table in (mass, below))
+            distribution = below + mass * (place - level)
+            z = torch.special.ndtri(distribution.clamp(TAIL, 1 - TAIL))
+            log_slope = (mass * (self.levels / 2)).log() + 0.5 * (z.square() + math.log(2 * math.pi))
+            log_slope = log_slope.masked_fill((images < -1) | (images > 1), -math.inf)
+        return z.to(dtype), log_slope.sum((1, 2, 3)).to(dtype)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """z (B,C,H,W) to images in [-1, 1]: x = F^-1(Phi(z)), never rounded out of the cell it belongs to."""
+        self.check_fitted()
+        dtype = float32_at_least(z.dtype)
+        with torch.autocast(z.device.type, enabled=False):
+            mass, below = self._tables()
+            distribution = torch.special.ndtr(z.double()).transpose(0, 1)  # (C,B,H,W)
+            flat = distribution.flatten(1).contiguous()  # (C,B*H*W)
+            level = (torch.searchsorted(below, flat, right=True) - 1).clamp(min=0)
+            share = ((flat - below.gather(1, level)) / mass.gather(1, level)).clamp(
+                0, 1 - self.levels * torch.finfo(dtype).eps
+            )
+            images = 2 * (level + share) / self.levels - 1
+        return images.view(distribution.shape).transpose(0, 1).to(dtype)
