@@ -66,11 +66,11 @@ check-gpu: .venv/.installed
 	$(BIN)/python -m benchmarks.scaling --preset farmer-1.1b-p16
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW) --blocks 28 --layers 4 --width 768 --patch-size 16 --out results/tarflow_speed_cuda.json)
-	for preset in mnist cifar10; do \
+	for preset in mnist-large cifar10; do \
 	    $(BIN)/python -m farmer_ref.train --preset $$preset --out runs/$$preset --max-minutes 8 --compile --resume && \
 	    $(BIN)/python -m farmer_ref.evaluate --run runs/$$preset --out results/$$preset.json && \
 	    $(BIN)/python -m farmer_ref.sample --run runs/$$preset --guidance 1 --out results/$${preset}_samples.png || exit 1; \
-	    $(ABLATE) --all --data $$preset --seconds-per-run 60 --seeds 3 || exit 1; \
+	    $(ABLATE) --all --data $${preset%-large} --seconds-per-run 60 --seeds 3 || exit 1; \
 	done
 
 format: .venv/.installed

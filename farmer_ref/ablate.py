@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from farmer_ref.data.sets import batches, load_split
-from farmer_ref.evaluation.metrics import PixelClassifier
+from farmer_ref.evaluation.classifier import classifier_for
 from farmer_ref.evaluation.results import Figures, read_result
 from farmer_ref.evaluation.tables import (
     HIGHER_IS_BETTER,
@@ -314,7 +314,7 @@ def by_log_determinant(runs: Runs, preset: TrainConfig, row: Row) -> tuple[list[
     training, test = (
         load_split(preset.dataset, s, preset.model, data_root=runs.config.data_root) for s in ("train", "test")
     )
-    classifier = PixelClassifier(training)
+    classifier = classifier_for(training)
 
     def sharpness(values: Tensor) -> Tensor:
         values = values.double()

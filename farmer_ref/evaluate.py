@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.classifier import classifier_for
 from farmer_ref.evaluation.metrics import (
-    PixelClassifier,
     evaluate_likelihood,
     frechet_distance,
     sample_batches,
@@ -120,7 +120,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         raise InputError(f"split is {config.split!r}, of {len(data)} image of {dataset}; allowed: a split of 2 or more")
     classifier = None
     if samples:
-        classifier = PixelClassifier(
+        classifier = classifier_for(
             load_split(dataset, "train", model.config, data_root=config.data_root, download=config.download)
         )
     likelihood = evaluate_likelihood(
@@ -162,7 +162,7 @@ def evaluate_images(config: EvaluateConfig) -> dict:
                 config.extractor_weights is None, "extractor_weights", config.extractor_weights, "none for classifier"
             )
             train = load_split(dataset, "train", shape, data_root=config.data_root, download=config.download)
-            extractor = fidelity.classifier_extractor(PixelClassifier(train), train)
+            extractor = fidelity.classifier_extractor(classifier_for(train), train)
         else:
             extractor = fidelity.extractor_named(config.extractor, weights=config.extractor_weights, device=device)
     reference = fidelity.reference_features(

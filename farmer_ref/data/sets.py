@@ -6,16 +6,19 @@ and every choice is made on validation.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from farmer_ref.data.folders import SPLIT_SEED, SPLITS, FolderSet, folder_split
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.support.errors import InputError
+from farmer_ref.support.files import PRETRAINED
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar10-crops": "CIFAR10"}
 CROP = 16  # side of "cifar10-crops", the centre of each image: natural images that a laptop can model
@@ -48,6 +51,7 @@ def load_split(
 
     `name`: "digits" (scikit-learn's 1,797 images of 8x8 with 17 grey levels, no download), "digits-without-K" (all but
     class K, to train a model to which K is anomalous), "photographs" (square crops of scikit-learn's two, no download),
+    "mnist-small" (500 images of MNIST that ship with the package: 100, 100 and 300 of the three splits of "mnist"),
     "mnist", "fashion-mnist", "cifar10" (from torchvision, under `data_root`), "cifar10-crops" (their central 16x16,
     with bits/dim of its own), or "folder:PATH" (one folder of images per class; or such folders in train, val, test, as
     in ImageNet). Raises `InputError` where data is missing or does not fit the model.
@@ -63,12 +67,14 @@ def load_split(
         data = ImageSet(name, data.values[kept], data.labels[kept], levels=data.levels, num_classes=data.num_classes)
     elif name == "photographs":
         data = _photographs(split, config.image_size)
+    elif name == "mnist-small":
+        data = _mnist_small(split)
     elif name in TORCHVISION:
         data = _torchvision(name, split, data_root, download)
     elif name.startswith("folder:"):
         data = folder_split(name, split, config)
     else:
-        known = ("digits", "digits-without-K", "photographs", *TORCHVISION, "folder:PATH")
+        known = ("digits", "digits-without-K", "photographs", "mnist-small", *TORCHVISION, "folder:PATH")
         raise InputError(f"dataset is {name!r}; allowed: {', '.join(known)}")
     for field in ("image_size", "channels", "levels"):
         if getattr(data, field) != getattr(config, field):
@@ -94,6 +100,20 @@ def _digits(split: str) -> ImageSet:
     chosen = {"train": train, "validation": validation, "test": test}[split]
     values = torch.from_numpy(digits.images[chosen]).to(torch.uint8)[:, None]
     return ImageSet("digits", values, torch.from_numpy(digits.target[chosen]).long(), levels=17, num_classes=10)
+
+
+def _mnist_small(split: str) -> ImageSet:
+    """Tiles of the PNG mosaic beside the shipped MNIST model, whose labels say how many belong to each split."""
+    folder = PRETRAINED / "mnist"
+    index = json.loads((folder / "images.json").read_text(encoding="utf-8"))
+    with Image.open(folder / "images.png") as picture:
+        mosaic = torch.from_numpy(np.array(picture))  # (rows * 28, columns * 28)
+    side = mosaic.shape[1] // index["columns"]
+    tiles = mosaic.unfold(0, side, side).unfold(1, side, side).flatten(0, 1)  # (n,H,W)
+    sizes = [len(labels) for labels in index["labels"].values()]
+    values = dict(zip(index["labels"], tiles.split(sizes), strict=True))[split][:, None].contiguous()
+    labels = torch.tensor(index["labels"][split])
+    return ImageSet("mnist-small", values, labels, levels=256, num_classes=10)
 
 
 def _photographs(split: str, image_size: int) -> ImageSet:

@@ -36,6 +36,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from tqdm import tqdm
 
 from farmer_ref.data.sets import ImageData, ImageSet, batches
+from farmer_ref.evaluation.classifier import ConvClassifier
 from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.support import parallel
 from farmer_ref.support.errors import InputError, require
@@ -129,18 +130,18 @@ def _own_function(name: str) -> Callable[[Tensor], Any]:
         ) from None
 
 
-def classifier_extractor(classifier: PixelClassifier, train: ImageData) -> Extractor:
-    """The scores of a classifier of real images (`metrics.PixelClassifier`), both as features and as class scores.
+def classifier_extractor(classifier: PixelClassifier | ConvClassifier, train: ImageData) -> Extractor:
+    """The features and class scores of a classifier of real images (`classifier.classifier_for`).
 
     A stand-in for Inception in domains unknown to it, such as digits. It is more confident on its own training images
-    than on others, so compare samples with the validation or test split. With two classes it returns (-s, s).
+    than on others, so compare samples with the validation or test split. An SVM has one score s of two classes; their
+    class scores are (-s, s).
     """
 
     def classify(images: Tensor) -> tuple[Tensor, Tensor]:
         values = (images[:, : train.channels].float() * (train.levels - 1) / 255).round().to(torch.uint8)
-        scores = classifier.scores(values)
-        scores = torch.cat([-scores, scores], 1) if scores.shape[1] == 1 else scores
-        return scores, scores
+        features, scores = classifier.scores(values), classifier.class_scores(values)
+        return features, torch.cat([-scores, scores], 1) if scores.shape[1] == 1 else scores
 
     return Extractor(f"classifier of {train.name}", classify)
 

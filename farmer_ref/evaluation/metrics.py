@@ -231,6 +231,10 @@ class PixelClassifier:
         """Class scores of images (B,C,H,W), bytes: the features of our Fréchet distance. One column for two classes."""
         return torch.from_numpy(self._classifier.decision_function(self._pixels(values))).reshape(len(values), -1)
 
+    def class_scores(self, values: Tensor) -> Tensor:
+        """What the class is chosen by, one column a class: the same as `scores`."""
+        return self.scores(values)
+
     def accuracy(self, values: Tensor, labels: Tensor) -> float:
         """The share of images that are classified as their label."""
         return float((self.predict(values) == labels.cpu()).double().mean())

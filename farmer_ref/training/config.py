@@ -87,8 +87,8 @@ class TrainConfig(RunConfig):
     preset: str = "digits"
     """The preset that provides the other defaults."""
     dataset: str = "digits"
-    """digits, photographs, mnist, fashion-mnist, cifar10, cifar10-crops, or folder:PATH with one folder of images per
-    class."""
+    """digits, photographs, mnist, mnist-small, fashion-mnist, cifar10, cifar10-crops, or folder:PATH with one folder
+    of images per class."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     download: bool = True

@@ -124,22 +124,46 @@ _PHOTOGRAPHS = ModelConfig(
     max_log_scale=4.0,
     patch_basis="pca",
 )
-_MNIST = ModelConfig(
+_MNIST = ModelConfig(  # for a CPU: 1.6M parameters, D = 16
     image_size=28,
     patch_size=4,
-    flow_blocks=6,
+    flow_blocks=4,
     flow_layers=2,
-    flow_width=256,
+    flow_width=96,
     prior_layers=6,
-    prior_width=256,
+    prior_width=96,
+    head_dim=32,
     informative=8,
     components=32,
     redundant_components=64,
-    condition_repeats=4,
+    condition_repeats=1,
     max_log_scale=4.0,
+    pixels="histogram",
+    channel_mixing="learned",
+)
+_MNIST_P2 = dataclasses.replace(_MNIST, patch_size=2, informative=3, redundant_components=32)
+_MNIST_RUN: dict[str, Any] = {
+    "dataset": "mnist",
+    "steps": 16_000,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.05,
+    "ema_decay": 0.999,
+    "validate_every": 4000,
+    "sample_every": 4000,
+}
+_MNIST_LARGE = dataclasses.replace(
+    _MNIST,
+    flow_blocks=6,
+    flow_width=256,
+    prior_width=256,
+    head_dim=64,
+    condition_repeats=4,
+    pixels="linear",
+    channel_mixing="none",
     dropout=0.1,
 )
-_MNIST_RUN: dict[str, Any] = {"steps": 40_000, "batch_size": 128, "weight_decay": 0.05, "ema_decay": 0.999}
+_MNIST_LARGE_RUN: dict[str, Any] = {"steps": 40_000, "batch_size": 128, "weight_decay": 0.05, "ema_decay": 0.999}
 _CIFAR10 = ModelConfig(
     image_size=32,
     channels=3,
@@ -203,8 +227,10 @@ PRESETS: dict[str, TrainConfig] = {
             flip=True,
             steps=4000,
         ),
-        _preset("mnist", _MNIST, dataset="mnist", **_MNIST_RUN),
-        _preset("fashion-mnist", _MNIST, dataset="fashion-mnist", **_MNIST_RUN),
+        _preset("mnist", _MNIST, **_MNIST_RUN),
+        _preset("mnist-p2", _MNIST_P2, **{**_MNIST_RUN, "batch_size": 16, "steps": 10_000}),
+        _preset("mnist-large", _MNIST_LARGE, dataset="mnist", **_MNIST_LARGE_RUN),
+        _preset("fashion-mnist", _MNIST_LARGE, dataset="fashion-mnist", **_MNIST_LARGE_RUN),
         _preset(
             "cifar10",
             _CIFAR10,

@@ -8,6 +8,7 @@ import torch
 from helpers import QUICK, stop_after, weights_of
 
 from farmer_ref import InputError, train
+from farmer_ref.data.sets import load_split
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.runs import Run
 
@@ -32,13 +33,20 @@ def test_run_folder(tmp_path):
         Run.open(tmp_path).load("best")
 
 
-def test_a_pca_basis_is_fitted_once_and_kept(tmp_path):
-    arguments = [*QUICK, "--model.patch-basis", "pca", "--out", str(tmp_path)]
+@pytest.mark.parametrize("pixels", ["linear", "histogram"])
+def test_what_is_fitted_to_the_data_is_fitted_once_and_kept(tmp_path, pixels):
+    fitted = ["--model.patch-basis", "pca", "--model.pixels", pixels]
+    arguments = [*QUICK, *fitted, "--out", str(tmp_path)]
     stop_after(5, arguments)
-    before = Run.open(tmp_path).load().patchify.matrix.clone()
-    assert not torch.equal(before, torch.eye(4))
+    before = Run.open(tmp_path).load()
+    assert not torch.equal(before.patchify.matrix, torch.eye(4))
     train.main([*arguments, "--resume"])
-    assert torch.equal(Run.open(tmp_path).load().patchify.matrix, before)
+    after = Run.open(tmp_path).load()
+    assert torch.equal(after.patchify.matrix, before.patchify.matrix)
+    if pixels == "histogram":
+        images = load_split("digits", "train", after.config).values
+        assert torch.equal(after.pixels.counts[0], 1 + images.flatten().bincount(minlength=17))
+        assert torch.equal(after.pixels.counts, before.pixels.counts)
 
 
 def test_resuming_mends_weights_that_a_kill_left_behind(tmp_path):

@@ -1,0 +1,198 @@
+"""What ships of MNIST, made stage by stage: `python -m benchmarks.mnist --stage classifier --data-root PATH`.
+
+`classifier` trains the small ConvNet that judges samples, and writes its weights and results/mnist_classifier.json.
+`images` picks the images that ship (data set `mnist-small`) and writes them as one PNG mosaic with their labels.
+`model` copies a trained run into the package, in half precision, and measures it once on the test split:
+results/mnist.json. The run is that of `python -m farmer_ref.train --preset mnist`.
+`student` does so with the run's student (`python -m farmer_ref.distill`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from farmer_ref import PRESETS, Farmer, Guidance
+from farmer_ref.data.sets import ImageSet, batches, load_split
+from farmer_ref.evaluation.classifier import WEIGHTS, ConvClassifier, shipped_classifier
+from farmer_ref.evaluation.metrics import evaluate_likelihood, frechet_distance, sample_values
+from farmer_ref.model.pretrained import STUDENT
+from farmer_ref.support import cli
+from farmer_ref.support.files import (
+    PRETRAINED,
+    read_metrics,
+    read_weights,
+    replace_file,
+    write_config,
+    write_json,
+    write_weights,
+)
+from farmer_ref.support.record import ROOT, provenance
+from farmer_ref.support.settings import Whole, settings_class
+from farmer_ref.training.checkpoint import last_state
+from farmer_ref.training.runs import Run, run_record, saved_settings
+
+SHIPPED = PRETRAINED / "mnist"
+COUNTS = {"train": 100, "validation": 100, "test": 300}  # images of each split in the mosaic
+COLUMNS = 25
+LICENCE = (
+    "MNIST, Yann LeCun, Corinna Cortes and Christopher J. C. Burges, http://yann.lecun.com/exdb/mnist/, "
+    "made from NIST's Special Databases 1 and 3; Creative Commons Attribution-Share Alike 3.0"
+)
+
+
+@settings_class
+class MnistConfig:
+    """One stage."""
+
+    stage: Literal["classifier", "images", "model", "student"]
+    """What to make."""
+    run: str = "runs/mnist"
+    """The trained run (stages model and student)."""
+    data_root: str = "data"
+    """Where torchvision keeps its data sets."""
+    epochs: PositiveInt = 6
+    """Passes over the training images (stage classifier)."""
+    draws: PositiveInt = 4
+    """Dequantisations per test image (stage model)."""
+    samples: PositiveInt = 1000
+    """Samples to classify."""
+    seed: Whole = 0
+    """Seed of the classifier, and of the samples."""
+    threads: PositiveInt = 2
+    """CPU threads."""
+
+
+def split_of(config: MnistConfig, name: str) -> ImageSet:
+    """One split of the whole MNIST."""
+    return load_split("mnist", name, PRESETS["mnist"].model, data_root=config.data_root)
+
+
+def make_classifier(config: MnistConfig) -> None:
+    """Train the ConvNet with shifts of up to 2 pixels; report its accuracy on validation and, once, on test images."""
+    torch.manual_seed(config.seed)
+    train, classifier, size = split_of(config, "train"), ConvClassifier(), 100
+    steps = config.epochs * len(train) // size
+    optimiser = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=steps)
+    began = time.perf_counter()
+    for _ in range(steps):
+        rows = torch.randint(len(train), (size,))
+        shift = torch.randint(-2, 3, (2,)).tolist()
+        loss = F.cross_entropy(classifier(train.values[rows].roll(shift, (2, 3))), train.labels[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    classifier.eval()
+    write_weights(WEIGHTS, halves(classifier.state_dict()))
+    classifier = shipped_classifier()
+    accuracy = {}
+    for name in ("validation", "test"):
+        split = split_of(config, name)
+        accuracy[name] = classifier.accuracy(split.values, split.labels)
+    made = {**provenance(torch.device("cpu")), "settings": dataclasses.asdict(config)}
+    figures = {"accuracy": accuracy, "parameters": parameters(classifier), "seconds": time.perf_counter() - began}
+    write_json(ROOT / "results" / "mnist_classifier.json", {**made, **figures})
+    print(json.dumps(figures))
+
+
+def parameters(module: nn.Module) -> int:
+    """The number of weights."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def halves(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point weights in float16; integers stay as they are."""
+    return {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+
+
+def make_images(config: MnistConfig) -> None:
+    """As many images of each class in every split, the first of each, as a mosaic of grey levels, row by row."""
+    values, labels = [], {}
+    for name, count in COUNTS.items():
+        split = split_of(config, name)
+        chosen = torch.cat([(split.labels == c).nonzero().flatten()[: count // 10] for c in range(10)])
+        chosen = chosen.view(10, -1).T.flatten()  # 0, 1, ..., 9, 0, 1, ...
+        values.append(split.values[chosen])
+        labels[name] = split.labels[chosen].tolist()
+    tiles = torch.cat(values).view(-1, COLUMNS, *values[0].shape[2:])  # (rows,COLUMNS,H,W)
+    picture = Image.fromarray(tiles.transpose(1, 2).flatten(0, 1).flatten(1).numpy())
+    replace_file(SHIPPED / "images.png", lambda path: picture.save(path, format="PNG", optimize=True))
+    write_json(SHIPPED / "images.json", {"licence": LICENCE, "columns": COLUMNS, "labels": labels})
+
+
+def make_model(config: MnistConfig) -> None:
+    """Ship the run's averaged weights in half precision, with what they score; results/mnist.json."""
+    run = Path(config.run)
+    settings = dataclasses.replace(saved_settings(run), out=PRESETS["mnist"].out, data_root="data", resume=False)
+    whole, state = Farmer.from_pretrained(run), last_state(run)
+    write_config(SHIPPED, run_record(settings))
+    write_weights(SHIPPED / "model.safetensors", halves(read_weights(run / "model.safetensors")))
+    model = Farmer.from_pretrained(SHIPPED)
+    validation, test = split_of(config, "validation"), split_of(config, "test")
+    made = provenance(torch.device("cpu"))
+    figures = {
+        "parameters": parameters(model),
+        "training_steps": state.step,
+        "training_minutes": state.seconds / 60,
+        "validation_bits_per_dim": {
+            name: evaluate_likelihood(m, validation, draws=1, limit=1000).bits_per_dim
+            for name, m in (("float32", whole), ("float16", model))
+        },
+        "test": dataclasses.asdict(evaluate_likelihood(model, test, draws=config.draws, importance_weighted=True)),
+    } | sample_figures(config, model, test)
+    curve = [line for line in read_metrics(run) if "bits_per_dim" in line or "validation_bits_per_dim" in line]
+    keys = ("step", "seconds", "bits_per_dim", "validation_bits_per_dim")
+    curve = [{key: line[key] for key in keys if key in line} for line in curve]
+    shape = {**made, "settings": dataclasses.asdict(settings)}
+    write_json(SHIPPED / "record.json", {**made, **figures})
+    write_json(ROOT / "results" / "mnist.json", {**shape, **figures, "curve": curve})
+    print(json.dumps(figures, indent=2))
+
+
+def sample_figures(config: MnistConfig, model: Farmer, test: ImageSet, **options: object) -> dict[str, object]:
+    """Accuracy and Fréchet distance of samples under some guidance scales, by the ConvNet; that of real images."""
+    classifier, labels = shipped_classifier(), torch.arange(config.samples) % 10
+    real = next(batches(test, 1000, limit=1000))
+    found = {}
+    for scale in (0.0, 1.0, 2.0):
+        drawn = sample_values(model, labels, seed=config.seed, guidance=Guidance(scale=scale), **options)
+        distance = frechet_distance(classifier.scores(drawn), classifier.scores(real[0]))
+        found[f"{scale:g}"] = {"accuracy": classifier.accuracy(drawn, labels), "frechet_distance": distance}
+    return {"samples": config.samples, "real_accuracy": classifier.accuracy(*real), "guidance_scale": found}
+
+
+def make_student(config: MnistConfig) -> None:
+    """Ship the run's student, and what its samples score."""
+    shutil.copyfile(Path(config.run) / STUDENT, SHIPPED / STUDENT)
+    run = Run.open("mnist")
+    model = run.load("ema")
+    figures = sample_figures(config, model, split_of(config, "test"), student=run.load_student(model))
+    made = {**provenance(torch.device("cpu")), "settings": dataclasses.asdict(config)}
+    write_json(SHIPPED / "student.json", {**made, **figures})
+    write_json(ROOT / "results" / "mnist_student.json", {**made, **figures})
+    print(json.dumps(figures, indent=2))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make one stage."""
+    config = cli.parse("benchmarks.mnist", MnistConfig(stage="classifier"), "What ships of MNIST.", argv)
+    torch.set_num_threads(config.threads)
+    SHIPPED.mkdir(exist_ok=True)
+    stages = {"classifier": make_classifier, "images": make_images, "model": make_model, "student": make_student}
+    stages[config.stage](config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

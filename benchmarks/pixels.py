@@ -1,0 +1,157 @@
+"""Pixels in [-1, 1] against pixels through their own histogram, on digits: `python -m benchmarks.pixels`.
+
+Both train with the digits preset at equal steps and several seeds. Bits/dim and the accuracy of samples, with guidance
+and without, are of the validation split: the test split chooses nothing. Writes results/pixels.json.
+
+`--figure-only` draws results/pixels.png, which needs no training: one pixel in three coordinates (linear, logit,
+histogram), and what the best Gaussian loses in each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from farmer_ref import PRESETS, Farmer, Guidance, train
+from farmer_ref.data.sets import load_split
+from farmer_ref.evaluation.metrics import PixelClassifier, evaluate_likelihood, frechet_distance, sample_values
+from farmer_ref.support import cli
+from farmer_ref.support.files import replace_file, write_json
+from farmer_ref.support.plots import COLOURS, STYLE
+from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.support.settings import Whole, settings_class
+
+COORDINATES = ("linear", "histogram")
+FIGURES = ("bits_per_dim", "sample_accuracy", "guided_sample_accuracy", "frechet_distance")
+POINTS = 400_000  # of the numerical integrals
+
+
+@settings_class
+class PixelsConfig:
+    """What is compared, and for how long."""
+
+    seeds: tuple[Whole, ...] = (0, 1, 2)
+    """One training run per seed and kind of coordinates."""
+    steps: PositiveInt = 2000
+    """Training steps of each run."""
+    draws: PositiveInt = 16
+    """Dequantisations per validation image."""
+    samples: PositiveInt = 1000
+    """Samples to classify, guided and not."""
+    scale: PositiveFloat = 1.0
+    """Guidance scale of the guided samples."""
+    threads: PositiveInt = 1
+    """CPU threads."""
+    figure_only: bool = False
+    """Draw the figure, and train nothing."""
+
+
+def train_and_score(config: PixelsConfig, pixels: str, seed: int, folder: Path) -> dict[str, float]:
+    """Train the digits preset in these coordinates, and measure it on the validation split."""
+    quiet = ["--validate-every", "0", "--sample-every", "0", "--device", "cpu"]
+    shape = ["--preset", "digits", "--steps", str(config.steps), "--model.pixels", pixels, "--seed", str(seed)]
+    train.main([*shape, *quiet, "--out", str(folder)])
+    model = Farmer.from_pretrained(folder)
+    real, validation = (load_split("digits", split, model.config) for split in ("train", "validation"))
+    classifier, labels = PixelClassifier(real), torch.arange(config.samples) % model.config.num_classes
+    drawn = sample_values(model, labels, seed=seed)
+    guided = sample_values(model, labels, seed=seed, guidance=Guidance(scale=config.scale))
+    return {
+        "bits_per_dim": evaluate_likelihood(model, validation, draws=config.draws, seed=0).bits_per_dim,
+        "sample_accuracy": classifier.accuracy(drawn, labels),
+        "guided_sample_accuracy": classifier.accuracy(guided, labels),
+        "frechet_distance": frechet_distance(classifier.scores(validation.values), classifier.scores(drawn)),
+    }
+
+
+# -- one pixel in three coordinates ------------------------------------------------------------------------------------
+
+
+def pixel_densities(mass: Tensor, *, alpha: float = 1e-6) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The density of one dequantised pixel with level probabilities `mass` (L,) in each coordinate: points, density.
+
+    `alpha` keeps the logit finite, as in RealNVP.
+    """
+    levels = len(mass)
+    below = (mass.cumsum(0) - mass).numpy()
+    place = (np.arange(POINTS) + 0.5) * levels / POINTS  # v + u
+    level = place.astype(int)
+    density, unit = mass.numpy()[level] * levels, place / levels  # of the pixel as a number in [0, 1]
+    inside = alpha + (1 - 2 * alpha) * unit
+    rank = torch.from_numpy(below[level] + mass.numpy()[level] * (place - level))
+    normal = torch.special.ndtri(rank).numpy()
+    slope = density / (np.exp(-(normal**2) / 2) / math.sqrt(2 * math.pi))
+    return {
+        "linear, [-1, 1]": (2 * unit - 1, density / 2),
+        "logit": (np.log(inside / (1 - inside)), density * inside * (1 - inside) / (1 - 2 * alpha)),
+        "histogram": (normal, density / slope),
+    }
+
+
+def lost_bits(mass: Tensor, level: int) -> dict[str, float]:
+    """Bits that the best Gaussian loses to the exact density of a pixel that is known to have this level.
+
+    -h + log2(2 pi e var) / 2, with h the entropy inside the level's cell in these coordinates.
+    """
+    levels, found = len(mass), {}
+    for name, (points, density) in pixel_densities(mass).items():
+        cell = slice(level * POINTS // levels, (level + 1) * POINTS // levels)
+        x, weight = points[cell], 1 / (POINTS // levels)  # points are spread evenly over the cell of probability 1
+        entropy = -np.log2(density[cell] / float(mass[level])).sum() * weight
+        found[name] = 0.5 * math.log2(2 * math.pi * math.e * x.var()) - entropy
+    return found
+
+
+def figure(mass: Tensor) -> Figure:
+    """One pixel of MNIST-like images in three coordinates, with what a Gaussian loses on a certain black."""
+    lost = lost_bits(mass, 0)
+    with matplotlib.rc_context(STYLE):
+        drawn = Figure(figsize=(9.5, 2.9), layout="constrained")
+        for axes, (name, (points, density)) in zip(drawn.subplots(1, 3), pixel_densities(mass).items(), strict=True):
+            black = slice(0, POINTS // len(mass))
+            axes.fill_between(points[black], density[black], color=COLOURS[1], alpha=0.6, label="black")
+            axes.plot(points, density, color=COLOURS[0], lw=1.2)
+            axes.set(title=f"{name}: {lost[name]:.2f} bits lost on black", xlabel="coordinate", ylim=0)
+        drawn.axes[0].set(ylabel="density", yscale="log", ylim=1e-3)
+        drawn.axes[0].legend()
+    return drawn
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, measure, write; or draw."""
+    config = cli.parse("benchmarks.pixels", PixelsConfig(), "Two coordinates of the pixels, on digits.", argv)
+    torch.set_num_threads(config.threads)
+    digits = load_split("digits", "train", PRESETS["digits"].model)
+    counts = 1 + torch.bincount(digits.values.flatten().long(), minlength=digits.levels).double()
+    drawn = figure(counts / counts.sum())
+    replace_file(ROOT / "results" / "pixels.png", lambda path: drawn.savefig(path, format="png", dpi=150))
+    if config.figure_only:
+        return
+    made, rows = provenance(torch.device("cpu")), {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for pixels in COORDINATES:
+            runs: list[dict[str, Any]] = []
+            for seed in config.seeds:
+                runs.append(train_and_score(config, pixels, seed, Path(temporary) / f"{pixels}-{seed}"))
+                print(json.dumps({"pixels": pixels, "seed": seed, **runs[-1]}), flush=True)
+            rows[pixels] = {
+                name: mean_and_spread([run[name] for run in runs]) | {"seeds": [run[name] for run in runs]}
+                for name in FIGURES
+            }
+    out = {**made, "settings": dataclasses.asdict(config), "lost_bits": lost_bits(counts / counts.sum(), 0), **rows}
+    write_json(ROOT / "results" / "pixels.json", out)
+
+
+if __name__ == "__main__":
+    cli.run(main)
