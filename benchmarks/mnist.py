@@ -2,8 +2,8 @@
 
 `classifier` trains the small ConvNet that judges samples, and writes its weights and results/mnist_classifier.json.
 `images` picks the images that ship (data set `mnist-small`) and writes them as one PNG mosaic with their labels.
-`model` copies a trained run into the package, in half precision, and measures it once on the test split:
-results/mnist.json. The run is that of `python -m farmer_ref.train --preset mnist`.
+`model` copies a trained run into the package under the name of its preset, in half precision, and measures it once on
+the test split: results/<preset>.json. The run is that of `python -m farmer_ref.train --preset mnist-p2`.
 `student` does so with the run's student (`python -m farmer_ref.distill`).
 """
 
@@ -42,7 +42,7 @@ from farmer_ref.support.settings import Whole, settings_class
 from farmer_ref.training.checkpoint import last_state
 from farmer_ref.training.runs import Run, run_record, saved_settings
 
-SHIPPED = PRETRAINED / "mnist"
+BESIDE = PRETRAINED / "mnist"  # the images and the classifier
 COUNTS = {"train": 100, "validation": 100, "test": 300}  # images of each split in the mosaic
 COLUMNS = 25
 LICENCE = (
@@ -128,18 +128,20 @@ def make_images(config: MnistConfig) -> None:
         labels[name] = split.labels[chosen].tolist()
     tiles = torch.cat(values).view(-1, COLUMNS, *values[0].shape[2:])  # (rows,COLUMNS,H,W)
     picture = Image.fromarray(tiles.transpose(1, 2).flatten(0, 1).flatten(1).numpy())
-    replace_file(SHIPPED / "images.png", lambda path: picture.save(path, format="PNG", optimize=True))
-    write_json(SHIPPED / "images.json", {"licence": LICENCE, "columns": COLUMNS, "labels": labels})
+    replace_file(BESIDE / "images.png", lambda path: picture.save(path, format="PNG", optimize=True))
+    write_json(BESIDE / "images.json", {"licence": LICENCE, "columns": COLUMNS, "labels": labels})
 
 
 def make_model(config: MnistConfig) -> None:
     """Ship the run's averaged weights in half precision, with what they score; results/mnist.json."""
     run = Path(config.run)
-    settings = dataclasses.replace(saved_settings(run), out=PRESETS["mnist"].out, data_root="data", resume=False)
-    whole, state = Farmer.from_pretrained(run), last_state(run)
-    write_config(SHIPPED, run_record(settings))
-    write_weights(SHIPPED / "model.safetensors", halves(read_weights(run / "model.safetensors")))
-    model = Farmer.from_pretrained(SHIPPED)
+    settings = saved_settings(run)
+    settings = dataclasses.replace(settings, out=PRESETS[settings.preset].out, data_root="data", resume=False)
+    whole, state, target = Farmer.from_pretrained(run), last_state(run), PRETRAINED / settings.preset
+    target.mkdir(exist_ok=True)
+    write_config(target, run_record(settings))
+    write_weights(target / "model.safetensors", halves(read_weights(run / "model.safetensors")))
+    model = Farmer.from_pretrained(target)
     validation, test = split_of(config, "validation"), split_of(config, "test")
     made = provenance(torch.device("cpu"))
     figures = {
@@ -156,8 +158,8 @@ def make_model(config: MnistConfig) -> None:
     keys = ("step", "seconds", "bits_per_dim", "validation_bits_per_dim")
     curve = [{key: line[key] for key in keys if key in line} for line in curve]
     shape = {**made, "settings": dataclasses.asdict(settings)}
-    write_json(SHIPPED / "record.json", {**made, **figures})
-    write_json(ROOT / "results" / "mnist.json", {**shape, **figures, "curve": curve})
+    write_json(target / "record.json", {**made, **figures})
+    write_json(ROOT / "results" / f"{settings.preset}.json", {**shape, **figures, "curve": curve})
     print(json.dumps(figures, indent=2))
 
 
@@ -175,13 +177,14 @@ def sample_figures(config: MnistConfig, model: Farmer, test: ImageSet, **options
 
 def make_student(config: MnistConfig) -> None:
     """Ship the run's student, and what its samples score."""
-    shutil.copyfile(Path(config.run) / STUDENT, SHIPPED / STUDENT)
-    run = Run.open("mnist")
+    name = saved_settings(Path(config.run)).preset
+    shutil.copyfile(Path(config.run) / STUDENT, PRETRAINED / name / STUDENT)
+    run = Run.open(name)
     model = run.load("ema")
     figures = sample_figures(config, model, split_of(config, "test"), student=run.load_student(model))
     made = {**provenance(torch.device("cpu")), "settings": dataclasses.asdict(config)}
-    write_json(SHIPPED / "student.json", {**made, **figures})
-    write_json(ROOT / "results" / "mnist_student.json", {**made, **figures})
+    write_json(PRETRAINED / name / "student.json", {**made, **figures})
+    write_json(ROOT / "results" / f"{name}_student.json", {**made, **figures})
     print(json.dumps(figures, indent=2))
 
 
@@ -189,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
     """Make one stage."""
     config = cli.parse("benchmarks.mnist", MnistConfig(stage="classifier"), "What ships of MNIST.", argv)
     torch.set_num_threads(config.threads)
-    SHIPPED.mkdir(exist_ok=True)
+    BESIDE.mkdir(exist_ok=True)
     stages = {"classifier": make_classifier, "images": make_images, "model": make_model, "student": make_student}
     stages[config.stage](config)
 

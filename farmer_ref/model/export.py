@@ -132,8 +132,11 @@ class FlowStep(nn.Module):
 
 
 def graphs(model: Farmer) -> dict[str, Graph]:
-    """All graphs of a model, by name. Raises `InputError` where its patch basis is not fitted yet."""
+    """All graphs of a model, by name. Raises `InputError` where its patch basis or histogram is not fitted
+    yet."""
     model.patchify.check_fitted()
+    if model.pixels is not None:
+        model.pixels.check_fitted()
     weight, config, prior, batch = model.prior.positions, model.config, model.prior, 2
     labels = torch.full((batch,), NULL_LABEL, device=weight.device), 0
     images = weight.new_zeros(batch, config.channels, config.image_size, config.image_size), 0

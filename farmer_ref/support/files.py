@@ -29,7 +29,7 @@ def pretrained_folder(name: str | Path, **options: Unpack[hub.DownloadOptions]) 
     known = hub.DownloadOptions.__annotations__
     for option in options:
         require(option in known, "option of from_pretrained", option, ", ".join(known))
-    shipped = sorted(path.name for path in PRETRAINED.glob("*/"))
+    shipped = sorted(path.name for path in PRETRAINED.iterdir() if _holds_model(path))
     for folder in (Path(name), PRETRAINED / str(name)):
         if _holds_model(folder):
             revision = options.get("revision")

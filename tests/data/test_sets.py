@@ -59,6 +59,17 @@ def test_mnist_in_the_publisher_s_format(tmp_path):
     assert torch.equal(again.values, splits["train"].values)
 
 
+def test_some_images_of_mnist_ship_with_the_package():
+    splits = {split: load_split("mnist-small", split, PRESETS["mnist"].model) for split in SPLITS}
+    assert [len(data) for data in splits.values()] == [100, 100, 300]
+    for data in splits.values():
+        assert data.values.shape[1:] == (1, 28, 28) and data.values.dtype == torch.uint8
+        assert torch.equal(data.labels.bincount(), torch.full((10,), len(data) // 10))
+        assert 0.75 < (data.values == 0).double().mean() < 0.85 and data.values.max() == 255
+    images = {image.numpy().tobytes() for data in splits.values() for image in data.values}
+    assert len(images) == 500  # no split shares an image with another
+
+
 def test_missing_data_is_named(tmp_path):
     with pytest.raises(InputError, match="data_root is .* which holds no complete cifar10") as raised:
         load_split("cifar10", "test", PRESETS["cifar10"].model, data_root=str(tmp_path), download=False)

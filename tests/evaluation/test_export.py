@@ -110,8 +110,13 @@ def test_steps_alone_invert_the_flow_and_give_the_density_of_the_prior(changes):
         assert torch.allclose(shared.unsqueeze().log_prob(redundant).sum(1), wanted.redundant, atol=1e-12)
 
 
-def test_onnx_files_equal_the_model(tmp_path):
-    model = small_model(flow_blocks=1, channel_mixing="learned").float()
+@pytest.mark.parametrize("pixels", ["linear", "histogram"])
+def test_onnx_files_equal_the_model(tmp_path, pixels):
+    model = small_model(flow_blocks=1, channel_mixing="learned", pixels=pixels).float()
+    if pixels == "histogram":
+        with pytest.raises(InputError, match="not fitted"):
+            graphs(model)
+        model.pixels.fit(torch.randint(model.config.levels, (20, 2, 6, 6)))
     paths = export_onnx(model, tmp_path)
     layers = {"likelihood": 3, "prior_step": 2, "prior_redundant": 0, "flow_step_1": 1}
     assert [path.stem for path in paths] == list(layers) == list(graphs(model))

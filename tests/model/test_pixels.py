@@ -7,7 +7,7 @@ import torch
 from conftest import jacobian, small_model
 
 from farmer_ref import bits_per_dim
-from farmer_ref.model.pixels import HistogramPixels
+from farmer_ref.model.pixels import TAIL, HistogramPixels, normal_quantile
 from farmer_ref.support.errors import InputError
 
 LEVELS, MOSTLY_BLACK = 5, torch.tensor([0, 0, 0, 0, 0, 0, 1, 2, 2, 4])  # level 3 never occurs
@@ -59,6 +59,12 @@ def test_a_pixel_is_standard_normal_and_its_density_that_of_the_histogram():
     cells = torch.linspace(-1, 1, 100_001, dtype=torch.float64)[:-1] + 1e-5  # f integrates to 1
     z, log_slope = pixels(cells.view(-1, 1, 1, 1))
     assert (log_slope - 0.5 * (z.square().flatten() + math.log(2 * math.pi))).exp().mean() * 2 == pytest.approx(1)
+
+
+def test_the_exported_quantile_is_the_library_s():
+    p = torch.cat([torch.linspace(TAIL, 1 - TAIL, 20_001).double(), torch.tensor([TAIL, 1 - TAIL]).double()])
+    p = torch.cat([p, torch.logspace(-7, -1, 1000).double()]).clamp(TAIL, 1 - TAIL)
+    assert torch.allclose(normal_quantile(p), torch.special.ndtri(p), rtol=1e-12, atol=1e-13)
 
 
 def test_outside_of_the_pixels_there_is_no_density_and_the_ends_are_finite():
