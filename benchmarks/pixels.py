@@ -24,7 +24,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from farmer_ref import PRESETS, Farmer, Guidance, train
-from farmer_ref.data.sets import load_split
+from farmer_ref.data.sets import ImageSet, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier, evaluate_likelihood, frechet_distance, sample_values
 from farmer_ref.support import cli
 from farmer_ref.support.files import replace_file, write_json
@@ -34,6 +34,7 @@ from farmer_ref.support.settings import Whole, settings_class
 
 COORDINATES = ("linear", "histogram")
 FIGURES = ("bits_per_dim", "sample_accuracy", "guided_sample_accuracy", "frechet_distance")
+DATA = {"digits": "digits", "mnist-small": "mnist"}  # whose histograms are looked at, and the presets of their models
 POINTS = 400_000  # of the numerical integrals
 
 
@@ -113,8 +114,14 @@ def lost_bits(mass: Tensor, level: int) -> dict[str, float]:
     return found
 
 
+def histogram_of(split: ImageSet) -> Tensor:
+    """The probabilities (L,) of the grey levels of a split, with one count more for each."""
+    counts = 1 + torch.bincount(split.values.flatten().long(), minlength=split.levels).double()
+    return counts / counts.sum()
+
+
 def figure(mass: Tensor) -> Figure:
-    """One pixel of MNIST-like images in three coordinates, with what a Gaussian loses on a certain black."""
+    """One pixel in three coordinates, with what a Gaussian loses on a pixel that is black for certain."""
     lost = lost_bits(mass, 0)
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(9.5, 2.9), layout="constrained")
@@ -122,7 +129,7 @@ def figure(mass: Tensor) -> Figure:
             black = slice(0, POINTS // len(mass))
             axes.fill_between(points[black], density[black], color=COLOURS[1], alpha=0.6, label="black")
             axes.plot(points, density, color=COLOURS[0], lw=1.2)
-            axes.set(title=f"{name}: {lost[name]:.2f} bits lost on black", xlabel="coordinate", ylim=0)
+            axes.set(title=f"{name}\n{lost[name]:.2f} bits lost on black", xlabel="coordinate", ylim=0)
         drawn.axes[0].set(ylabel="density", yscale="log", ylim=1e-3)
         drawn.axes[0].legend()
     return drawn
@@ -132,9 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     """Train, measure, write; or draw."""
     config = cli.parse("benchmarks.pixels", PixelsConfig(), "Two coordinates of the pixels, on digits.", argv)
     torch.set_num_threads(config.threads)
-    digits = load_split("digits", "train", PRESETS["digits"].model)
-    counts = 1 + torch.bincount(digits.values.flatten().long(), minlength=digits.levels).double()
-    drawn = figure(counts / counts.sum())
+    masses = {name: histogram_of(load_split(name, "train", PRESETS[preset].model)) for name, preset in DATA.items()}
+    drawn = figure(masses["mnist-small"])
     replace_file(ROOT / "results" / "pixels.png", lambda path: drawn.savefig(path, format="png", dpi=150))
     if config.figure_only:
         return
@@ -149,7 +155,8 @@ def main(argv: list[str] | None = None) -> None:
                 name: mean_and_spread([run[name] for run in runs]) | {"seeds": [run[name] for run in runs]}
                 for name in FIGURES
             }
-    out = {**made, "settings": dataclasses.asdict(config), "lost_bits": lost_bits(counts / counts.sum(), 0), **rows}
+    lost = {name: lost_bits(mass, 0) for name, mass in masses.items()}
+    out = {**made, "settings": dataclasses.asdict(config), "lost_bits": lost, **rows}
     write_json(ROOT / "results" / "pixels.json", out)
 
 
