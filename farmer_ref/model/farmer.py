@@ -26,7 +26,7 @@ from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.flow import AutoregressiveFlow, Flow
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.jacobi import inverse_jacobi
-from farmer_ref.model.pixels import HistogramPixels
+from farmer_ref.model.pixels import PIXELS
 from farmer_ref.model.pretrained import Pretrained
 from farmer_ref.model.prior import NULL_LABEL, AutoregressivePrior
 from farmer_ref.model.tokens import Dequantiser, Patchify
@@ -81,7 +81,7 @@ class Farmer(Pretrained, nn.Module):
         self.dequantiser = Dequantiser(
             config.dequantisation, config.levels, noise_start=config.noise_start, noise_final=config.noise_final
         )
-        self.pixels = HistogramPixels(config.channels, config.levels) if config.pixels == "histogram" else None
+        self.pixels = PIXELS[config.pixels](config.channels, config.levels)
         self.patchify = Patchify(
             config.image_size, config.channels, patch_size=config.patch_size, basis=config.patch_basis
         )
@@ -140,17 +140,13 @@ class Farmer(Pretrained, nn.Module):
 
         It is 0 but for the histogram's coordinates (`pixels`, ours).
         """
-        if self.pixels is None:
-            x = self.patchify(images)
-            return x, x.new_zeros(x.shape[0])
         self.patchify.check_images(images)
         images, log_slope = self.pixels(images.to(self.patchify.dtype))
         return self.patchify(images), log_slope
 
     def to_images(self, x: Tensor) -> Tensor:
         """The inverse of `to_tokens`: tokens (B,N,D) to images (B,C,H,W)."""
-        images = self.patchify.inverse(x)
-        return images if self.pixels is None else self.pixels.inverse(images)
+        return self.pixels.inverse(self.patchify.inverse(x))
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images to latents z (B,N,D) and log|det| (B,)."""

@@ -57,6 +57,21 @@ def normal_quantile(probability: Tensor) -> Tensor:
     return torch.where(q.abs() <= 0.425, centre, torch.where(q < 0, -tail, tail))
 
 
+class LinearPixels(nn.Module):
+    """The paper's: pixels stay as they are."""
+
+    def __init__(self, channels: int, levels: int):
+        super().__init__()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The images themselves, and zeros (B,)."""
+        return images, images.new_zeros(images.shape[0])
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """The images themselves."""
+        return images
+
+
 class HistogramPixels(nn.Module):
     """z = Phi^-1(F(x)) for every pixel x, with F from the histogram of its colour channel; exact and invertible.
 
@@ -126,3 +141,6 @@ class HistogramPixels(nn.Module):
             )
             images = 2 * (level + share) / self.levels - 1
         return images.view(distribution.shape).transpose(0, 1).to(dtype)
+
+
+PIXELS = {"linear": LinearPixels, "histogram": HistogramPixels}

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from farmer_ref.model.bases import dct_basis, pca_basis
 from farmer_ref.model.transformer import float32_at_least
 from farmer_ref.support.errors import InputError
 
@@ -79,14 +80,6 @@ def nats_to_bits_per_dim(log_prob: Tensor, dimensions: int, levels: int) -> Tens
     return -log_prob / (dimensions * math.log(2)) + math.log2(levels / 2)
 
 
-def dct_matrix(size: int) -> Tensor:
-    """The orthonormal DCT-II matrix (size, size) in float64; row u holds the cosine of frequency u."""
-    position = (torch.arange(size, dtype=torch.float64) + 0.5) * math.pi / size
-    matrix = torch.cos(torch.arange(size, dtype=torch.float64)[:, None] * position) * math.sqrt(2 / size)
-    matrix[0] /= math.sqrt(2)
-    return matrix
-
-
 class Patchify(nn.Module):
     """Patches and back: images (B,C,H,W) to tokens (B,N,D), in an orthonormal basis of the patch.
 
@@ -116,7 +109,7 @@ class Patchify(nn.Module):
         self.register_buffer("matrix", torch.eye(token_channels))  # (D,D), rows are the basis vectors
         self.register_buffer("fitted", torch.tensor(basis != "pca"))
         if basis == "dct":
-            self.matrix.copy_(_dct_basis(channels, patch_size))
+            self.matrix.copy_(dct_basis(channels, patch_size))
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -149,13 +142,9 @@ class Patchify(nn.Module):
         """
         if self.basis != "pca":
             return
-        patches = self._cut(images.to(torch.float64)).flatten(0, 1)  # (B*N, D)
-        mean = patches.mean(0)
-        covariance = (patches - mean).T @ (patches - mean) / len(patches)
-        vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1).T  # rows, falling variance
-        largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
-        self.matrix.copy_(vectors * largest.sign())  # an eigenvector's sign is arbitrary: its largest entry is positive
+        mean, matrix = pca_basis(self._cut(images.to(torch.float64)).flatten(0, 1))
         self.mean.copy_(mean)
+        self.matrix.copy_(matrix)
         self.fitted.fill_(True)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -195,13 +184,3 @@ class Patchify(nn.Module):
             raise InputError(
                 "patch_basis is 'pca' and not fitted; call patchify.fit(training images) once, before training"
             )
-
-
-def _dct_basis(channels: int, patch_size: int) -> Tensor:
-    """Rows of the two-dimensional DCT of a patch (D,D), by rising frequency (u^2 + v^2), colours side by side."""
-    one = dct_matrix(patch_size)
-    spatial = torch.einsum("ur,vc->uvrc", one, one).reshape(patch_size**2, patch_size**2)
-    frequency = torch.arange(patch_size) ** 2
-    order = (frequency[:, None] + frequency).flatten().argsort(stable=True)
-    basis = torch.einsum("fs,cd->fcds", spatial[order], torch.eye(channels, dtype=torch.float64))
-    return basis.reshape(channels * patch_size**2, channels * patch_size**2)

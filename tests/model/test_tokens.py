@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farmer_ref.model.tokens import Dequantiser, Patchify, dct_matrix, nats_to_bits_per_dim
+from farmer_ref.model.bases import dct_matrix
+from farmer_ref.model.tokens import Dequantiser, Patchify, nats_to_bits_per_dim
 from farmer_ref.support.errors import InputError
 
 
