@@ -50,6 +50,7 @@ check: .venv/.installed
 		--out distillation_losses
 	$(BIN)/python -m benchmarks.distillation --students inverse/hidden --seeds 0 --steps 4000 --dropout 0.1 --out student
 	$(BIN)/python -m benchmarks.denoise
+	$(BIN)/python -m benchmarks.pixels --steps 1000 --samples 300
 	$(ABLATE) --table 3 4 5 --figure 6a 6b 7 8 --steps-per-run 2500 --seeds 3
 	$(ABLATE) --basis --basis-steps 600 --seeds 3 --samples 200
 	$(ABLATE) --basis --basis-steps 2700 --seconds-per-run 300 --seeds 3 --other-seeds 1 --samples 200 --suffix _long

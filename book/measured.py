@@ -12,11 +12,13 @@ from typing import Any
 
 from book.equations import ROOT
 from book.pages import RESULTS, link, load, source, table
+from farmer_ref.data.sets import load_split
 from farmer_ref.evaluation.tables import MEASURES
 from farmer_ref.evaluation.verdicts import cell
 from farmer_ref.parameters import count
 from farmer_ref.training.presets import PRESETS
 
+COORDINATES = ("linear", "histogram")
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SWEEPS = {
     "from z (ours)": "from $z$ (ours)",
@@ -52,7 +54,7 @@ def time_limit() -> str:
 
 def numbers() -> dict[str, str]:
     """Every number that a page's text uses, by name."""
-    found = {**of_the_digits(), **of_sampling(), **of_the_tables(), **of_the_uses()}
+    found = {**of_the_digits(), **of_sampling(), **of_the_tables(), **of_the_uses(), **of_the_pixels()}
     return {name: text.replace(" ± ", "\u00a0±\u00a0") for name, text in found.items()}
 
 
@@ -133,6 +135,27 @@ def paper_fid(row: str) -> str:
     return rows("table3")[row]["paper"].removeprefix("FID ")
 
 
+def of_the_pixels() -> dict[str, str]:
+    """Coordinates of the pixels, and what a Gaussian loses in each on the black pixels of MNIST."""
+    measured, shipped = load("pixels"), load_split("mnist-small", "train", PRESETS["mnist"].model)
+    lost = {name.split(",")[0]: f"{bits:.3f}" for name, bits in measured["lost_bits"]["mnist-small"].items()}
+    return {
+        "black_share": f"{(shipped.values == 0).double().mean():.0%}",
+        **{f"black_{name}": bits for name, bits in lost.items()},
+        "pixels_steps": f"{measured['settings']['steps']:,}",
+        "pixels_samples": f"{measured['settings']['samples']:,}",
+    }
+
+
+def pixels() -> str:
+    """Digits in two coordinates of the pixels."""
+    measured = load("pixels")
+    heads = ["pixels", "bits/dim", "accuracy of samples", "guided"]
+    formats = {"bits_per_dim": ".3f", "sample_accuracy": ".1%", "guided_sample_accuracy": ".1%"}
+    lines = [[name, *(cell(measured[name][key], form) for key, form in formats.items())] for name in COORDINATES]
+    return table(heads, lines, numbers=True)
+
+
 def of_the_uses() -> dict[str, str]:
     """Inpainting, editing, anomalies, classification."""
     measured = load("applications")
@@ -185,6 +208,7 @@ def parts() -> dict[str, str]:
         "digits_runs": digits_runs(),
         "sweeps": sweeps(),
         "anomalies": anomalies(),
+        "pixels": pixels(),
         "presets": presets(),
         "result_files": result_files(),
     }

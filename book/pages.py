@@ -199,8 +199,7 @@ def guidance() -> str:
             source("guidance"),
             table(heads, rows),
             "![What guidance does: error against candidates, drift, and the sweep over w](results/guidance.png)",
-            f"After only {early['steps']} steps, when samples are still far from the data, as the paper's are: "
-            f"{source('early_guidance')}",
+            f"After only {early['steps']} steps, when samples are still far from the data: {source('early_guidance')}",
             table([f"after {early['steps']} steps", "accuracy", "Fréchet"], early_rows),
         ]
     )

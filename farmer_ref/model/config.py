@@ -52,7 +52,7 @@ class ModelConfig:
     flow_width: PositiveInt = 64
     """Width of the flow's transformers."""
     flow_sees_class: bool = False
-    """Give the label to the flow, too (TARFlow does, FARMER does not)."""
+    """Give the label to the flow, too (TARFlow does; the paper does not say)."""
     prior_layers: Depth = 4
     """Transformer layers of the autoregressive prior."""
     prior_width: PositiveInt = 64
@@ -82,7 +82,7 @@ class ModelConfig:
     dropout: Dropout = 0.0
     """Dropout after attention and after the MLP of every transformer layer (ours; small data sets need it)."""
     pixels: Literal["linear", "histogram"] = "linear"
-    """Coordinates of the pixels: [-1, 1] (the paper), or normal scores by the training pixels' histogram (ours)."""
+    """Coordinates of the pixels: linear in [-1, 1], or normal scores by the training pixels' histogram (ours)."""
     dequantisation: Literal["uniform", "gaussian"] = "uniform"
     """Noise on the pixels: uniform (a bound on discrete bits/dim) or annealed Gaussian (samples, the paper)."""
     noise_start: PositiveFloat = 0.1

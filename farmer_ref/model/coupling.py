@@ -99,7 +99,7 @@ def _halves_of_channels(channels: int) -> Iterator[list[bool]]:
 
 
 def _checkerboards(tokens: int) -> Iterator[list[list[bool]]]:
-    """Which tokens (N,1) of a square image a block keeps, without end: the fields of one colour, then of the other."""
+    """Which tokens (N,1) of a square image a block keeps, without end: the squares of one colour, then of the other."""
     side = math.isqrt(tokens)
     white = [[(token // side + token % side) % 2 == 0] for token in range(tokens)]
     while True:

@@ -138,7 +138,7 @@ class Farmer(Pretrained, nn.Module):
     def to_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B,C,H,W) to tokens x (B,N,D), the flow's input, and the log-determinant of that step (B,).
 
-        It is 0 but for the histogram's coordinates (`pixels`, ours).
+        It is 0 except in the histogram's coordinates (`pixels`, ours).
         """
         self.patchify.check_images(images)
         images, log_slope = self.pixels(images.to(self.patchify.dtype))

@@ -1,4 +1,4 @@
-"""The public TARFlow weights as our flow: the paper's AF is TARFlow's without the class label (Zhai et al. 2025)."""
+"""The public TARFlow weights (Zhai et al. 2025) as our flow, which is theirs, by default without the class label."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Dequantiser:
     def noise_std_at(self, progress: float) -> float:
         """Standard deviation of the Gaussian noise after a share `progress` in [0, 1] of the training (§3.2).
 
-        It falls from .1 to .005 "on a cosine"; the formula is ours: final + (start - final) (1 + cos(pi progress)) / 2.
+        It falls from .1 to .005 on a cosine; the formula is ours: final + (start - final) (1 + cos(pi progress)) / 2.
         """
         progress = min(max(progress, 0.0), 1.0)
         return self.noise_final + (self.noise_start - self.noise_final) * (1 + math.cos(math.pi * progress)) / 2
