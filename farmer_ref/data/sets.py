@@ -99,13 +99,13 @@ def load_split(
     else:
         known = ("digits", "digits-without-K", "photographs", *TORCHVISION, "folder:PATH")
         raise InputError(f"dataset is {name!r}; allowed: {', '.join(known)}")
-    if isinstance(data, ImageSet) and data.class_names and config.class_names not in ((), data.class_names):
-        data = data.numbered_as(config.class_names)
     for field in ("image_size", "channels", "levels"):
         if getattr(data, field) != getattr(config, field):
             raise InputError(
                 f"model.{field} is {getattr(config, field)}; allowed: {getattr(data, field)}, as in {name}"
             )
+    if isinstance(data, ImageSet) and data.class_names and config.class_names not in ((), data.class_names):
+        data = data.numbered_as(config.class_names)
     if data.num_classes > config.num_classes > 0:
         raise InputError(
             f"model.num_classes is {config.num_classes}; allowed: {data.num_classes} or more (the labels of {name}), "

@@ -90,9 +90,7 @@ class Run:
         names = data.class_names
         if self.model_config.num_classes and not self.class_names():
             by_place = listed([f"{label} {name}" for label, name in enumerate(names)])
-            note_once(
-                f"{self.name} stores no class names: the classes of {data.name} are matched by order ({by_place})"
-            )
+            note_once(f"{self.name} stores no class names: those of {data.name} are matched by order ({by_place})")
         elif self.model_config.num_classes and (lacking := set(range(len(names))) - set(data.present())):
             note_once(f"{data.name} has no {part} image of {listed([names[label] for label in sorted(lacking)])}")
         before = (self.data or {}).get(part)

@@ -82,7 +82,9 @@ def test_apply_anomaly_takes_what_is_normal_from_the_run_s_own_data(trained, tmp
 
     def load(dataset, split, *rest, **options):
         asked.append((dataset, split))
-        return load_split("digits", split, *rest, **options)
+        data = load_split("digits", split, *rest, **options)
+        data.name = dataset
+        return data
 
     monkeypatch.setattr(runs, "load_split", load)
     line = ["anomaly", "--dataset", "others", "--count", "2", "--reference", "10", "--draws", "1", "--run"]
