@@ -139,6 +139,8 @@ class ImageFile(NamedTuple):
     """Its path within the folder of its split, which decides whether it is held out: "cat/outdoors/3.png"."""
     size: int
     """In bytes."""
+    drawn: int
+    """A hash of the place, 0 .. ONE_IN - 1: it decides the split, whatever else the folder holds."""
 
 
 Members = dict[str, list[ImageFile]]
@@ -199,9 +201,7 @@ class ImageFolder:
                 f"dataset is {self.name!r}, which holds {self._found()} and no folder train, for the {split} split; "
                 "allowed: one folder per class, or such folders in train, val and test"
             )
-        kept = {
-            c: [file for file in files if self._split_of(file.place) == split] for c, files in self._of("train").items()
-        }
+        kept = {c: [file for file in files if self._split_of(file) == split] for c, files in self._of("train").items()}
         return {c: files for c, files in kept.items() if files}
 
     def class_names(self) -> tuple[str, ...]:
@@ -222,11 +222,9 @@ class ImageFolder:
             found[split] = SplitRecord(images=len(files), digest=digest)
         return found
 
-    def _split_of(self, place: str) -> str:
-        """The split of a training image: a function of its path in the folder alone, whatever else is there."""
-        key = f"{SPLIT_SEED}/{place}".encode(errors="surrogateescape")
-        drawn = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % ONE_IN
-        split = {0: "validation", 1: "test"}.get(drawn, "train")
+    def _split_of(self, file: ImageFile) -> str:
+        """The split of an image in the training folder."""
+        split = {0: "validation", 1: "test"}.get(file.drawn, "train")
         return split if split not in self.splits else "train"
 
     def _of(self, split: str) -> Members:
@@ -293,7 +291,7 @@ class ImageFolder:
             elif reason:
                 self.skipped[reason] += 1
             else:
-                yield ImageFile(Path(entry.path), inside, entry.stat().st_size)
+                yield ImageFile(Path(entry.path), inside, entry.stat().st_size, _drawn(inside))
 
     def _why_skipped(self, entry: os.DirEntry) -> str:
         """`why_not_read`, and links to what is read anyway: circles, and images that would be in two splits."""
@@ -308,6 +306,12 @@ class ImageFolder:
                     return "links to a folder around this one"
                 self._followed.append(target)
         return reason
+
+
+def _drawn(place: str) -> int:
+    """A number from 0 to ONE_IN - 1, a function of a place and of SPLIT_SEED alone."""
+    key = f"{SPLIT_SEED}/{place}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % ONE_IN
 
 
 def _read_within(path: str, folder: str) -> bool:

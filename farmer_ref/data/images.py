@@ -60,7 +60,7 @@ def why_not_read(entry: os.DirEntry) -> str:
         return "folders"
     if not entry.is_file():
         return "pipes, sockets or devices"
-    suffix = Path(entry.name).suffix.lower()
+    suffix = os.path.splitext(entry.name)[1].lower()
     return "" if suffix in SUFFIXES else f"without an image's ending ({printable(suffix[:12]) or 'none'})"
 
 
