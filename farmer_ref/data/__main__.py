@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     found = opened([files[i] for i in evenly_spread(len(files), config.images)])
     problems += found.unreadable
     print(f"{printable(config.dataset)}: {len(files):,} images of {len(classes):,} classes, {folder.layout()}")
-    for line in (*table(members, classes), *found.lines(), f"skipped: {described(folder.skipped) or 'nothing'}"):
+    for line in (*table(members, classes), *found.lines(), f"skipped {described(folder.skipped) or 'nothing'}"):
         print(f"  {line}")
     for split in [split for split, part in members.items() if not part]:
         print(f"  no image falls to the {split} split: add images, or a folder {split}")

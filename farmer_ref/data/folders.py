@@ -158,7 +158,7 @@ class ImageFolder:
         if not given or not os.path.isdir(self.root):
             raise InputError(
                 f"dataset is {name!r}, and {printable(self.root) if given else 'nothing'} is not a folder; "
-                "allowed: folder:PATH, where PATH exists"
+                "allowed: folder:PATH, where PATH exists (--dataset, if it has moved)"
             )
         self._real_root, self._followed = os.path.realpath(self.root), list[str]()
         self._listed, self._read = dict[Path, list[os.DirEntry]](), dict[str, Members | InputError]()

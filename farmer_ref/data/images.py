@@ -48,7 +48,7 @@ class Facts(NamedTuple):
 
 
 def why_not_read(entry: os.DirEntry) -> str:
-    """The reason, as words that follow a number, why an entry of a folder is no image to read; empty if it is one.
+    """The reason why an entry of a folder is no image to read; empty if it is one.
 
     Nothing is opened: neither a pipe, which would never answer, nor a device.
     """
@@ -61,7 +61,7 @@ def why_not_read(entry: os.DirEntry) -> str:
     if not entry.is_file():
         return "pipes, sockets or devices"
     suffix = os.path.splitext(entry.name)[1].lower()
-    return "" if suffix in SUFFIXES else f"without an image's ending ({printable(suffix[:12]) or 'none'})"
+    return "" if suffix in SUFFIXES else f"no image's ending ({printable(suffix[:12]) or 'none'})"
 
 
 def is_hidden(name: str) -> bool:
@@ -75,8 +75,8 @@ def printable(text: object) -> str:
 
 
 def described(skipped: Counter[str]) -> str:
-    """What was skipped, in words: "3 hidden, 1 broken links"; empty if nothing was."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
+    """What was skipped, in words: "broken links: 1; hidden: 3"; empty if nothing was."""
+    return "; ".join(f"{reason}: {count:,}" for reason, count in sorted(skipped.items()))
 
 
 def entries(folder: Path) -> list[os.DirEntry]:
@@ -118,7 +118,8 @@ def open_image(path: Path, channels: int) -> tuple[Image.Image, Facts]:
     except InputError as error:
         raise InputError(f"image {printable(path)} {error}") from None
     except Exception as error:  # decoders raise what they like
-        reason = printable(next(iter(str(error).splitlines()), "")) or type(error).__name__
+        reason = printable(next(iter(str(error).splitlines()), ""))
+        reason = reason if isinstance(error, OSError) and reason else f"{type(error).__name__}: {reason}"
         raise InputError(f"image {printable(path)} cannot be read ({reason}); allowed: an intact image file") from None
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from farmer_ref.data.folders import SplitRecord, listed
+from farmer_ref.data.images import printable
 from farmer_ref.data.sets import CLASS_NAMES, ImageData, load_split
 from farmer_ref.model.config import ModelConfig, SavedConfig, read_config
 from farmer_ref.model.farmer import Farmer
@@ -87,12 +88,12 @@ class Run:
         """Say where the classes or the images of a split of a folder are not those of the run."""
         if data.splits is None:
             return
-        names = data.class_names
+        names, name = data.class_names, printable(data.name)
         if self.model_config.num_classes and not self.class_names():
-            by_place = listed([f"{label} {name}" for label, name in enumerate(names)])
-            note_once(f"{self.name} stores no class names: those of {data.name} are matched by order ({by_place})")
+            by_place = listed([f"{label} {own}" for label, own in enumerate(names)])
+            note_once(f"{self.name} stores no class names: those of {name} are matched by order ({by_place})")
         elif self.model_config.num_classes and (lacking := set(range(len(names))) - set(data.present())):
-            note_once(f"{data.name} has no {part} image of {listed([names[label] for label in sorted(lacking)])}")
+            note_once(f"{name} has no {part} image of {listed([names[label] for label in sorted(lacking)])}")
         before = (self.data or {}).get(part)
         own = self.training is not None and self.training.dataset.startswith("folder:")
         if self.data is None and own and part != "train":
@@ -101,7 +102,7 @@ class Run:
             )
         elif before is not None and before != (now := data.splits[part]):
             how = f"{before.images:,} images then, {now.images:,} now, and other names or sizes"
-            note_once(f"the {part} split of {data.name} is not the one that {self.name} read ({how})")
+            note_once(f"the {part} split of {name} is not the one that {self.name} read ({how})")
 
     def load(self, weights: str = "ema") -> Farmer:
         """The model in evaluation mode, with its EMA weights or ("raw") those of its newest checkpoint."""

@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from farmer_ref import InputError, ModelConfig
 from farmer_ref.data.folders import SPLITS, ImageFolder
+from farmer_ref.data.images import open_image
 from farmer_ref.data.order import training_batches
 from farmer_ref.data.sets import batches, load_split
 
@@ -205,8 +207,8 @@ def test_what_is_neither_split_nor_class_is_said(tmp_path, capsys):
     assert places(tmp_path) == {"cat/0.png", "cat/1.png"}
     load_split(f"folder:{tmp_path}", "train", named("cat"))
     said = capsys.readouterr().err
-    assert "1 folders beside those of the splits (annotations)" in said
-    assert "4 images outside of the folders of classes" in said
+    assert "folders beside those of the splits (annotations): 1" in said
+    assert "images outside of the folders of classes: 4" in said
     assert "holds folders train; validation and test held out" in said  # one split alone
 
 
@@ -313,12 +315,23 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path):
     assert time.monotonic() - began < 5
 
 
+def test_a_file_whose_name_is_no_text_is_read_and_named_in_one_line(tmp_path):
+    path = os.path.join(os.fsencode(fill(tmp_path / "cat")), b"\xff\n.png")
+    shutil.copy(tmp_path / "cat" / "0.png", path)
+    assert len(places(tmp_path)) == 3 and ImageFolder(f"folder:{tmp_path}").records()["train"].images >= 2
+    with open(path, "wb") as file:
+        file.write(b"no image")
+    with pytest.raises(InputError) as raised:
+        open_image(Path(os.fsdecode(path)), 3)
+    assert str(raised.value).isprintable()
+
+
 def test_a_class_without_images_is_refused(tmp_path):
     fill(tmp_path / "cat")
     (tmp_path / "dog").mkdir()
     refused(tmp_path, "dog is a class without images;")
     (tmp_path / "dog" / "notes.txt").write_text("woof")
-    refused(tmp_path, "dog is a class without images (1 without an image's ending (.txt))")
+    refused(tmp_path, "dog is a class without images (no image's ending (.txt): 1)")
 
 
 def test_a_folder_without_classes_is_named(tmp_path):

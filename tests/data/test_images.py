@@ -240,7 +240,7 @@ def test_images_of_a_folder_for_apply(tmp_path, capsys):
     assert found.names == ["a.png", "b_class7.png", "c.png"] and found.labels.tolist() == [-1, 7, -1]
     assert found.bytes[:2].unique().tolist() == [9] and found.bytes[2].unique().tolist() == [255]
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "1 hidden" in said and "1 folders" in said and "1 pipes" in said
+    assert said.count("\n") == 1 and "hidden: 1" in said and "folders: 1" in said and "devices: 1" in said
     assert [path.name for path in image_files(tmp_path)[0]] == found.names
 
 

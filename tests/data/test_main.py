@@ -36,7 +36,7 @@ def test_what_would_be_read(tmp_path, capsys):
     for part in ("of 202 images opened", "4x4, 24x20, 60x20 (smallest", "RGBA 50", "1 turned as", "1 with several"):
         assert part in printed
     assert "50 with transparency, composed on white" in printed
-    assert "skipped: 1 hidden, 1 pipes, sockets or devices, 1 without an image's ending (.txt)" in printed
+    assert "skipped hidden: 1; no image's ending (.txt): 1; pipes, sockets or devices: 1" in printed
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape == (2 * 66 + 2, 8 * 66 + 2, 3)
     assert "of 10 images opened" in look(capsys, root, "--images", 10, "--image-size", 8)
