@@ -158,7 +158,9 @@ class Runs:
     @staticmethod
     def settings(preset: TrainConfig, row: Row) -> str:
         """All settings that a row is trained with, as JSON."""
-        return json.dumps(asdict(replace(preset, model=replace(preset.model, **row.model))), indent=2)
+        settings = asdict(replace(preset, model=replace(preset.model, **row.model)))
+        del settings["model"]["class_names"]  # which come from the data
+        return json.dumps(settings, indent=2)
 
     def train(self, preset: TrainConfig, row: Row, seed: int) -> None:
         """Train or resume a row's run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,8 +15,8 @@ from farmer_ref.applications.anomalies import AnomalyScorer
 from farmer_ref.applications.classification import class_log_probs, class_probabilities, expected_calibration_error
 from farmer_ref.applications.editing import change_class, change_details, interpolate
 from farmer_ref.applications.inpainting import inpaint
-from farmer_ref.data.folders import Pictures, read_picture, read_pictures
-from farmer_ref.data.sets import batches, load_split
+from farmer_ref.data.images import Pictures, read_picture, read_pictures
+from farmer_ref.data.sets import ImageData, batches
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.prior import NULL_LABEL
@@ -104,6 +105,9 @@ class AnomalyConfig(Source):
     """Score how anomalous images are under the model; larger is more anomalous."""
 
     A_FEW: ClassVar[int] = 30
+    dataset: str = ""
+    """The data set to score; empty: the run's own. With images: the one that defines what is normal, such as the run's
+    own in another place."""
     draws: PositiveInt = 2
     """Dequantisations per image."""
     reference: Annotated[int, Field(ge=10)] = 500
@@ -134,28 +138,37 @@ class Inputs:
         self.config, self.device, self.run = config, resolve_device(config.device), Run.open(config.run)
         self.model = self.run.load(config.weights).to(self.device)
         self.levels, classes = self.model.config.levels, self.model.config.num_classes
+        unused = bool(config.images and config.dataset) and not isinstance(config, AnomalyConfig)
+        require(not unused, "dataset", config.dataset, "none with images")
         if config.images:
             self.pictures = read_pictures(config.images, self.model.config, config.count)
             values = (self.pictures.bytes.double() * (self.levels - 1) / 255).round().to(torch.uint8)
         else:
-            dataset = config.dataset or self.run.dataset()
-            values, labels = self.split(dataset, config.split, config.count or config.A_FEW)
+            limit = config.count or config.A_FEW
+            self.scored = self.data(config.dataset, config.split)
+            values, labels = next(batches(self.scored, limit, limit))
             names = [f"{config.split}-{i:03d}" for i in range(len(labels))]
             self.pictures = Pictures(names, self.as_bytes(values), labels)
-        highest = int(self.pictures.labels.max())
-        if highest >= classes > 0:
-            raise InputError(f"label is {highest}; allowed: 0 to {classes - 1}")
         self.values, self.labels = values.to(self.device), self.pictures.labels.to(self.device)
         if not classes:
             self.labels = torch.full_like(self.labels, NULL_LABEL)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
 
-    def split(self, dataset: str, name: str, limit: int) -> tuple[Tensor, Tensor]:
-        """At most `limit` grey levels and labels of a data set's split."""
-        data = load_split(
-            dataset, name, self.model.config, data_root=self.config.data_root, download=self.config.download
-        )
-        return next(batches(data, limit, limit))
+    def data(self, dataset: str, split: str) -> ImageData:
+        """A split of a data set, by default of the run's own, with at least one image."""
+        data = self.run.split(split, dataset, data_root=self.config.data_root, download=self.config.download)
+        require(len(data) > 0, "split", split, f"one that has images in {data.name}")
+        return data
+
+    def normal(self) -> str:
+        """The data set that the run was trained on; `dataset` where that holds the same images, or none is recorded."""
+        moved = self.run.read_these(self.scored)
+        return self.config.dataset if moved else self.run.dataset(otherwise=self.config.dataset)
+
+    def class_name(self, label: int) -> str:
+        """A class in words: its label, and its name where the model stores one that says more."""
+        name = (self.run.class_names() or ("",) * (label + 1))[label]
+        return f"{label} ({name})" if name not in ("", str(label)) else str(label)
 
     def as_bytes(self, values: Tensor) -> Tensor:
         """Grey levels 0..L-1 as bytes 0..255, on the CPU."""
@@ -177,8 +190,8 @@ def mask_of(name: str, config: ModelConfig) -> Tensor:
     elif name == "centre":
         missing[:, size // 4 : size - size // 4, size // 4 : size - size // 4] = True
     else:
-        path = Path(name)
-        if not path.is_file():
+        path = Path(os.path.expanduser(name))
+        if not os.path.isfile(path):
             raise InputError(
                 f"mask is {name!r}, which is not a file; allowed: {', '.join(HALVES)}, centre, an image file"
             )
@@ -280,9 +293,9 @@ def run_edit(config: EditConfig) -> str:
 def run_anomaly(config: AnomalyConfig) -> str:
     """Score the images against the run's training split."""
     out, inputs = output_file(config.out) if config.out else None, Inputs(config)
-    normal = inputs.run.dataset(otherwise=config.dataset)  # not the data set of the scored images
-    train, labels = inputs.split(normal, "train", config.reference)
-    held_out, _ = inputs.split(normal, "validation", config.reference)
+    normal = config.dataset if config.images else inputs.normal()
+    train, labels = next(batches(inputs.data(normal, "train"), config.reference, config.reference))
+    held_out, _ = next(batches(inputs.data(normal, "validation"), config.reference, config.reference))
     scorer = AnomalyScorer(inputs.model, train, labels, draws=config.draws, seed=config.seed, progress=True)
     scores, usual = scorer.scores(inputs.values.cpu()), scorer.scores(held_out)
     rows: list[dict[str, Any]] = []
@@ -316,7 +329,7 @@ def run_classify(config: ClassifyConfig) -> str:
     lines = []
     if config.images:
         triples = zip(inputs.pictures.names, classes, confidence, strict=True)
-        lines = [f"  class {int(c)}  {float(share):6.1%}  {name}" for name, c, share in triples]
+        lines = [f"  class {inputs.class_name(int(c))}  {float(share):6.1%}  {name}" for name, c, share in triples]
     known = inputs.pictures.labels != NULL_LABEL
     if bool(known.any()):
         accuracy = (classes == inputs.pictures.labels)[known].double().mean()

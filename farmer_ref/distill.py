@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
-from farmer_ref.data.sets import batches, load_split
+from farmer_ref.data.sets import batches
 from farmer_ref.model.config import StudentForm
 from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.model.student import Distillation, Loss, OneStepStudent, relative_errors, teacher_path
@@ -59,6 +59,8 @@ class DistillConfig(RunConfig):
     """The student's input is disturbed by s * noise, s uniform in [0, max_noise] for each image (the paper's .3)."""
     dropout: Dropout = 0.0
     """The student's dropout."""
+    dataset: str = ""
+    """The images; empty: those that the teacher was trained on, where the run says they are."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     download: bool = True
@@ -134,12 +136,10 @@ def main(argv: list[str] | None = None) -> None:
     device = set_up(config)
     teacher = Run.open(config.run)
     model = teacher.load().to(device).requires_grad_(False)
-    if teacher.training is None:
-        raise InputError(f"run is {config.run!r}, which does not say what it was trained on; allowed: a run folder")
-    flip = teacher.training.flip
+    flip = teacher.training is not None and teacher.training.flip
     with parallel.rank_zero_first():
         data, validation = (
-            load_split(teacher.dataset(), split, model.config, data_root=config.data_root, download=config.download)
+            teacher.split(split, config.dataset, data_root=config.data_root, download=config.download)
             for split in ("train", "validation")
         )
     if model.config.flow != "autoregressive":
@@ -184,6 +184,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def block_errors() -> list[float]:
         """Relative error after the student's block for Z^0 (t = 1), ..., Z^{n-1} (t = n), on validation images."""
+        if not len(validation):
+            return []
         totals = torch.zeros(len(model.flow.blocks))
         count = 0
         for values, labels in batches(validation, config.batch_size, 1000):
@@ -237,6 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     parallel.on_rank_zero(lambda: write_config(folder, dataclasses.asdict(config)))
     finished = trainer.train()
     errors = ", ".join(f"{error:.1%}" for error in validate(trainer.step).values())
+    errors = errors or "none, without validation images"
     parallel.print_once(
         f"{'finished' if finished else 'interrupted'} at step {trainer.step} after {trainer.seconds / 60:.1f} minutes; "
         f"relative error on validation images from Z^0 to Z^{len(model.flow.blocks) - 1}: {errors}; "

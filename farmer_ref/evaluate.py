@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from farmer_ref.data.sets import batches, load_split
+from farmer_ref.data.sets import ImageData, batches
 from farmer_ref.evaluation.classifier import classifier_for
 from farmer_ref.evaluation.metrics import (
     evaluate_likelihood,
@@ -115,14 +115,13 @@ def evaluate(config: EvaluateConfig) -> dict:
     student = run.load_student(model) if config.student else None
     dataset = config.dataset or run.dataset()
     with parallel.rank_zero_first():
-        data = load_split(dataset, config.split, model.config, data_root=config.data_root, download=config.download)
+        data = run.split(config.split, dataset, data_root=config.data_root, download=config.download)
     if len(data) < 2:
         raise InputError(f"split is {config.split!r}, of {len(data)} image of {dataset}; allowed: a split of 2 or more")
     classifier = None
     if samples:
-        classifier = classifier_for(
-            load_split(dataset, "train", model.config, data_root=config.data_root, download=config.download)
-        )
+        train = run.split("train", dataset, data_root=config.data_root, download=config.download)
+        classifier = classifier_for(train)
     likelihood = evaluate_likelihood(
         model,
         data,
@@ -136,7 +135,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     figures |= dataclasses.asdict(likelihood)
     if classifier is not None:
         real, real_labels = next(batches(data, len(data), config.images))
-        labels = torch.arange(samples, device=device) % data.num_classes
+        labels = labels_in_turn(train, samples, device)
         drawn = sample_values(model, labels, **sampling(config, student))
         figures["samples"] = samples
         figures["guidance"] = dataclasses.asdict(config.guidance)
@@ -156,12 +155,12 @@ def evaluate_images(config: EvaluateConfig) -> dict:
     dataset, shape = config.dataset or run.dataset(), run.model_config
     earlier = fidelity.SavedSamples(config.samples_from, shape.image_size) if config.samples_from else None
     with parallel.rank_zero_first():
-        data = load_split(dataset, config.split, shape, data_root=config.data_root, download=config.download)
+        data = run.split(config.split, dataset, data_root=config.data_root, download=config.download)
         if config.extractor == "classifier":
             require(
                 config.extractor_weights is None, "extractor_weights", config.extractor_weights, "none for classifier"
             )
-            train = load_split(dataset, "train", shape, data_root=config.data_root, download=config.download)
+            train = run.split("train", dataset, data_root=config.data_root, download=config.download)
             extractor = fidelity.classifier_extractor(classifier_for(train), train)
         else:
             extractor = fidelity.extractor_named(config.extractor, weights=config.extractor_weights, device=device)
@@ -176,7 +175,7 @@ def evaluate_images(config: EvaluateConfig) -> dict:
         model = run.load(config.weights).to(device)
         student = run.load_student(model) if config.student else None
         count = config.samples or len(reference)
-        labels = torch.arange(count, device=device) % data.num_classes
+        labels = labels_in_turn(data, count, device)
         labels = labels if shape.num_classes else torch.full_like(labels, NULL_LABEL)
         drawn = sample_batches(model, labels, **sampling(config, student))
         images = (fidelity.as_rgb(values, shape.levels) for values in drawn)
@@ -188,6 +187,12 @@ def evaluate_images(config: EvaluateConfig) -> dict:
     figures["extractor"] = extractor.name
     found = fidelity.figures_of(samples, reference) if parallel.rank() == 0 else None
     return figures | parallel.gather(found)[0]
+
+
+def labels_in_turn(data: ImageData, count: int, device: torch.device) -> torch.Tensor:
+    """The classes that have images in `data`, in turn, as labels (count,) of samples."""
+    present = torch.tensor(data.present(), device=device)
+    return present[torch.arange(count, device=device) % len(present)]
 
 
 def sampling(config: EvaluateConfig, student: OneStepStudent | None) -> dict[str, Any]:

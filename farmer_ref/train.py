@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from farmer_ref.data.folders import FolderSet, listed
 from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
 from farmer_ref.data.sets import ImageData, load_split
 from farmer_ref.evaluation.metrics import evaluate_likelihood
@@ -19,7 +20,7 @@ from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.model.tokens import nats_to_bits_per_dim
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
-from farmer_ref.support.errors import InputError
+from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import replace_file, write_config, write_weights
 from farmer_ref.support.plots import class_labels, image_grid, training_curve
 from farmer_ref.training.checkpoint import checkpoints
@@ -33,7 +34,7 @@ DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults be
 
 Presets: {presets}. With --resume, the defaults are those of the run itself."""
 FITTED_PATCHES = 200_000  # a PCA, or a histogram, needs no more
-KEPT_BY_RESUME = ["preset", "dataset", "seed", "batch_size", "flip", "label_dropout"]  # else the run is another one
+KEPT_BY_RESUME = ["preset", "seed", "batch_size", "flip", "label_dropout"]  # else the run is another one
 
 
 def settings(argv: list[str] | None = None) -> TrainConfig:
@@ -49,8 +50,8 @@ def settings(argv: list[str] | None = None) -> TrainConfig:
     return cli.parse("farmer_ref.train", default, description, argv)
 
 
-def prepare_run(config: TrainConfig) -> Path:
-    """Make the run folder, or check that an existing one may go on."""
+def prepare_run(config: TrainConfig, data: ImageData, validation: ImageData) -> Path:
+    """Make the run folder, or check that an existing one may go on, with these images."""
     run = Path(config.out)
     if run.exists() and not run.is_dir():
         raise InputError(f"out is {config.out!r}, which is a file; allowed: a folder")
@@ -58,7 +59,12 @@ def prepare_run(config: TrainConfig) -> Path:
         if not config.resume:
             raise InputError(f"out is {config.out!r}, which holds a run already; allowed: a new folder, or --resume")
         names = [f"model.{field.name}" for field in dataclasses.fields(config.model)] + KEPT_BY_RESUME
-        check_resumed(saved_settings(run), config, names=names, what="run")
+        before = saved_settings(run)
+        check_resumed(before, config, names=names, what="run")
+        if not Run.open(run).read_these(data):
+            held = "the images that were there" if config.dataset == before.dataset else repr(before.dataset)
+            raise InputError(f"dataset is {config.dataset!r}; allowed: {held}, as in the run that is resumed")
+        Run.open(run).compare(validation, "validation")
     elif holds_trained_weights(run):
         raise InputError(
             f"out is {config.out!r}, which holds trained weights without checkpoints; allowed: a new folder"
@@ -68,6 +74,27 @@ def prepare_run(config: TrainConfig) -> Path:
     except OSError as error:
         raise InputError(f"out is {config.out!r}, which cannot be made ({error}); allowed: a folder to write") from None
     return run
+
+
+def with_class_names(config: TrainConfig, data: ImageData) -> TrainConfig:
+    """The settings of a new run with the names of its classes, all of which must have training images."""
+    wanted = config.model.num_classes
+    if not wanted:
+        return config
+    require(
+        wanted == data.num_classes,
+        "model.num_classes",
+        wanted,
+        f"{data.num_classes}, the classes of {data.name} ({listed(data.class_names)}), or 0 to train without labels",
+    )
+    lacking = listed([data.class_names[label] for label in range(wanted) if label not in data.present()])
+    if lacking and isinstance(data, FolderSet):
+        raise InputError(
+            f"dataset is {data.name!r}, without training images of {lacking}; allowed: images of each class"
+        )
+    if lacking:
+        parallel.note_once(f"{data.name} has no images of {lacking}: samples of that class will mean nothing")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, class_names=data.class_names))
 
 
 def holds_trained_weights(run: Path) -> bool:
@@ -167,7 +194,9 @@ class Training:
         return {f"{prefix}noise_std": self.model.dequantiser.noise_std_at(progress)}
 
     def validate(self, progress: float) -> dict[str, float]:
-        """The likelihood of validation images, with the noise that training images have at this progress."""
+        """The likelihood of validation images, if any, with the noise that training images have at this progress."""
+        if not len(self.validation):
+            return {}
         measured = evaluate_likelihood(
             self.average.module(),
             self.validation,
@@ -211,7 +240,9 @@ def main(argv: list[str] | None = None) -> None:
             load_split(config.dataset, split, config.model, data_root=config.data_root, download=config.download)
             for split in ("train", "validation")
         )
-        run = prepare_run(config)
+        if not (config.resume and checkpoints(Path(config.out))):
+            config = with_class_names(config, data)
+        run = prepare_run(config, data, validation)
     training = Training(config, device, run=run, data=data, validation=validation)
 
     @functools.cache
@@ -233,13 +264,15 @@ def main(argv: list[str] | None = None) -> None:
         trainer.resume()
     if not training.resuming:  # first the weights, then config.json: from then on the folder can be read and resumed
         training.export()
-    parallel.on_rank_zero(lambda: write_config(run, run_record(config)))
+    held = Run.open(run).data if training.resuming else data.splits
+    parallel.on_rank_zero(lambda: write_config(run, run_record(config, held)))
     finished = trainer.train()
     if parallel.rank() == 0 and (run / "metrics.jsonl").exists():
         curve = training_curve(run)
         replace_file(run / "curve.png", lambda path: curve.savefig(path, format="png"))
     how = "finished" if finished else "interrupted"
     likelihood = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in validate(trainer.step).items())
+    likelihood = likelihood or "no validation images"
     parallel.print_once(
         f"{how} at step {trainer.step} after {trainer.seconds / 60:.1f} minutes of training, {trainer.skipped} steps "
         f"skipped; {likelihood}; weights, samples and curve in {run}"

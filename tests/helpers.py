@@ -31,7 +31,8 @@ def fails_with_one_line(capsys, main, arguments, *parts):
     with pytest.raises(SystemExit) as raised:
         run_command(lambda: main([str(argument) for argument in arguments]))
     assert raised.value.code == 2
-    error = re.split(r"/(?:s|step|batch)\]\n|\r", capsys.readouterr().err)[-1]  # after a progress bar
+    lines = re.split(r"/(?:s|step|batch)\]\n|\r", capsys.readouterr().err)[-1]  # after a progress bar
+    error = "".join(line for line in lines.splitlines(keepends=True) if not line.startswith("note: "))
     assert error.startswith("error: ")
     assert error.count("\n") == 1, error
     for part in parts:
@@ -42,7 +43,7 @@ def draw(run, out, *arguments):
     sample.main(["--run", str(run), "--out", str(out), "--device", "cpu", *map(str, arguments)])
 
 
-def folder_of_images(root, classes=("cat", "dog"), count=30, size=(20, 24)):
+def folder_of_images(root, classes=("cat", "dog"), count=40, size=(20, 24)):
     """Class folders with one image of each kind that the loader must turn into RGB."""
     rng = np.random.default_rng(0)
     for name in classes:

@@ -1,26 +1,55 @@
-"""Images in a user's folders: which files count, their classes, splits and pixels.
+"""A user's folder of images: its classes, its splits, and what of it is read.
 
-Images are bytes (C,H,W), values 0..255; labels are integers.
+The book's page "Your own pictures" says what a folder means; this module is that page.
 """
 
 from __future__ import annotations
 
-import re
+import hashlib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from farmer_ref.data.images import (
+    described,
+    entries,
+    is_hidden,
+    open_image,
+    printable,
+    require_grey_or_rgb,
+    square,
+    why_not_read,
+)
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.support.errors import InputError
+from farmer_ref.support.parallel import note_once, rank
+from farmer_ref.support.settings import Whole, settings_class
 
 SPLITS = ("train", "validation", "test")
 SPLIT_SEED = 0
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+SPLIT_FOLDERS = {  # in any case
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+ONE_IN = 20  # images, for each split that has no folder
+
+
+@settings_class
+class SplitRecord:
+    """What a split held when a run read it; config.json keeps it, so that a change is noticed."""
+
+    images: Whole
+    """How many."""
+    digest: str
+    """A hash of their paths within the folder and their sizes in bytes."""
 
 
 class FolderSet(Dataset):
@@ -28,120 +57,265 @@ class FolderSet(Dataset):
 
     levels = 256
 
-    def __init__(self, name: str, files: list[tuple[Path, int]], *, image_size: int, channels: int, num_classes: int):
-        self.name, self.files, self.num_classes = name, files, num_classes
-        self.image_size, self.channels = image_size, channels
+    def __init__(
+        self,
+        name: str,
+        files: list[tuple[Path, int]],
+        *,
+        image_size: int,
+        channels: int,
+        class_names: tuple[str, ...],
+        splits: dict[str, SplitRecord],
+    ):
+        """`class_names` are those of all labels, with files or without; `splits` describes all of the folder."""
+        self.name, self.files, self.class_names, self.splits = name, files, class_names, splits
+        self.num_classes, self.image_size, self.channels = len(class_names), image_size, channels
+        self._noted = torch.full((1,), rank() > 0).share_memory_()  # shared with the processes that read images
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.files[index]
-        image = _open_image(path, self.channels)
-        return _pixels(ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BICUBIC)), label
+        image, facts = open_image(path, self.channels)
+        if facts.animated and not self._noted:
+            self._noted.fill_(True)
+            note_once(f"{printable(path)} and perhaps others have several frames or pages: the first is read")
+        return square(image, self.image_size), label
 
-
-def _open_image(path: Path, channels: int) -> Image.Image:
-    """Load an image file as grey (1 channel) or RGB (3)."""
-    try:
-        with Image.open(path) as opened:
-            return _eight_bit(opened).convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path} cannot be read ({error}); allowed: an intact image file") from None
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    """A grey or RGB image as bytes (C,H,W)."""
-    values = torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1)
-    return values.permute(2, 0, 1).contiguous()
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale a 16-bit grey image to 8 bits, where Pillow would clip it; return other images unchanged."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    def present(self) -> list[int]:
+        """The labels that have images, in order."""
+        return sorted({label for _, label in self.files})
 
 
 def folder_split(name: str, split: str, config: ModelConfig) -> FolderSet:
-    """Use the folders train, val and test that exist; hold out each missing split (1 image in 20) from training."""
-    root = Path(name.removeprefix("folder:"))
-    if not root.is_dir():
-        raise InputError(f"dataset is {name!r}, and {root} is not a folder; allowed: folder:PATH, where PATH exists")
-    layout = {s: root / f for s in SPLITS for f in (s, "val" if s == "validation" else s) if (root / f).is_dir()}
-    if "train" not in layout:
-        layout = {"train": root}
-    elif "validation" in layout and "test" not in layout:
-        layout["test"] = layout.pop("validation")  # ImageNet's only held-out set serves as the test set
-    if config.channels not in (1, 3):
-        raise InputError(f"model.channels is {config.channels}; allowed: 1 (grey) or 3 (RGB) for a folder of images")
-    classes = _class_names(layout["train"])
-    files = _class_files(layout[split if split in layout else "train"], classes)
-    held_out = [s for s in SPLITS if s not in layout]
-    if split in held_out or split == "train":
-        fold = np.random.default_rng(SPLIT_SEED).permutation(len(files)) % 20  # folds 0, 1, ... are held out
-        kept = fold == held_out.index(split) if split in held_out else fold >= len(held_out)
-        files = [file for file, keep in zip(files, kept, strict=True) if keep]
-    if not files:
-        raise InputError(f"dataset is {name!r}, which leaves no image for the {split} split; allowed: more images")
-    return FolderSet(name, files, image_size=config.image_size, channels=config.channels, num_classes=len(classes))
+    """One split of the folder `folder:PATH`, its classes numbered by their names as the model's are.
 
-
-def _class_names(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _class_files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """The images below a folder of class folders, each labelled with its class's index among the training classes."""
-    unknown = sorted(set(_class_names(root)) - set(classes))
-    if unknown:
-        raise InputError(f"{root / unknown[0]} is a class without training images; allowed: {', '.join(classes)}")
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((root / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-    ]
-    if not files:
-        raise InputError(f"{root} holds no class folders with images; allowed: one folder per class, images inside")
-    return files
-
-
-class Pictures(NamedTuple):
-    """A user's own images: file names, bytes 0..255 (n,C,H,W), and labels (n,), -1 where the name gives none."""
-
-    names: list[str]
-    bytes: Tensor
-    labels: Tensor
-
-
-def read_pictures(path: str, config: ModelConfig, limit: int | None = None) -> Pictures:
-    """Load the image files of a folder, all of the model's size: nothing is resized or cropped.
-
-    `limit` caps their number and picks evenly spaced ones. A name such as `000003_class7.png`, as `farmer_ref.sample`
-    writes it, gives the label.
+    A model that stores no names, and one without labels, gets the folder's own order. A split that is held out from few
+    images may be empty.
     """
-    root = Path(path)
-    if not root.is_dir():
-        raise InputError(f"images is {path!r}, which is not a folder; allowed: a folder of image files")
-    files = sorted(file for file in root.iterdir() if file.suffix.lower() in SUFFIXES)
-    if not files:
-        raise InputError(f"images is {path!r}, which holds no image files; allowed: {', '.join(sorted(SUFFIXES))}")
-    if config.channels not in (1, 3):
-        raise InputError(f"model.channels is {config.channels}; allowed: 1 (grey) or 3 (RGB) for a folder of images")
-    count = len(files) if limit is None else min(limit, len(files))
-    files = [files[i * len(files) // count] for i in range(count)]
-    pixels, labels = [], []
-    for file in files:
-        pixels.append(read_picture(file, config.channels, config.image_size))
-        named = re.search(r"_class(\d+)$", file.stem)
-        labels.append(int(named[1]) if named else -1)
-    return Pictures([file.name for file in files], torch.stack(pixels), torch.tensor(labels))
+    require_grey_or_rgb(config)
+    folder = ImageFolder(name)
+    members = folder.split(split)
+    own = folder.class_names()
+    names = config.class_names or own
+    unknown = [c for c in members if c not in names]
+    if unknown and config.class_names:
+        raise InputError(
+            f"dataset is {name!r}, whose class {unknown[0]} the model does not have; allowed: {listed(names)}"
+        )
+    if unknown:
+        where = folder.splits[split]
+        raise InputError(f"{where / unknown[0]} is a class without training images; allowed: {listed(own)}")
+    labels = {c: label for label, c in enumerate(names)}
+    files = [(file.path, labels[c]) for c in sorted(members, key=labels.__getitem__) for file in members[c]]
+    if not files:  # by chance, in a small folder
+        note_once(f"{printable(name)} leaves no image for the {split} split; more images would, or a folder {split}")
+    splits = folder.records()  # reads all of it, so that all that is skipped is counted
+    if folder.skipped:
+        note_once(f"{printable(name)}: skipped {described(folder.skipped)}")
+    if not folder.flat and len(folder.splits) == 1:
+        note_once(f"{printable(name)} holds {folder.layout()}")
+    return FolderSet(
+        name,
+        files,
+        image_size=config.image_size,
+        channels=config.channels,
+        class_names=names,
+        splits=splits,
+    )
 
 
-def read_picture(path: Path, channels: int, size: int) -> Tensor:
-    """Load an image file of exactly size x size pixels as bytes (C,size,size)."""
-    image = _open_image(path, channels)
-    if image.size != (size, size):
-        raise InputError(f"image {path} has {image.width}x{image.height} pixels; allowed: {size}x{size}, the model's")
-    return _pixels(image)
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names of classes for a message, the first few of many."""
+    return ", ".join(names[:most]) + f" and {len(names) - most:,} more" * (len(names) > most)
+
+
+class ImageFile(NamedTuple):
+    """An image file of a class."""
+
+    path: Path
+    place: str
+    """Its path within the folder of its split, which decides whether it is held out: "cat/outdoors/3.png"."""
+    size: int
+    """In bytes."""
+    drawn: int
+    """A hash of the place, 0 .. ONE_IN - 1: it decides the split, whatever else the folder holds."""
+
+
+Members = dict[str, list[ImageFile]]
+"""Image files by class."""
+
+
+class ImageFolder:
+    """What a folder holds, by split and class: names and sizes only, no file is opened."""
+
+    def __init__(self, name: str):
+        """Read the folder's structure from `folder:PATH`. Raises `InputError` where PATH is none."""
+        self.name, self.skipped = name, Counter[str]()
+        given = name.removeprefix("folder:")
+        self.root = Path(os.path.expanduser(given))
+        if not given or not os.path.isdir(self.root):
+            raise InputError(
+                f"dataset is {name!r}, and {printable(self.root) if given else 'nothing'} is not a folder; "
+                "allowed: folder:PATH, where PATH exists (--dataset, if it has moved)"
+            )
+        self._real_root, self._followed = os.path.realpath(self.root), list[str]()
+        self._listed, self._read = dict[Path, list[os.DirEntry]](), dict[str, Members | InputError]()
+        self.splits: dict[str, Path] = {}
+        for entry in (top := self._folders(self.root)):
+            split = SPLIT_FOLDERS.get(entry.name.lower())
+            if split in self.splits:
+                both = f"{self.splits[split].name} and {entry.name}"
+                raise InputError(f"dataset is {name!r}, which holds {both}; allowed: one folder for the {split} split")
+            if split:
+                self.splits[split] = Path(entry.path)
+        self.flat = not self.splits
+        if self.flat:
+            self.splits["train"] = self.root
+        elif others := [printable(entry.name) for entry in top if entry.name.lower() not in SPLIT_FOLDERS]:
+            self.skipped[f"folders beside those of the splits ({listed(others)})"] += len(others)
+        if "validation" in self.splits and "test" not in self.splits:
+            self.splits["test"] = self.splits.pop("validation")  # ImageNet's only held-out set serves as the test set
+
+    def layout(self) -> str:
+        """Where the splits come from, in words."""
+        if "train" not in self.splits:
+            return f"the folder {self._found()} alone"
+        lacking = " and ".join(split for split in SPLITS if split not in self.splits)
+        held_out = f"; {lacking} held out from it by name, about 1 image in {ONE_IN} each" if lacking else ""
+        return ("one folder per class" if self.flat else f"folders {self._found()}") + held_out
+
+    def _found(self) -> str:
+        return " and ".join(printable(path.name) for path in self.splits.values())
+
+    def split(self, split: str) -> Members:
+        """The images of a split by class; without a folder of its own, those held out from training.
+
+        Raises `InputError` where a folder does not hold one folder of images per class.
+        """
+        if split in self.splits and split != "train":
+            return self._of(split)
+        if "train" not in self.splits:
+            raise InputError(
+                f"dataset is {self.name!r}, which holds {self._found()} and no folder train, for the {split} split; "
+                "allowed: one folder per class, or such folders in train, val and test"
+            )
+        kept = {c: [file for file in files if self._split_of(file) == split] for c, files in self._of("train").items()}
+        return {c: files for c, files in kept.items() if files}
+
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of the training images (or of the only split), in order."""
+        return tuple(sorted(self._of("train" if "train" in self.splits else next(iter(self.splits)))))
+
+    def records(self) -> dict[str, SplitRecord]:
+        """What the splits hold; those that cannot be read are left out."""
+        found = {}
+        for split in SPLITS:
+            try:
+                members = self.split(split)
+            except InputError:
+                continue
+            files = sorted((file.place, file.size) for part in members.values() for file in part)
+            lines = "".join(f"{place}\n{size}\n" for place, size in files)
+            digest = hashlib.blake2b(lines.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+            found[split] = SplitRecord(images=len(files), digest=digest)
+        return found
+
+    def _split_of(self, file: ImageFile) -> str:
+        """The split of an image in the training folder."""
+        split = {0: "validation", 1: "test"}.get(file.drawn, "train")
+        return split if split not in self.splits else "train"
+
+    def _of(self, split: str) -> Members:
+        """The images in the folder of a split, by class, read once."""
+        if split not in self._read:
+            try:
+                self._read[split] = self._members(self.splits[split])
+            except InputError as error:
+                self._read[split] = error
+        members = self._read[split]
+        if isinstance(members, InputError):
+            raise members
+        return members
+
+    def _members(self, root: Path) -> Members:
+        members: Members = {}
+        for entry in self._folders(root):
+            name = unicodedata.normalize("NFC", entry.name)  # as the same name is spelled on a Mac, and elsewhere
+            if not name.isprintable():
+                raise InputError(f"class is {entry.name!a}; allowed: names of folders that can be printed")
+            if name in members:
+                raise InputError(f"class {name} is there twice in {printable(root)}; allowed: one folder for each")
+            before = self.skipped.copy()
+            members[name] = list(self._files(Path(entry.path), name))
+            if not members[name]:
+                skipped = described(self.skipped - before)
+                raise InputError(
+                    f"{printable(entry.path)} is a class without images{f' ({skipped})' if skipped else ''}; "
+                    "allowed: image files in every folder of a class"
+                )
+        if not members:
+            raise InputError(self._no_classes(root))
+        return members
+
+    def _no_classes(self, root: Path) -> str:
+        """Why a folder has no classes, in one line."""
+        images = sum(not why_not_read(entry) for entry in entries(root))
+        if images and not self.flat:
+            return (
+                f"{printable(root)} holds {images:,} images and no folders, and its name is a split's; "
+                "allowed: one folder per class in it, or another name if it is itself a class"
+            )
+        return f"{printable(root)} holds no class folders with images; allowed: one folder per class, images inside"
+
+    def _folders(self, folder: Path) -> list[os.DirEntry]:
+        """The folders in a folder, listed once; what else lies there is skipped, and counted."""
+        if folder not in self._listed:
+            self._listed[folder] = []
+            for entry in entries(folder):
+                reason = self._why_skipped(entry)
+                if reason == "folders":
+                    self._listed[folder].append(entry)
+                else:
+                    self.skipped[reason or "images outside of the folders of classes"] += 1
+        return self._listed[folder]
+
+    def _files(self, folder: Path, place: str) -> Iterator[ImageFile]:
+        """The image files below a folder, at any depth."""
+        for entry in entries(folder):
+            inside = f"{place}/{unicodedata.normalize('NFC', entry.name)}"
+            reason = self._why_skipped(entry)
+            if reason == "folders":
+                yield from self._files(Path(entry.path), inside)
+            elif reason:
+                self.skipped[reason] += 1
+            else:
+                yield ImageFile(Path(entry.path), inside, entry.stat().st_size, _drawn(inside))
+
+    def _why_skipped(self, entry: os.DirEntry) -> str:
+        """`why_not_read`, and links to what is read anyway: circles, and images that would be in two splits."""
+        reason = why_not_read(entry)
+        if entry.is_symlink() and reason in ("", "folders"):
+            target = os.path.realpath(entry.path)
+            known = [self._real_root, *self._followed]
+            if any(_read_within(target, folder) for folder in known):
+                return "links to what is read already"
+            if reason == "folders":
+                if any(_read_within(folder, target) for folder in known):
+                    return "links to a folder around this one"
+                self._followed.append(target)
+        return reason
+
+
+def _drawn(place: str) -> int:
+    """A number from 0 to ONE_IN - 1, a function of a place and of SPLIT_SEED alone."""
+    key = f"{SPLIT_SEED}/{place}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % ONE_IN
+
+
+def _read_within(path: str, folder: str) -> bool:
+    """Whether a real path is that of a folder or below it, where nothing is hidden."""
+    if path != folder and not path.startswith(folder.rstrip(os.sep) + os.sep):
+        return False
+    return not any(is_hidden(part) for part in path[len(folder) :].split(os.sep) if part)

@@ -15,13 +15,26 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from farmer_ref.data.folders import SPLIT_SEED, SPLITS, FolderSet, folder_split
+from farmer_ref.data.folders import SPLIT_SEED, SPLITS, FolderSet, folder_split, listed
 from farmer_ref.model.config import ModelConfig
-from farmer_ref.support.errors import InputError
+from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import PRETRAINED
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar10-crops": "CIFAR10"}
 CROP = 16  # side of "cifar10-crops", the centre of each image: natural images that a laptop can model
+_DIGITS = tuple("0123456789")
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CLASS_NAMES = {
+    "digits": _DIGITS,
+    **{f"digits-without-{k}": _DIGITS for k in _DIGITS},
+    "photographs": ("china", "flower"),
+    "mnist": _DIGITS,
+    "fashion-mnist": _FASHION,
+    "cifar10": _CIFAR10,
+    "cifar10-crops": _CIFAR10,
+}
+"""The names of the classes of named data sets, in the order of their labels."""
 TORCHVISION_VALIDATION = 5000  # the last images of a fixed shuffle of the published training set
 
 
@@ -32,12 +45,27 @@ class ImageSet(Dataset):
         self.name, self.values, self.labels = name, values, labels
         self.levels, self.num_classes = levels, num_classes
         self.channels, self.image_size = values.shape[1], values.shape[2]
+        self.class_names = CLASS_NAMES.get(name, ())
+        self.splits = None  # fixed by the name
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.values[index], int(self.labels[index])
+
+    def present(self) -> list[int]:
+        """The labels that have images, in order."""
+        return self.labels.unique().tolist()
+
+    def numbered_as(self, names: tuple[str, ...]) -> ImageSet:
+        """The same images, each class with the label that its name has among `names`."""
+        for label in self.present():
+            require(self.class_names[label] in names, f"a class of {self.name}", self.class_names[label], listed(names))
+        new = torch.tensor([names.index(c) if c in names else -1 for c in self.class_names])
+        data = ImageSet(self.name, self.values, new[self.labels], levels=self.levels, num_classes=len(names))
+        data.class_names = names
+        return data
 
 
 ImageData = ImageSet | FolderSet
@@ -54,16 +82,17 @@ def load_split(
     "mnist-small" (500 images of MNIST that ship with the package: 100, 100 and 300 of the three splits of "mnist"),
     "mnist", "fashion-mnist", "cifar10" (from torchvision, under `data_root`), "cifar10-crops" (their central 16x16,
     with bits/dim of its own), or "folder:PATH" (one folder of images per class; or such folders in train, val, test, as
-    in ImageNet). Raises `InputError` where data is missing or does not fit the model.
+    in ImageNet). Classes are numbered by their names, as the model's are where it stores them. Raises `InputError` for
+    data that is missing or does not fit the model.
     """
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
     data: ImageData
     if name == "digits":
         data = _digits(split)
-    elif name in (without := [f"digits-without-{k}" for k in range(10)]):
+    elif name.startswith("digits-without-") and name in CLASS_NAMES:
         data = _digits(split)
-        kept = data.labels != without.index(name)
+        kept = data.labels != int(name[-1])
         data = ImageSet(name, data.values[kept], data.labels[kept], levels=data.levels, num_classes=data.num_classes)
     elif name == "photographs":
         data = _photographs(split, config.image_size)
@@ -81,6 +110,8 @@ def load_split(
             raise InputError(
                 f"model.{field} is {getattr(config, field)}; allowed: {getattr(data, field)}, as in {name}"
             )
+    if isinstance(data, ImageSet) and data.class_names and config.class_names not in ((), data.class_names):
+        data = data.numbered_as(config.class_names)
     if data.num_classes > config.num_classes > 0:
         raise InputError(
             f"model.num_classes is {config.num_classes}; allowed: {data.num_classes} or more (the labels of {name}), "

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
@@ -35,6 +34,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from tqdm import tqdm
 
+from farmer_ref.data.images import image_files, read_picture
 from farmer_ref.data.sets import ImageData, ImageSet, batches
 from farmer_ref.evaluation.classifier import ConvClassifier
 from farmer_ref.evaluation.metrics import PixelClassifier
@@ -161,7 +161,7 @@ class SavedSamples:
         self.path, self.image_size = path, image_size
         self._images: np.ndarray | list[Path]
         if Path(path).is_dir():
-            self._images = sorted(Path(path).glob("*.png"))
+            self._images, _ = image_files(Path(path))
         else:
             self._images = self._array()
         require(len(self) >= FEWEST, "samples_from", path, f"{FEWEST} PNG files or more, or an .npz file of as many")
@@ -189,15 +189,7 @@ class SavedSamples:
         image = self._images[number]
         if isinstance(image, np.ndarray):
             return image
-        try:
-            with Image.open(image) as opened:
-                array = np.array(opened.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"image {image} cannot be read ({error}); allowed: an intact PNG file") from None
-        (height, width), size = array.shape[:2], self.image_size
-        if (height, width) != (size, size):
-            raise InputError(f"image {image} is {width}x{height}; allowed: {size}x{size}, as the model's")
-        return array
+        return read_picture(image, 3, self.image_size).permute(1, 2, 0).numpy()
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """This process's batches of images (B,3,H,W)."""

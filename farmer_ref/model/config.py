@@ -43,6 +43,8 @@ class ModelConfig:
     """Side p of a patch; a token has D = channels * p * p channels."""
     num_classes: NonNegativeInt = 10
     """Number of labels; 0 for a model without labels."""
+    class_names: tuple[str, ...] = ()
+    """The names of the labels, in order, by which a folder's classes are matched; `train` takes them from the data."""
     flow: Literal["autoregressive", "coupling"] = "autoregressive"
     """The kind of flow: the paper's, or affine coupling (the baseline of its Table 4)."""
     flow_blocks: Depth = 4
@@ -110,7 +112,9 @@ class ModelConfig:
             f"above 0 and at most {OVERFLOW_BOUND / self.flow_blocks:g} with {self.flow_blocks} flow blocks "
             f"(their product stays below {OVERFLOW_BOUND:g}, else exp overflows float32)",
         )
-        classes = self.num_classes > 0
+        names, classes = self.class_names, self.num_classes > 0
+        allowed = f"{self.num_classes} different names (num_classes), or none"
+        require(not names or len(set(names)) == len(names) == self.num_classes, "class_names", names, allowed)
         require(classes or not self.flow_sees_class, "flow_sees_class", True, "False in a model without labels")
         require(
             self.pixels == "linear" or self.dequantisation == "uniform",
@@ -164,6 +168,8 @@ class SavedConfig:
     """The model's settings."""
     training: dict[str, Any] | None = None
     """Those of the run that trained it, if there was one (`farmer_ref.training.runs` reads them)."""
+    data: dict[str, Any] | None = None
+    """What the run's folder of images held, if it was one."""
 
 
 def read_config(folder: Path) -> SavedConfig:

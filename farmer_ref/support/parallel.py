@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -69,6 +70,16 @@ def print_once(text: str) -> None:
     """Print on rank 0 only."""
     if rank() == 0:
         print(text)
+
+
+_noted: set[str] = set()
+
+
+def note_once(text: str) -> None:
+    """Print a line that the user should know of on standard error: on rank 0 only, and the same line once."""
+    if rank() == 0 and text not in _noted:
+        _noted.add(text)
+        print(f"note: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from farmer_ref.data.folders import SplitRecord, listed
+from farmer_ref.data.images import printable
+from farmer_ref.data.sets import CLASS_NAMES, ImageData, load_split
 from farmer_ref.model.config import ModelConfig, SavedConfig, read_config
 from farmer_ref.model.farmer import Farmer
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import pretrained_folder, read_metrics, replace_file
+from farmer_ref.support.parallel import note_once
 from farmer_ref.support.settings import parse_json
 from farmer_ref.training.checkpoint import checkpoints, load_checkpoint
 from farmer_ref.training.config import RunConfig, TrainConfig
@@ -34,13 +39,15 @@ class Run:
     model_config: ModelConfig
     training: TrainConfig | None
     """None where the folder holds a model alone."""
+    data: dict[str, SplitRecord] | None = None
+    """What the splits held when the run began, by name; None where the data set is no folder, or was not recorded."""
 
     @classmethod
     def open(cls, name: str | Path) -> Run:
         """Read config.json, once. Raises `InputError` where there is no model or the file is damaged."""
         folder = pretrained_folder(name)
         saved = read_config(folder)
-        return cls(str(name), folder, saved.model, _training(saved, folder))
+        return cls(str(name), folder, saved.model, _training(saved, folder), _data(saved, folder))
 
     @property
     def guidance(self) -> Guidance:
@@ -53,6 +60,49 @@ class Run:
         if not dataset:
             raise InputError(f"dataset is not given, and {self.name} records none; allowed: --dataset NAME")
         return dataset
+
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the model's classes: those it stores, or those of the named data set it was trained on."""
+        known = CLASS_NAMES.get(self.training.dataset, ()) if self.training else ()
+        return self.model_config.class_names or (known if len(known) == self.model_config.num_classes else ())
+
+    def split(self, part: str, dataset: str = "", *, data_root: str, download: bool) -> ImageData:
+        """One split ("train", "validation", "test") of the run's data set, or of another, for this model.
+
+        Classes are matched by their names. Where that cannot be, or where the images are others than those that the
+        run read, a note says so.
+        """
+        name = dataset or self.dataset()
+        config = dataclasses.replace(self.model_config, class_names=self.class_names())
+        data = load_split(name, part, config, data_root=data_root, download=download)
+        self.compare(data, part)
+        return data
+
+    def read_these(self, data: ImageData) -> bool:
+        """Whether a data set is the one that the run was trained on: by what it holds, not by how it is spelled."""
+        if self.training is None or self.data is None or data.splits is None:
+            return self.training is not None and _spelled_alike(data.name, self.training.dataset)
+        return all(data.splits.get(part) == self.data.get(part) for part in ("train", "validation"))
+
+    def compare(self, data: ImageData, part: str) -> None:
+        """Say where the classes or the images of a split of a folder are not those of the run."""
+        if data.splits is None:
+            return
+        names, name = data.class_names, printable(data.name)
+        if self.model_config.num_classes and not self.class_names():
+            by_place = listed([f"{label} {own}" for label, own in enumerate(names)])
+            note_once(f"{self.name} stores no class names: those of {name} are matched by order ({by_place})")
+        elif self.model_config.num_classes and (lacking := set(range(len(names))) - set(data.present())):
+            note_once(f"{name} has no {part} image of {listed([names[label] for label in sorted(lacking)])}")
+        before = (self.data or {}).get(part)
+        own = self.training is not None and self.training.dataset.startswith("folder:")
+        if self.data is None and own and part != "train":
+            note_once(
+                f"{self.name} does not record what it held out: it may have trained on {part} images of {data.name}"
+            )
+        elif before is not None and before != (now := data.splits[part]):
+            how = f"{before.images:,} images then, {now.images:,} now, and other names or sizes"
+            note_once(f"the {part} split of {name} is not the one that {self.name} read ({how})")
 
     def load(self, weights: str = "ema") -> Farmer:
         """The model in evaluation mode, with its EMA weights or ("raw") those of its newest checkpoint."""
@@ -81,6 +131,24 @@ def _training(saved: SavedConfig, folder: Path) -> TrainConfig | None:
         raise InputError(f"{folder / 'config.json'}: {error}") from None
 
 
+def _data(saved: SavedConfig, folder: Path) -> dict[str, SplitRecord] | None:
+    """What config.json says of the folder of images that a run read."""
+    if saved.data is None:
+        return None
+    try:
+        return parse_json(dict[str, SplitRecord], json.dumps(saved.data), known_as="data")
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from None
+
+
+def _spelled_alike(first: str, second: str) -> bool:
+    """Whether two names of data sets are equal, or paths of one folder."""
+    if not (first.startswith("folder:") and second.startswith("folder:")):
+        return first == second
+    paths = (os.path.realpath(os.path.expanduser(name.removeprefix("folder:"))) for name in (first, second))
+    return next(paths) == next(paths)
+
+
 def saved_settings(folder: Path) -> TrainConfig:
     """The settings that a run folder was made with, to resume it."""
     training = Run.open(folder).training
@@ -89,10 +157,11 @@ def saved_settings(folder: Path) -> TrainConfig:
     return training
 
 
-def run_record(config: TrainConfig) -> dict[str, Any]:
-    """config.json of a run: the model's settings and the run's, from which both can be made again."""
+def run_record(config: TrainConfig, data: dict[str, SplitRecord] | None = None) -> dict[str, Any]:
+    """config.json of a run: the model's settings and the run's, and what its folder of images held, if it had one."""
     training = dataclasses.asdict(config)
-    return {"model": training.pop("model"), "training": training}
+    record = {"model": training.pop("model"), "training": training}
+    return record | ({"data": {part: dataclasses.asdict(held) for part, held in data.items()}} if data else {})
 
 
 def check_resumed(before: RunConfig, now: RunConfig, *, names: Iterable[str], what: str) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from farmer_ref import PRESETS, apply
 from farmer_ref.data.sets import load_split
+from farmer_ref.training import runs
 from farmer_ref.training.runs import Run
 
 
@@ -81,9 +82,11 @@ def test_apply_anomaly_takes_what_is_normal_from_the_run_s_own_data(trained, tmp
 
     def load(dataset, split, *rest, **options):
         asked.append((dataset, split))
-        return load_split("digits", split, *rest, **options)
+        data = load_split("digits", split, *rest, **options)
+        data.name = dataset
+        return data
 
-    monkeypatch.setattr(apply, "load_split", load)
+    monkeypatch.setattr(runs, "load_split", load)
     line = ["anomaly", "--dataset", "others", "--count", "2", "--reference", "10", "--draws", "1", "--run"]
     apply.main([*line, str(trained)])
     assert asked == [("others", "test"), ("digits", "train"), ("digits", "validation")]
@@ -129,7 +132,7 @@ def unusable(tmp_path_factory):
         ("inpaint --images HERE/empty", ["holds no image files", ".png"]),
         ("classify --images HERE", ["wide.png has 9x8 pixels", "allowed: 8x8"]),
         ("anomaly --images HERE/broken", ["x.png cannot be read", "an intact image file"]),
-        ("classify --images HERE/named", ["label is 12", "0 to 9"]),
+        ("classify --images HERE/named", ["x_class12.png is 12", "0 to 9"]),
         ("classify --temperature 0", ["temperature is 0.0", "above 0"]),
         ("edit --labels 11", ["label is 11", "0 to 9"]),
         ("edit --steps 1", ["steps is 1", "2 or more"]),

@@ -47,8 +47,11 @@ def test_a_documented_command_parses(module, arguments, monkeypatch, tmp_path):
     monkeypatch.setattr(cli.tyro, "cli", only_parse)
     # A run of the reader's is not here: a shipped one takes its place.
     words = shlex.split(re.sub(r"--run \S+", "--run digits", arguments).removeprefix("-- "))
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):  # a folder of the package that is a command, too
+        found = importlib.import_module(f"{module}.__main__")
     with pytest.raises(ParsedError):
-        importlib.import_module(module).main(words)
+        found.main(words)
 
 
 def test_there_are_many_commands():

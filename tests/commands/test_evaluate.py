@@ -41,10 +41,11 @@ def test_evaluate_refuses_to_have_samples_read_that_cannot_be(capsys, tmp_path, 
 
 
 def test_a_split_of_one_image_is_refused(capsys, tmp_path):
-    (tmp_path / "images" / "a").mkdir(parents=True)
-    for i in range(15):
-        Image.new("L", (8, 8)).save(tmp_path / "images" / "a" / f"{i}.png")
-    size = ["--model.levels", "256", "--model.num-classes", "3", "--dataset", f"folder:{tmp_path / 'images'}"]
+    for split, count in (("train", 5), ("val", 2), ("test", 1)):
+        (tmp_path / "images" / split / "a").mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (8, 8)).save(tmp_path / "images" / split / "a" / f"{i}.png")
+    size = ["--model.levels", "256", "--model.num-classes", "1", "--dataset", f"folder:{tmp_path / 'images'}"]
     train.main([*QUICK, *size, "--out", str(tmp_path / "run")])
     capsys.readouterr()
     fails_with_one_line(capsys, evaluate.main, ["--run", tmp_path / "run"], "split is 'test', of 1 image")
@@ -79,6 +80,7 @@ def test_evaluate_prints_and_writes_its_figures(capsys, trained, tmp_path, weigh
 def test_evaluate_on_a_folder_of_two_classes(tmp_path):
     name = folder_of_images(tmp_path / "images", count=40)
     size = ["--model.image-size", "16", "--model.channels", "3", "--model.levels", "256", "--model.patch-size", "4"]
+    size += ["--model.num-classes", "2"]
     mixed = ["--model.patch-basis", "pca", "--model.channel-mixing", "learned", "--precision", "bfloat16"]
     train.main([*QUICK, *size, *mixed, "--dataset", name, "--out", str(tmp_path / "run")])
     evaluate.main(["--run", str(tmp_path / "run"), "--samples", "20", "--out", str(tmp_path / "figures.json")])

@@ -335,7 +335,7 @@ def test_what_fails_is_one_line(capsys, tmp_path, monkeypatch):
         ([*earlier, tmp_path / "other.npz"], ["other.npz', which cannot be read", "arr_0"]),
         ([*earlier, tmp_path / "pickled.npz"], ["pickled.npz', which cannot be read", "allow_pickle=False"]),
         ([*earlier, tmp_path / "large.npz"], ["uint8 (20, 16, 16, 3); allowed: uint8 (n, 8, 8, 3)"]),
-        ([*earlier, tmp_path / "large"], ["00.png is 16x16; allowed: 8x8"]),
+        ([*earlier, tmp_path / "large"], ["00.png has 16x16 pixels; allowed: 8x8"]),
         ([*earlier, tmp_path / "broken"], ["07.png cannot be read"]),
         ([*earlier, tmp_path / "few.npz", "--student"], ["with samples to draw; allowed: one of the two"]),
     ):

@@ -72,6 +72,8 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(capsys, tmp_path, monke
         "3",
         "--model.levels",
         "256",
+        "--model.num-classes",
+        "2",
     ]
     arguments += ["--batch-size", "8", "--out", str(run), "--checkpoint-every", "3"]
     optimise = Trainer._optimise

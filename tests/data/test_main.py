@@ -1,0 +1,59 @@
+"""`python -m farmer_ref.data`: what a user sees before training."""
+
+import os
+
+import numpy as np
+import pytest
+from helpers import fails_with_one_line, folder_of_images
+from PIL import Image
+
+from farmer_ref.data.__main__ import main
+
+
+def look(capsys, root, *arguments):
+    main([f"folder:{root}", "--out", str(root.parent / "sheet.png"), *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def test_what_would_be_read(tmp_path, capsys):
+    root = tmp_path / "pets"
+    folder_of_images(root, count=100)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 20)).save(root / "cat" / "turned.jpg", exif=exif)
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
+    frames[0].save(root / "dog" / "moving.gif", save_all=True, append_images=frames[1:])
+    (root / "dog" / ".DS_Store").touch()
+    (root / "dog" / "notes.txt").touch()
+    os.mkfifo(root / "dog" / "pipe.png")
+    lines = look(capsys, root).splitlines()
+    assert "202 images of 2 classes, one folder per class; validation and test held out" in lines[0]
+    assert lines[1].split() == ["label", "class", "train", "validation", "test"]
+    counts = [line.split() for line in lines[2:4]]
+    assert [row[:2] for row in counts] == [["0", "cat"], ["1", "dog"]]
+    assert [sum(map(int, row[2:])) for row in counts] == [101, 101]
+    printed = "\n".join(lines)
+    for part in ("of 202 images opened", "4x4, 24x20, 60x20 (smallest", "RGBA 50", "1 turned as", "1 with several"):
+        assert part in printed
+    assert "50 with transparency, composed on white" in printed
+    assert "skipped hidden: 1; no image's ending (.txt): 1; pipes, sockets or devices: 1" in printed
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * 66 + 2, 8 * 66 + 2, 3)
+    assert "of 10 images opened" in look(capsys, root, "--images", 10, "--image-size", 8)
+
+
+def test_what_cannot_be_read_is_a_problem(tmp_path, capsys):
+    root = tmp_path / "pets"
+    folder_of_images(root / "train")
+    folder_of_images(root / "val", classes=("cat", "eel"), count=3)
+    (root / "train" / "cat" / "bad.png").write_bytes(b"no image")
+    arguments = [f"folder:{root}", "--out", tmp_path / "sheet.png"]
+    fails_with_one_line(capsys, main, arguments, "with 2 problems")
+    assert (tmp_path / "sheet.png").is_file()
+
+
+@pytest.mark.parametrize("dataset", ["", "digits", "folder:nowhere"])
+def test_other_names_are_refused(tmp_path, monkeypatch, capsys, dataset):
+    monkeypatch.chdir(tmp_path)
+    fails_with_one_line(capsys, main, [dataset], f"dataset is '{dataset}'", "allowed: folder:PATH")
+    assert not list(tmp_path.iterdir())
