@@ -30,6 +30,7 @@ CLASS_NAMES = {
     **{f"digits-without-{k}": _DIGITS for k in _DIGITS},
     "photographs": ("china", "flower"),
     "mnist": _DIGITS,
+    "mnist-small": _DIGITS,
     "fashion-mnist": _FASHION,
     "cifar10": _CIFAR10,
     "cifar10-crops": _CIFAR10,
