@@ -39,6 +39,7 @@ def build(out: Path) -> Path:
     (source / "notebooks").mkdir()
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         write_notebook(path, source / "notebooks" / path.name)
+    shutil.copytree(ROOT / "notebooks" / "solutions", source / "notebooks" / "solutions")  # a page includes one
     figures.main(str(source / "_generated"))
     configuration = yaml.safe_load((HERE / "_config.yml").read_text(encoding="utf-8"))
     configuration["parse"]["myst_substitutions"] = measured.numbers()
