@@ -46,6 +46,7 @@ sys.path.insert(0, "solutions")
 import solution_08
 from solution_08 import Layer, Sizes, Transformer, fit
 
+# %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 steps = 150  # of training, below: 2,000 take about three minutes on two free cores
