@@ -37,11 +37,7 @@ def build(out: Path) -> Path:
     source = out / "_build" / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(HERE, source, ignore=shutil.ignore_patterns("_build", "__pycache__"))
-    shutil.copytree(
-        ROOT / "results",
-        source / "results",
-        ignore=lambda _, names: [n for n in names if n[-4:] not in (".png", ".svg")],
-    )
+    shutil.copytree(ROOT / "results", source / "results", ignore=shutil.ignore_patterns("*.json", "*.md"))
     (source / "notebooks").mkdir()
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         write_notebook(path, source / "notebooks" / path.name)

@@ -52,14 +52,8 @@ def time_limit() -> str:
 
 def numbers() -> dict[str, str]:
     """Every number that a page's text uses, by name."""
-    found = {
-        **of_the_digits(),
-        **of_the_sizes(),
-        **of_healthy_runs(),
-        **of_sampling(),
-        **of_the_tables(),
-        **of_the_uses(),
-    }
+    kinds = (of_the_digits, of_the_sizes, of_healthy_runs, of_sampling, of_the_tables, of_the_uses)
+    found = {name: text for kind in kinds for name, text in kind().items()}
     return {name: text.replace(" ± ", "\u00a0±\u00a0") for name, text in found.items()}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -456,7 +456,7 @@ def teacher_and_student() -> Figure:
     return figure
 
 
-def drawings() -> Sequence[Any]:
+def drawings() -> tuple[Callable[[], Figure], ...]:
     """All of them, in the order of the course."""
     first = (pipeline, flow_block, causal_masks, gaussian_mixture, dequantised_cell)
     return (*first, channel_split, guidance_by_resampling, teacher_and_student)
