@@ -92,7 +92,7 @@ def of_healthy_runs() -> dict[str, str]:
     record = load("healthy")
     values = record["healthy"]["digits"]["value"][-10:]
     return {
-        "healthy_command": record["command"],
+        "healthy_command": f"`{record['command']}`",
         "healthy_steps": f"{record['steps']:,}",
         "healthy_bits": f"{sum(values) / len(values):.2f}",
         "healthy_round_trip": f"{record['round_trip']:.1g}",

@@ -203,7 +203,7 @@ passed("dequantise", "patchify", "unpatchify", "to_bits_per_dim")
 
 # %%
 class Block(nn.Module):
-    """z_i = (x_i - mu(x_<i)) * sigma(x_<i); the first token passes through   (Eq. 8)"""
+    """A block of the flow: z_i = (x_i - mu(x_<i)) * sigma(x_<i), z_1 = x_1   (Eq. 8)"""
 
     def __init__(self, sizes: Sizes, reverse: bool):
         super().__init__()
@@ -371,7 +371,7 @@ class Mixture(NamedTuple):
 
     @part
     def log_prob(self, z: Tensor) -> Tensor:
-        """z (...,D) to log sum_k pi_k N(z; mu_k, sigma_k) (...)   (Eq. 7)"""
+        """The log-density of z (...,D), log sum_k pi_k N(z; mu_k, sigma_k), (...)   (Eq. 7)"""
         raise NotImplementedError
 
     @part
@@ -403,7 +403,7 @@ passed("Mixture.log_prob", "Mixture.sample")
 #
 # ```python
 #     def log_prob(self, z: Tensor) -> Tensor:
-#         """z (...,D) to log sum_k pi_k N(z; mu_k, sigma_k) (...)   (Eq. 7)"""
+#         """The log-density of z (...,D), log sum_k pi_k N(z; mu_k, sigma_k), (...)   (Eq. 7)"""
 #         standard = (z.unsqueeze(-2) - self.mean) * torch.exp(-self.log_sigma)  # (...,K,D)
 #         log_normal = -0.5 * (standard**2 + math.log(2 * math.pi)) - self.log_sigma
 #         return torch.logsumexp(self.logits.log_softmax(-1) + log_normal.sum(-1), -1)
@@ -559,7 +559,7 @@ class Prior(nn.Module):
 
     @part
     def log_prob(self, z: Tensor, labels: Tensor) -> Tensor:
-        """log p(Z | c) (B,) of latents z (B,N,D), in one parallel pass   (Eq. 14)"""
+        """log p(Z | c) (B,) of latents z (B,N,D), split, in one parallel pass   (Eq. 14)"""
         raise NotImplementedError
 
     @part
@@ -591,7 +591,7 @@ passed("Prior.log_prob", "Prior.sample")
 #
 # ```python
 #     def log_prob(self, z: Tensor, labels: Tensor) -> Tensor:
-#         """log p(Z | c) (B,) of latents z (B,N,D), in one parallel pass   (Eq. 14)"""
+#         """log p(Z | c) (B,) of latents z (B,N,D), split, in one parallel pass   (Eq. 14)"""
 #         z_I, z_R = z.tensor_split([self.sizes.informative], -1)
 #         hidden = self.hidden(z_I, labels)
 #         before, last = hidden[:, :-1], hidden[:, -1:]  # the state before each token; after all
@@ -623,7 +623,7 @@ passed("Prior.log_prob", "Prior.sample")
 # %% [markdown]
 # ## 7 · The whole model
 #
-# *2 marks, 10 minutes.* The density of an image is that of its latents times the stretching of the flow (Eq. 6). To sample,
+# *2 marks, 10 minutes.* $p(x \mid c)$ is the density of the latents times the stretching of the flow (Eq. 6). To sample,
 # draw latents and undo the flow. Your model has the shape of the one that ships, so it can take its weights.
 
 

@@ -112,7 +112,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """z_i = (x_i - mu(x_<i)) * sigma(x_<i); the first token passes through   (Eq. 8)"""
+    """A block of the flow: z_i = (x_i - mu(x_<i)) * sigma(x_<i), z_1 = x_1   (Eq. 8)"""
 
     def __init__(self, sizes: Sizes, reverse: bool):
         super().__init__()
@@ -192,7 +192,7 @@ class Mixture(NamedTuple):
         return cls(logits, mean, -7 + F.softplus(log_sigma + 7))  # none narrower than e^-7
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """z (...,D) to log sum_k pi_k N(z; mu_k, sigma_k) (...)   (Eq. 7)"""
+        """The log-density of z (...,D), log sum_k pi_k N(z; mu_k, sigma_k), (...)   (Eq. 7)"""
         standard = (z.unsqueeze(-2) - self.mean) * torch.exp(-self.log_sigma)  # (...,K,D)
         log_normal = -0.5 * (standard**2 + math.log(2 * math.pi)) - self.log_sigma
         return torch.logsumexp(self.logits.log_softmax(-1) + log_normal.sum(-1), -1)
@@ -262,7 +262,7 @@ class Prior(nn.Module):
         return self.norm_out(self.transformer(torch.cat([condition, read], 1)))
 
     def log_prob(self, z: Tensor, labels: Tensor) -> Tensor:
-        """log p(Z | c) (B,) of latents z (B,N,D), in one parallel pass   (Eq. 14)"""
+        """log p(Z | c) (B,) of latents z (B,N,D), split, in one parallel pass   (Eq. 14)"""
         z_I, z_R = z.tensor_split([self.sizes.informative], -1)
         hidden = self.hidden(z_I, labels)
         before, last = hidden[:, :-1], hidden[:, -1:]  # the state before each token; after all
