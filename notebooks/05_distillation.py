@@ -115,7 +115,7 @@ teacher_and_student()
 #
 # *Predict first:* both forms start with the teacher's weights. How far off is each before training?
 
-# %% tags=["hide-output"]
+# %%
 generator = torch.Generator().manual_seed(0)
 paths = []  # the teacher's Z^0, ..., Z^4 of training and of validation images
 for part in ("train", "validation"):
@@ -143,7 +143,7 @@ for form in ("forward", "inverse"):
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 figure, chart = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
 names = [rf"$Z^{t}$" for t in (3, 2, 1, 0)]
 for (form, step), error in errors.items():
