@@ -90,6 +90,11 @@ def round_trip(model: Farmer) -> float:
     return float((model.decode(model.encode(images)[0]) - images).abs().max())
 
 
+def finite(value: float | None) -> float | None:
+    """The value as JSON can say it: None for one that is not a number."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def draw(model: Farmer, rows: int) -> Tensor:
     """A grid of samples, one column a class."""
     images = model.sample(class_labels(10, rows), generator=torch.Generator().manual_seed(0))
@@ -166,7 +171,8 @@ def main(argv: list[str] | None = None) -> None:
     name = "wrong constant: a cell of width 1/L"
     record["broken"][name] = {"options": [], "curve": wrong, "round_trip": None}
     pictures[name] = stages[f"step {config.steps:,}"]
-    write_json(results / "healthy.json", record)
+    broken = {name: {**run, "round_trip": finite(run["round_trip"])} for name, run in record["broken"].items()}
+    write_json(results / "healthy.json", {**record, "broken": broken})
     with matplotlib.rc_context({"svg.hashsalt": "farmer"}):
         healthy_curves(record["healthy"]).savefig(results / "healthy.svg")
         broken_runs(right, record["broken"], pictures).savefig(results / "healthy_broken.svg")

@@ -91,11 +91,17 @@ def of_healthy_runs() -> dict[str, str]:
     """The run of the digits that broken ones are compared with."""
     record = load("healthy")
     values = record["healthy"]["digits"]["value"][-10:]
+    right = dict(zip(record["healthy"]["digits"]["step"], record["healthy"]["digits"]["value"], strict=True))
     return {
         "healthy_command": f"`{record['command']}`",
         "healthy_steps": f"{record['steps']:,}",
         "healthy_bits": f"{sum(values) / len(values):.2f}",
         "healthy_round_trip": f"{record['round_trip']:.1g}",
+        "healthy_broken_steps": str(record["broken_steps"]),
+        "healthy_unmasked_bits": f"{record['broken']['no mask']['curve']['value'][-1]:.2f}",
+        "healthy_same_step_bits": f"{right[record['broken_steps']]:.2f}",
+        "healthy_unmasked_round_trip": f"{record['broken']['no mask']['round_trip']:.1f}",
+        "healthy_wild_bits": f"{record['broken']['learning rate 50 times too large']['curve']['value'][-1]:.0f}",
     }
 
 
