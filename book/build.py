@@ -8,6 +8,7 @@ page has `{{ name }}`, the build puts a number of `measured.numbers`.
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 import shutil
@@ -23,8 +24,11 @@ from sklearn.datasets import load_digits
 import farmer_ref
 from book import figures, measured, pages
 from book.equations import HERE, REPOSITORY, ROOT
+from farmer_ref.support.drawings import drawings
 
+MATHJAX = ("tex-chtml.js", "output/chtml/fonts/", "input/tex/extensions/")
 LOGO = 3  # which of scikit-learn's digits
+DRAWINGS = {draw.__name__: draw for draw in drawings()}
 STRINGS = re.compile(r"""(?:title|suptitle|set_title)(?:\(|=)\s*(["'])([^"'{}\\]+)\1""")
 
 
@@ -33,12 +37,11 @@ def build(out: Path) -> Path:
     source = out / "_build" / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(HERE, source, ignore=shutil.ignore_patterns("_build", "__pycache__"))
-    shutil.copytree(
-        ROOT / "results", source / "results", ignore=lambda _, names: [n for n in names if n[-4:] != ".png"]
-    )
+    shutil.copytree(ROOT / "results", source / "results", ignore=shutil.ignore_patterns("*.json", "*.md"))
     (source / "notebooks").mkdir()
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         write_notebook(path, source / "notebooks" / path.name)
+    shutil.copytree(ROOT / "notebooks" / "solutions", source / "notebooks" / "solutions")  # a page includes one
     figures.main(str(source / "_generated"))
     configuration = yaml.safe_load((HERE / "_config.yml").read_text(encoding="utf-8"))
     configuration["parse"]["myst_substitutions"] = measured.numbers()
@@ -52,7 +55,19 @@ def build(out: Path) -> Path:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode or "WARNING" in done.stderr:
         raise SystemExit(f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}\nThe book has warnings or errors: see above.")
+    prune(out / "_build" / "html")
     return out / "_build" / "html"
+
+
+def prune(html: Path) -> None:
+    """Of MathJax, keep what the pages load: one bundle, its fonts, and extensions that a formula may ask for."""
+    mathjax = html / "_static" / "mathjax"
+    for path in [path for path in mathjax.rglob("*") if path.is_file()]:
+        if not str(path.relative_to(mathjax)).startswith(MATHJAX):
+            path.unlink()
+    for folder in sorted((path for path in mathjax.rglob("*") if path.is_dir()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def write_notebook(path: Path, target: Path) -> None:
@@ -64,6 +79,8 @@ def write_notebook(path: Path, target: Path) -> None:
             continue
         titles = [title for _, title in STRINGS.findall(cell.source)]
         text = "; ".join([f"Figure: {re.sub(r'[$`*]', '', heading)}", *titles])
+        if drawing := DRAWINGS.get(cell.source.rstrip().removesuffix("()")):
+            text = " ".join(inspect.getdoc(drawing).split())
         cell.metadata["mystnb"] = {"image": {"alt": text}}
     notebook.cells.append(nbformat.v4.new_markdown_cell(sources(notebook, path.stem), id="sources"))
     nbformat.write(notebook, target)

@@ -14,6 +14,7 @@ from book.pages import table
 from farmer_ref import Farmer, Guidance
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.parameters import GPU, GPU_BYTES, GPUS, LARGE, PAPER, RESERVED_BYTES, UTILISATION, count, step_costs
+from farmer_ref.support.drawings import drawings
 from farmer_ref.support.plots import COLOURS, STYLE, image_grid, model_at_work
 from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.costs import peak_flops_of, training_flops
@@ -37,7 +38,7 @@ def one_picture(folder: Path) -> None:
     values, labels = next(batches(load_split("digits", "test", model.config), 4))
     noise = model.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0))
     figure = model_at_work(model, model.dequantiser(values, noise)[3], label=int(labels[3]), token=7)
-    figure.savefig(folder / "one_picture.png", dpi=140)
+    figure.savefig(folder / "one_picture.svg")
 
 
 def samples(folder: Path) -> None:
@@ -74,7 +75,13 @@ def change_of_variables(folder: Path) -> None:
             way.plot([x[edge]] * 2, [-3.2, z[edge]], color=COLOURS[min(strip, 3)], lw=1, ls=":")
             way.plot([x[edge], 3.2], [z[edge]] * 2, color=COLOURS[min(strip, 3)], lw=1, ls=":")
         way.set(title="an invertible map z(x)", xlabel="x", ylabel="z", ylim=(-3.2, 3.2), xlim=(-3.2, 3.2))
-        figure.savefig(folder / "change_of_variables.png", dpi=140)
+        figure.savefig(folder / "change_of_variables.svg")
+
+
+def drawn(folder: Path) -> None:
+    """The drawings of the machine, each in a file of its name."""
+    for draw in drawings():
+        draw().savefig(folder / f"{draw.__name__}.svg")
 
 
 def gpu_hours(run: TrainConfig) -> float:
@@ -123,7 +130,7 @@ def main(folder: str) -> None:
     """Everything, into one folder."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    for draw in (one_picture, samples, change_of_variables, costs):
+    for draw in (one_picture, samples, change_of_variables, drawn, costs):
         draw(place)
 
 

@@ -54,7 +54,8 @@ def time_limit() -> str:
 
 def numbers() -> dict[str, str]:
     """Every number that a page's text uses, by name."""
-    found = {**of_the_digits(), **of_sampling(), **of_the_tables(), **of_the_uses(), **of_the_pixels()}
+    kinds = (of_the_digits, of_the_sizes, of_healthy_runs, of_sampling, of_the_tables, of_the_uses, of_the_pixels)
+    found = {name: text for kind in kinds for name, text in kind().items()}
     return {name: text.replace(" ± ", "\u00a0±\u00a0") for name, text in found.items()}
 
 
@@ -71,6 +72,38 @@ def of_the_digits() -> dict[str, str]:
         "digits_nothing": f"{math.log2(settings['model']['levels']):.2f}",
         "digits_real_accuracy": f"{runs[0]['real_image_accuracy']:.1%}",
         "noise_accuracy": cell(noise["sample_accuracy"], ".1%"),
+    }
+
+
+def of_the_sizes() -> dict[str, str]:
+    """The letters of the cheat sheet, for the shipped model."""
+    model = PRESETS["digits"].model
+    split = f"{model.token_channels} = {model.informative} + {model.token_channels - model.informative}"
+    return {
+        "cheat_tokens": str(model.tokens),
+        "cheat_channels": split,
+        "cheat_components": str(model.components),
+        "cheat_redundant": str(model.redundant_components),
+        "cheat_blocks": str(model.flow_blocks),
+        "cheat_levels": str(model.levels),
+    }
+
+
+def of_healthy_runs() -> dict[str, str]:
+    """The run of the digits that broken ones are compared with."""
+    record = load("healthy")
+    values = record["healthy"]["digits"]["value"][-10:]
+    right = dict(zip(record["healthy"]["digits"]["step"], record["healthy"]["digits"]["value"], strict=True))
+    return {
+        "healthy_command": f"`{record['command']}`",
+        "healthy_steps": f"{record['steps']:,}",
+        "healthy_bits": f"{sum(values) / len(values):.2f}",
+        "healthy_round_trip": f"{record['round_trip']:.1g}",
+        "healthy_broken_steps": str(record["broken_steps"]),
+        "healthy_unmasked_bits": f"{record['broken']['no mask']['curve']['value'][-1]:.2f}",
+        "healthy_same_step_bits": f"{right[record['broken_steps']]:.2f}",
+        "healthy_unmasked_round_trip": f"{record['broken']['no mask']['round_trip']:.1f}",
+        "healthy_wild_bits": f"{record['broken']['learning rate 50 times too large']['curve']['value'][-1]:.0f}",
     }
 
 

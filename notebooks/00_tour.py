@@ -27,8 +27,10 @@ import torch
 
 from farmer_ref import Farmer, bits_per_dim, train
 from farmer_ref.data.sets import batches, load_split
+from farmer_ref.support.drawings import pipeline
 from farmer_ref.support.plots import STYLE, labelled_grids, model_at_work
 
+# %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -36,7 +38,11 @@ steps = 250 if device.type == "cpu" else 2000  # of training, below
 
 # %% [markdown]
 # ## The idea in one picture
-#
+
+# %% tags=["hide-input"]
+pipeline()
+
+# %% [markdown]
 # The data are real handwritten digits that come with scikit-learn: 8×8 pixels, 17 grey levels. The package ships a
 # model of them, trained for a few minutes. Here is one test image on its way through it:
 
@@ -94,7 +100,7 @@ mine = Farmer.from_pretrained(run).to(device)
 # A density has a unit that nobody can picture, nats per image. **Bits/dim** can be pictured: the number of bits per
 # pixel that a compressor built on the model would need for the whole grey levels. Knowing nothing costs $\log_2 17$.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 nothing = math.log2(shipped.config.levels)
 levels = values.to(device)
 ours = bits_per_dim(mine, levels, labels).mean().item()

@@ -30,8 +30,10 @@ from farmer_ref import AutoregressiveFlow, Farmer
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.jacobi import inverse_jacobi
+from farmer_ref.support.drawings import causal_masks, flow_block
 from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
 
+# %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
 plt.rcParams.update(STYLE | {"axes.grid": False})
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -80,10 +82,12 @@ figure, panels = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
 panels[0].set(title="x: data and a grid", xlabel="token 1", ylabel="token 2")
 panels[1].set(title="z: both, after the flow", xlabel="latent 1", ylabel="latent 2")
 panels[2].set(title="density (bright: high)", xlabel="token 1", ylabel="token 2", aspect="equal")
-panels[2].pcolormesh(line[50:251].cpu(), line[50:251].cpu(), density.T[50:251, 50:251])
+panels[2].pcolormesh(
+    line[50:251].cpu(), line[50:251].cpu(), density.T[50:251, 50:251], rasterized=True
+)
 for axes, a, b in ((panels[0], rulers, moons), (panels[1], flow(rulers)[0], flow(moons)[0])):
     axes.plot(*a.cpu().view(46, 300, 2).permute(2, 1, 0), color="0.6", lw=0.6)
-    axes.plot(*b[:, :, 0].cpu().T, ".", ms=1.5, color=COLOURS[0])
+    axes.plot(*b[:, :, 0].cpu().T, ".", ms=1.5, color=COLOURS[0], rasterized=True)
     axes.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal")
 
 # %% [markdown]
@@ -110,11 +114,15 @@ print("the inverse returns the data:", error < 1e-3)
 # would divide.) No $z_i$ depends on a later $x_j$, so $\partial z / \partial x$ is triangular with the $\sigma$ on its
 # diagonal, and its log-determinant is the sum of all $\log \sigma$ (Eq. 10). The first block reads the tokens in image
 # order, the second back to front, and so on; their log-determinants add up.
-#
+
+# %% tags=["hide-input"]
+flow_block()
+
+# %% [markdown]
 # Derivatives of the shipped digits model ($N = 16$, $D = 4$) at a test image, in 64-bit numbers. *Predict
 # first:* what will be empty for one block, and what for all four?
 
-# %%
+# %% tags=["hide-output"]
 shipped = Farmer.from_pretrained("digits").to(device).double().requires_grad_(False)
 values, _ = next(batches(load_split("digits", "test", shipped.config), 20))
 tokens = shipped.patchify(shipped.dequantiser(values, torch.tensor(0.5)).to(device).double())
@@ -155,10 +163,15 @@ for name, module, derivatives in (("one block", block, one), ("all four", shippe
 # %% [markdown]
 # ## A broken mask
 #
-# The last panel shows a common bug: attention without its mask. *Predict first:* how will the loss of the moons look
-# with it?
+# The last panel shows a common bug: attention without its mask.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["hide-input"]
+causal_masks()
+
+# %% [markdown]
+# *Predict first:* how will the loss of the moons look with it?
+
+# %% tags=["nbval-check-output", "hide-output"]
 leaky = AutoregressiveFlow(**shape, causal=False).to(device)  # no mask
 fit(leaky, moons, 150)
 gain = (log_prob(leaky, moons) - log_prob(flow, moons)).mean().item()
@@ -185,7 +198,7 @@ print("wrong log|det| of the digit:", off > 1e-3)
 # side for all tokens at once, and the result again. *Predict first:* after how many sweeps is it exact, at worst?
 
 
-# %%
+# %% tags=["hide-output"]
 def undo(blocks, x, count, parallel):  # by sweeps, or by steps, which keep one token of a sweep
     for part in reversed(blocks):
         z, positions = part.flip_if_reversed(x), part.embedded_positions(None)[:, :-1]
@@ -276,7 +289,7 @@ for row in recorded("table4")["rows"][:2]:
 # Back to the little squares: in Eq. 8 a channel never sees the other channels *of its token*, which are neighbouring
 # pixels. *Predict first:* tokens are independent, channels inside a token correlated. Can a block learn that? Can four?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 factor = torch.linalg.cholesky(0.9 ** (torch.arange(8)[:, None] - torch.arange(8)).abs())
 patches = (torch.randn(5000, 4, 8) @ factor.T).to(device)  # correlated inside a token
 possible = -4 * factor.diagonal().log().sum()  # nats that the correlations are worth

@@ -32,8 +32,10 @@ from farmer_ref import Farmer, GaussianMixture, InputError, bits_per_dim, nats_t
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.model.prior import AutoregressivePrior
 from farmer_ref.model.transformer import Transformer
+from farmer_ref.support.drawings import dequantised_cell, gaussian_mixture
 from farmer_ref.support.plots import COLOURS, STYLE
 
+# %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,6 +50,9 @@ steps = 200 if device.type == "cpu" else 400  # of training the toys
 # 7):
 #
 # $$\log p(z) = \log \sum_{k=1}^{K} \pi_k \, \mathcal{N}(z; \mu_k, \sigma_k^2)$$
+
+# %% tags=["hide-input"]
+gaussian_mixture()
 
 # %%
 model, first = Farmer.from_pretrained("digits").to(device).requires_grad_(False), {}
@@ -105,7 +110,7 @@ print("better with K on test images:", scores[1] < scores[2] < scores[8])
 # is expected of channel 0 of the next token (a channel of such a mixture is a mixture again: leave the other means and
 # deviations out). *Predict first:* how will it differ from the mixture of the place alone?
 
-# %%
+# %% tags=["hide-output"]
 all_3 = model.prior.mixtures(z, labels)[0]  # for each image 16 mixtures of 3 channels
 told = GaussianMixture(all_3.logits, all_3.mean[..., :1], all_3.log_scale[..., :1])
 place = torch.arange(8) // 2 * 4  # the token of a pixel: place of its row + place of its column / 4
@@ -154,7 +159,7 @@ print("largest difference below 1e-9:", bool((one_by_one - parallel).abs().max()
 # own density is the best there is. *Predict first:* what will a prior without a mask score?
 
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 fresh = torch.randn(4000, 8, 1, generator=torch.Generator().manual_seed(1)).to(device)
 best = Normal(0, 1).log_prob(fresh).mean().item()
 for leak in (False, True):
@@ -215,9 +220,14 @@ _ = axes.set(title="Digits, one dot per seed", xlabel="components", ylabel="test
 # **Whole grey levels have no density.** A pixel has $L = 17$ levels. Put a Gaussian on each, with the right weights,
 # and make all of them narrower. The bits that a compressor of single pixels needs cannot fall below the entropy of the
 # levels. Dequantisation fills the gaps with uniform noise: level $v$ becomes $x = 2 (v + u) / L - 1$, $u \sim U[0, 1)$.
+
+# %% tags=["hide-input"]
+dequantised_cell()
+
+# %% [markdown]
 # *Predict first:* how will the score behave with this noise, and how without (all $u = 1/2$)?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 L, level = model.config.levels, values.flatten().cpu().long()
 share, centre = level.bincount(minlength=L) / len(level), 2 * (torch.arange(L) + 0.5) / L - 1
 entropy = -(share * share.log2()).sum().item()

@@ -31,8 +31,10 @@ from farmer_ref import PRESETS, Farmer
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.model.tokens import Patchify
+from farmer_ref.support.drawings import channel_split
 from farmer_ref.support.plots import STYLE, comparison, labelled_grids
 
+# %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 torch.set_grad_enabled(False)  # nothing is trained here
@@ -40,7 +42,11 @@ device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 # %% [markdown]
 # ## The picture
-#
+
+# %% tags=["hide-input"]
+channel_split()
+
+# %% [markdown]
 # The shipped model of digits has tokens of $D = 4$ channels (2×2 pixels): $I = 3$ **informative** ones, $Z_I$, and
 # $R = 1$ **redundant** one, $Z_R$. Here are the latents of ten test images, one map of 4×4 tokens per channel (grey is
 # 0, white 3).
@@ -73,7 +79,7 @@ labelled_grids({"image": images[:10]} | maps, columns=10, across=1)
 #
 # *Predict first:* which of the two will it look like, and by how much will it differ?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 classifier = PixelClassifier(
     load_split("digits", "train", model.config)
 )  # a classifier of real digits
@@ -129,7 +135,7 @@ comparison(rows, {"sample_accuracy": "share read", "frechet_distance": "Fréchet
 # *Predict first:* with one pixel of each patch a linear classifier reads four digits of five. What will it make of
 # $Z_R$? It is trained on training images and scored on test images.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 pixels, train_pixels = model.patchify(images), model.patchify(train_images)
 assert torch.equal(Farmer(model.config).to(device).eval().encode(images)[0], pixels)  # untrained
 shares = {"pixels": [], "latents": []}

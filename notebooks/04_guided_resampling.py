@@ -30,8 +30,10 @@ from farmer_ref.data.sets import load_split
 from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.model.guidance import draw_naive, draw_pool, draw_token, weighed_candidates
 from farmer_ref.model.mixture import GaussianMixture
+from farmer_ref.support.drawings import guidance_by_resampling
 from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
 
+# %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,11 +99,14 @@ for w in (0.5, 1, 2, 4):
 
 # %% [markdown]
 # ## Algorithm 1: propose, weigh, resample
-#
+
+# %% tags=["hide-input"]
+guidance_by_resampling()
+
+# %% [markdown]
 # We can evaluate the target up to a constant, but not draw from it. So draw *candidates* elsewhere, and
 # repair the error with weights: $p'/p_c \propto (p_c/p_u)^w$ for a candidate of $p_c$, and
 # $p'/p_u \propto (p_c/p_u)^{w+1}$ for one of $p_u$. All of it, against the package's own:
-
 # %% tags=["nbval-check-output"]
 w, generator = 2.0, seeded()
 pair = mixture(*P_C, rows=1000), mixture(*P_U, rows=1000)
@@ -121,7 +126,7 @@ print("same draws:", torch.allclose(mine, package))
 # every candidate with its probability of being the one that is kept.)
 
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 def resampled(given, null, w, count):  # all candidates, and the probability of each to be kept
     pair, counts = (mixture(*m, rows=400_000 // count) for m in (given, null)), (count, count)
     options = {"guidance": Guidance(scale=w), "counts": counts, "generator": seeded()}
@@ -178,7 +183,7 @@ for name, factor in (("w + 1 (Alg. 1)", 1.0), ("w (A.2)", 0.5)):
 # $\delta = 0.1$ apart in each of $D$ channels; $w = 2$. Of 1,000 candidates of $p_c$, how many count with 4 channels?
 # With 640?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 guidance = Guidance(
     scale=2.0, redundant_candidates_conditional=1000, redundant_candidates_unconditional=0
 )  # a pool of p_c alone
@@ -201,7 +206,7 @@ for n in (4, 16, 64, 640):
 #
 # Let $p_c$ be the wider of two Gaussians and $w = 8$: Eq. 15 is improper. *Predict first:* what do more candidates do?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 WIDE, NARROW = ([1.0], [0.0], [1.2]), ([1.0], [0.0], [1.0])  # weight, mean, width
 panels = {f"{n} of each kind": resampled(WIDE, NARROW, 8, n) for n in (1, 10, 100, 1000)}
 histograms(panels, target(WIDE, NARROW, 0), "$p_c$")
@@ -220,7 +225,7 @@ print("each tenfold adds .5 or more to the spread:", bool((spread.diff() > 0.5).
 # for $K = 1$. Otherwise the bumps keep the weights that they had in $p_c$. And components have no order: swap the two of
 # $p_u$, and it is the same density. *Predict first:* what does it do with the improper target above?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 SWAPPED = [side[::-1] for side in P_U]
 assert torch.allclose(target(SWAPPED, P_U, 0), target(P_U, P_U, 0), atol=1e-12)
 
@@ -249,7 +254,7 @@ print(f"improper: {far:.1%} lie beyond 8; the others have spread {near.square().
 #
 # *Predict first:* which costs variety, and which leaves the range of pixels? One column per class; nothing is selected.
 
-# %%
+# %% tags=["hide-output"]
 model = Farmer.from_pretrained("digits").to(device)
 labels, images, sizes = torch.arange(10, device=device).repeat(per_class), {}, {}
 for w, rule in ((0, "resampling"), (1, "resampling"), (4, "resampling"), (4, "naive")):

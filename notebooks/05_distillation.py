@@ -31,9 +31,11 @@ from farmer_ref.distill import disturbed
 from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.model.jacobi import inverse_jacobi
 from farmer_ref.model.student import Distillation, relative_errors, teacher_path
+from farmer_ref.support.drawings import teacher_and_student
 from farmer_ref.support.plots import STYLE, labelled_grids
 from farmer_ref.support.record import timed
 
+# %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,7 +47,7 @@ steps = 200 if device.type == "cpu" else 1000  # of training, below
 # Sampling draws latents $z$ from the prior, then undoes the flow. Forward and backward, the flow does the same sums.
 # *Predict first:* how many times as long does backward take?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 model = Farmer.from_pretrained("digits").to(device).requires_grad_(False)
 flow, labels = model.flow, torch.arange(10, device=device).repeat(100)
 z = model.prior.sample(labels, generator=torch.Generator(device).manual_seed(0))  # (1000,16,4)
@@ -100,7 +102,11 @@ print("x_i depends on later z_j:", *[(size.triu(1) > 1e-9).any().item() for size
 # - **inverse** is ours: $z_i / \sigma_i(z) + \mu_i(z)$, Eq. 9 with $z$ where it has $x$.
 #
 # ## What it is taught
-#
+
+# %% tags=["hide-input"]
+teacher_and_student()
+
+# %% [markdown]
 # The targets cost one forward pass of the teacher: for any image it gives the whole way, $X = Z^0, Z^1, \dots, Z^n$.
 # The student starts from $\tilde Z^n = Z^n + s\varepsilon$, with a little noise ($\varepsilon$ normal, $s$ uniform up
 # to 0.3), and the output of each block, $\tilde Z^{t-1}$, is compared with the teacher's level (Alg. 2):
@@ -137,7 +143,7 @@ for form in ("forward", "inverse"):
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 figure, chart = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
 names = [rf"$Z^{t}$" for t in (3, 2, 1, 0)]
 for (form, step), error in errors.items():
@@ -184,7 +190,7 @@ print(shipped.form, "form; taught by its flow, by another:", *map(shipped.taught
 # difference from the exact inverse on such latents, pixels clamped to $[-1, 1]$, in grey levels of $2/17$. *Predict
 # first:* how many digits will a classifier no longer recognise?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 ways = {"exact": x, "parallel": inverse_jacobi(flow, z)[0], "student": shipped(z)}
 decoded = {name: model.patchify.inverse(tokens).clamp(-1, 1) for name, tokens in ways.items()}
 off = {name: (batch - decoded["exact"]) / (2 / 17) for name, batch in decoded.items()}
@@ -210,7 +216,7 @@ labelled_grids(rows, columns=8, across=1)
 # forward pass. That pass also checks a student without the right answer: encode its image, compare with $z$. *Predict
 # first:* which images does the model find more probable, its own exact ones or the student's?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-output"]
 assert (flow(x)[0] - z).abs().max() < 1e-4
 stray = (flow(shipped(z))[0] - z).square().mean().sqrt() / z.std()
 print("student: latents come back within a quarter of their spread:", (stray < 0.25).item())

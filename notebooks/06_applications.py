@@ -34,6 +34,7 @@ from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import terms_over_draws
 from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
 
+# %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,7 +99,7 @@ print(f"label and pixels save more than 0.3 nats of {-alone:.1f}: {alone + 0.3 <
 # Hamiltonian moves). *Predict first:* the lower half is missing and the label is given. How many completions will a
 # classifier read as that label? And how many halves of any other samples of the same label, pasted in?
 
-# %%
+# %% tags=["hide-output"]
 known = (torch.arange(8, device=device) < 4)[None, :, None].expand(1, 8, 8)  # the upper half
 half = values[:digits]
 grids = {"digits; what is known": torch.cat([half, torch.where(known, half, 5)])}
@@ -211,7 +212,7 @@ print(f"support vector machine: {measured['classification']['classifier_of_pixel
 # A density should expose what does not belong. *Predict first:* rank by $\log p(x)$: test digits, digits rolled two
 # pixels to the right, an empty page. ("The strangest": test digits, by the last score below.)
 
-# %%
+# %% tags=["hide-output"]
 scorer = AnomalyScorer(model, train[:500], classes[:500], draws=1)
 kinds = {"digits": values[:100], "rolled": values[:100].roll(2, -1), "blank": 0 * values[:10]}
 kinds["the strangest"] = values[scorer.scores(values)["terms and complexity"].argsort().flip(0)]

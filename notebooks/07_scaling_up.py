@@ -37,6 +37,7 @@ from farmer_ref.support.plots import COLOURS, STYLE
 from farmer_ref.training.costs import forward_flops, training_flops
 from farmer_ref.training.trainer import autocast
 
+# %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,7 +63,7 @@ def bar(axes: plt.Axes, row: float, parts: list[float]) -> None:
 # biases and norms. Everything else ought to be small. *Predict first:* the prior of the 1.1B model at patch 16 has 12
 # layers of width 768. Which share of its parameters is in the layers?
 
-# %%
+# %% tags=["hide-output"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.7), sharey=True, layout="constrained")
 counts = {name: count(preset.model) for name, preset in presets.items()}
 for row, parts in enumerate(counts.values()):
@@ -118,7 +119,7 @@ print(f"{training_flops(large) / 1e9:,.0f} GFLOP an image: forward, and twice th
 # *Predict first:* smaller patches mean more tokens; the weights hardly change. At which patch size do most operations
 # go to attention?
 
-# %%
+# %% tags=["hide-output"]
 figure, axes = plt.subplots(figsize=(8.4, 2.6), layout="constrained")
 for row, patch in enumerate((32, 16, 8, 4)):
     config = dataclasses.replace(large, patch_size=patch, informative=3 * patch**2 // 6)
@@ -143,7 +144,7 @@ axes.set_yticks(range(4), [f"patch {p}, N = {(256 // p) ** 2:,}" for p in (32, 1
 # pass, a third more work. *Predict first:* a step has 256 images, 32 for each of eight GPUs. Which is larger, state or
 # activations?
 
-# %%
+# %% tags=["hide-output"]
 from farmer_ref.training.costs import peak_flops_of, saved_bytes, state_bytes
 
 GiB, modes = 2**30, (False, True)  # without checkpoints, and with them

@@ -28,6 +28,7 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 120,
     "font.size": 10,
     "grid.alpha": 0.3,
+    "image.interpolation": "none",  # pixels stay pixels, in vector graphics too
     "lines.linewidth": 1.8,
 }
 
@@ -62,7 +63,7 @@ def labelled_grids(grids: dict[str, Tensor], columns: int, *, across: int = 2) -
         for axes in (spots := figure.subplots(down, across, squeeze=False).flatten()):
             axes.set_axis_off()
         for axes, (name, picture) in zip(spots, pictures.items(), strict=False):
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
             axes.set_title(name, fontsize=10)
     return figure
 

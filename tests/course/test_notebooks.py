@@ -62,6 +62,17 @@ def test_a_notebook_defines_nothing_that_the_package_has(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_an_answer_is_hidden_until_it_is_predicted(name):
+    """The outputs that follow "Predict first" are folded in the book: of the next cell, or the one after it."""
+    cells = read(name).cells
+    for place, cell in enumerate(cells):
+        if cell.cell_type == "markdown" and re.search(r"\*Predict\s+first", cell.source):
+            code = [other for other in cells[place:] if other.cell_type == "code"]
+            shown = [other for other in code[:3] if other.outputs and "hide-output" in other.metadata.get("tags", [])]
+            assert shown, cell.source
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_opens_on_a_hosted_service(name):
     first, setup = read(name).cells[:2]
     assert f"(https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/{name}.ipynb)" in (

@@ -227,6 +227,15 @@ def test_every_page_is_there(html):
     }
 
 
+def test_the_book_is_small(html):
+    assert sum(path.stat().st_size for path in html.rglob("*") if path.is_file()) < 15e6
+
+
+def test_answers_are_folded(html):
+    for name in ("01_flow_invertibility", "04_guided_resampling"):
+        assert '<details class="admonition hide below-input">' in (html / "notebooks" / f"{name}.html").read_text()
+
+
 def test_links_lead_somewhere(html, parsed):
     broken = []
     for path, page in parsed.items():
@@ -331,6 +340,12 @@ EXAMINED = """(() => {
         mathematics: document.querySelectorAll(".math").length,
         set: document.querySelectorAll("mjx-container").length,
         errors: document.querySelectorAll("mjx-merror").length,
+        filters: (() => {
+            document.documentElement.dataset.theme = "dark";
+            const found = [...document.querySelectorAll("article img")].map(i => getComputedStyle(i).filter);
+            document.documentElement.dataset.theme = "light";
+            return [...new Set(found)];
+        })(),
         missing: [...document.images].filter(i => i.loading !== "lazy" && !i.naturalWidth).map(i => i.src),
         width: document.documentElement.scrollWidth,
         wide: wide.slice(0, 3),
@@ -363,6 +378,7 @@ def test_every_page_in_a_browser_without_a_network(html, parsed, browser):
                 browser.picture(target)
             assert browser.complaints == [], name
             assert (seen["raw"], seen["errors"], seen["missing"]) == ([], 0, []), name
+            assert seen["filters"] == ["none"] or not seen["filters"], name  # dark mode dims no picture
             assert seen["set"] >= seen["mathematics"], name
             assert seen["width"] <= width, (name, width, seen["wide"])
     assert browser.run("innerWidth") == 390

@@ -1,6 +1,7 @@
 """The project around the package: environments, the README and the map, shipped weights, what the results show."""
 
 import json
+import math
 import re
 import tomllib
 from dataclasses import replace
@@ -215,6 +216,29 @@ def test_results_of_the_inverses():
     assert speedup["public TARFlow", 16] <= 1 / 1.5 and speedup["public TARFlow", 1] < 1
     for rows in measured["sweeps"].values():
         assert max(row["error"] for row in rows) <= measured["tolerance"]
+
+
+def test_results_of_healthy_and_broken_runs():
+    """What the page says of them in words."""
+    measured = results()["healthy"]
+    curve = measured["healthy"]["digits"]
+    right = dict(zip(curve["step"], curve["value"], strict=True))
+    unmasked, unbounded, wild, shifted = (
+        measured["broken"][name]
+        for name in (
+            "no mask",
+            "no bound on the scale",
+            "learning rate 50 times too large",
+            "wrong constant: a cell of width 1/L",
+        )
+    )
+    assert right[5] > math.log2(17) > right[100]
+    assert max(measured["round_trip"], unbounded["round_trip"]) < 1e-5 < 1 < unmasked["round_trip"]
+    assert abs(unmasked["curve"]["value"][-1] - right[measured["broken_steps"]]) < 0.2  # the curve shows nothing
+    assert max(unbounded["curve"]["value"][10:30]) > min(unbounded["curve"]["value"][:10])  # jumps, and recovers
+    assert wild["round_trip"] is None and min(wild["curve"]["value"][10:]) > 3 * math.log2(17)
+    differences = [a - b for a, b in zip(shifted["curve"]["value"], curve["value"], strict=True)]
+    assert max(abs(difference - 1) for difference in differences) < 1e-3
 
 
 def test_results_of_the_applications():
