@@ -46,7 +46,7 @@ steps = 500 if device.type == "cpu" else 1500  # of training a toy, below
 # square around $x$ becomes a small parallelogram around $z$ with the same probability. So the density of $x$ is that of
 # $z$ times the ratio of the areas, the determinant of the derivatives:
 #
-# $$\log p(x) = \log \mathcal N(f(x); 0, I) + \log\left|\det \frac{\partial z}{\partial x}\right| \qquad\text{(Eq. 2)}$$
+# $$\log p(x) = \log \mathcal N(f(x); 0, I) + \log\left|\det \frac{\partial z}{\partial x}\right| \qquad\text{(Eqs. 2 and 4)}$$
 #
 # Training makes this large at the data. A point is two tokens of one channel: $N = 2$, $D = 1$.
 

@@ -205,7 +205,7 @@ assert torch.allclose(log_p, single.log_prob(one, label), atol=1e-9)
 # %% [markdown]
 # > **The paper** shows this in A.1 (Eqs. 16-18): with $K = 1$ FARMER is a flow with one more block. Its Fig. 6a calls $K = 64$ best,
 # > by FID. **We** train with three seeds for each $K$, and see a large step from 1 to 16 in bits/dim, and a small one to
-# > 64; neither 32 nor 256 can be told from 64.
+# > 64; neither 32 nor 256 can be told apart from 64.
 
 # %% tags=["nbval-check-output"]
 figure, axes = plt.subplots(figsize=(5, 2.4))

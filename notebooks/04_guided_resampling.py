@@ -299,7 +299,7 @@ for row in json.loads(Path("../results/early_guidance.json").read_text())["table
 # **By the distance to real digits, no guidance is best here.** (The Fréchet distance is FID's formula, on the
 # classifier's scores; small is near.) Resampling makes digits that are read more often, and lie nearer to one another
 # than real ones; the naive rule does less of both. The paper finds the reverse (Table 3, FID: 44.56 without guidance,
-# 8.66 naive, 5.67 by resampling), from samples far from its data. So are ours after 500 steps of training, and then both
+# 8.66 naive, 5.67 by resampling), perhaps since its unguided samples are far from the data. So are ours after 500 steps of training, and then both
 # rules at $w = 1$ are nearer than no guidance with each of three seeds. The means have the paper's order; with one seed
 # the naive rule is nearer than resampling.
 #
@@ -322,9 +322,10 @@ for name, columns in {"left": [0], "middle": [1, 2], "right": [3]}.items():
 # ## What to remember
 #
 # - Draw from what you can, weigh by what you want over what you drew from, keep one: that is Alg. 1.
-# - It converges only if Eq. 15 is proper; else the number of candidates is a parameter of the result.
+# - It converges to Eq. 15 only if that is proper and all temperatures are 1; else the number of candidates is a parameter
+#   of the result.
 # - Effective sample size says whether resampling has a choice. It falls exponentially with the channels.
-# - Guidance buys recognisable samples with diversity. Whether that is better depends on the model and on the measure.
+# - Guidance makes samples easier to recognise, and pays in diversity. Whether that is better depends on the model and on the measure.
 #
 # ## Exercises
 #

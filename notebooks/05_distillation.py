@@ -260,7 +260,7 @@ for file in ("distillation", "distillation_losses"):
 
 # %% [markdown]
 # > **The paper** reports the ratios in brackets above (ours are of batches of 16); the two for its overall speed-up
-# > do not agree. **We** gain less, with 16 tokens in place of 256, and on a CPU. Its student has the forward form and
+# > do not agree. **We** gain less, with 16 tokens in place of 256, and on a CPU. The paper's student has the forward form and
 # > is compared on every level (`hidden`). Of ours, the inverse form is slightly nearer after equal training, and so are
 # > small heads on all levels but the last (`projected`); the last level alone (`output`) is slightly worse. By FID on
 # > ImageNet, BiFlow ([arXiv 2512.10953](https://arxiv.org/abs/2512.10953)) found hidden distillation 55.0, output only

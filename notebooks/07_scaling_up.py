@@ -88,8 +88,8 @@ assert counts["farmer-1.9b-p16"]["prior"] / 1e6 - 498 > 80  # and this one does 
 # Less than a third. The mixture that all redundant channels share (notebook 03) has $K_R = 200$ components of
 # $R = 640$ channels, and one linear layer predicts all of their $200 \cdot (1 + 2 \cdot 640)$ numbers.
 #
-# > **The paper** gives one count for each part and no patch size. **We** find its AR at patch 16 and its AF at patch 8;
-# > neither patch size fits both, and the AR of 1.9B fits at neither: at patch 16 the shared head makes it larger than
+# > **The paper** gives one count for each part and no patch size. **We** find the AR of 1.1B at patch 16 and its AF at patch
+# > 8; neither patch size fits both, and the AR of 1.9B fits at neither: at patch 16 the shared head makes it larger than
 # > the paper's, at patch 8 it is smaller. At patch 8 the split is ours (32 + 160 of 192 channels).
 #
 # ## Operations
