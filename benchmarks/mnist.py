@@ -3,7 +3,8 @@
 `classifier` trains the small ConvNet that judges samples, and writes its weights and results/mnist_classifier.json.
 `images` picks the images that ship (data set `mnist-small`) and writes them as one PNG mosaic with their labels.
 `model` copies a trained run into the package under the name of its preset, in half precision, and measures it once on
-the test split: results/<preset>.json. The run is that of `python -m farmer_ref.train --preset mnist-p2`.
+the test split: results/<preset>.json, with a grid of samples. The run is that of
+`python -m farmer_ref.train --preset mnist-p2`.
 `student` does so with the run's student (`python -m farmer_ref.distill`).
 """
 
@@ -37,6 +38,7 @@ from farmer_ref.support.files import (
     write_json,
     write_weights,
 )
+from farmer_ref.support.plots import image_grid
 from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import Whole, settings_class
 from farmer_ref.training.checkpoint import last_state
@@ -57,13 +59,17 @@ class MnistConfig:
 
     stage: Literal["classifier", "images", "model", "student"]
     """What to make."""
-    run: str = "runs/mnist"
+    run: str = "runs/mnist-p2"
     """The trained run (stages model and student)."""
+    preset: str = "mnist-p2"
+    """The preset it was trained with, whose name the shipped model has."""
+    remark: str = ""
+    """For the record: what about the run differs from its preset."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     epochs: PositiveInt = 6
     """Passes over the training images (stage classifier)."""
-    draws: PositiveInt = 4
+    draws: PositiveInt = 1
     """Dequantisations per test image (stage model)."""
     samples: PositiveInt = 1000
     """Samples to classify."""
@@ -135,15 +141,17 @@ def make_images(config: MnistConfig) -> None:
 def make_model(config: MnistConfig) -> None:
     """Ship the run's averaged weights in half precision, with what they score; results/mnist.json."""
     run = Path(config.run)
-    settings = saved_settings(run)
-    settings = dataclasses.replace(settings, out=PRESETS[settings.preset].out, data_root="data", resume=False)
-    whole, state, target = Farmer.from_pretrained(run), last_state(run), PRETRAINED / settings.preset
+    preset, state, target = PRESETS[config.preset], last_state(run), PRETRAINED / config.preset
+    settings = dataclasses.replace(
+        saved_settings(run), preset=config.preset, out=preset.out, data_root=preset.data_root, resume=False
+    )
+    whole = Farmer.from_pretrained(run)
     target.mkdir(exist_ok=True)
     write_config(target, run_record(settings))
     write_weights(target / "model.safetensors", halves(read_weights(run / "model.safetensors")))
     model = Farmer.from_pretrained(target)
     validation, test = split_of(config, "validation"), split_of(config, "test")
-    made = provenance(torch.device("cpu"))
+    made = {**provenance(torch.device("cpu")), "remark": config.remark}
     figures = {
         "parameters": parameters(model),
         "training_steps": state.step,
@@ -152,14 +160,18 @@ def make_model(config: MnistConfig) -> None:
             name: evaluate_likelihood(m, validation, draws=1, limit=1000).bits_per_dim
             for name, m in (("float32", whole), ("float16", model))
         },
-        "test": dataclasses.asdict(evaluate_likelihood(model, test, draws=config.draws, importance_weighted=True)),
+        "test": dataclasses.asdict(
+            evaluate_likelihood(model, test, draws=config.draws, importance_weighted=config.draws > 1)
+        ),
     } | sample_figures(config, model, test)
     curve = [line for line in read_metrics(run) if "bits_per_dim" in line or "validation_bits_per_dim" in line]
     keys = ("step", "seconds", "bits_per_dim", "validation_bits_per_dim")
     curve = [{key: line[key] for key in keys if key in line} for line in curve]
     shape = {**made, "settings": dataclasses.asdict(settings)}
+    grid = image_grid(grid_of(config, model), columns=10, cell=56)
+    replace_file(ROOT / "results" / f"{config.preset}_samples.png", lambda path: grid.save(path, format="PNG"))
     write_json(target / "record.json", {**made, **figures})
-    write_json(ROOT / "results" / f"{settings.preset}.json", {**shape, **figures, "curve": curve})
+    write_json(ROOT / "results" / f"{config.preset}.json", {**shape, **figures, "curve": curve})
     print(json.dumps(figures, indent=2))
 
 
@@ -168,16 +180,24 @@ def sample_figures(config: MnistConfig, model: Farmer, test: ImageSet, **options
     classifier, labels = shipped_classifier(), torch.arange(config.samples) % 10
     real = next(batches(test, 1000, limit=1000))
     found = {}
-    for scale in (0.0, 1.0, 2.0):
+    for scale in (0.0, 1.0):
         drawn = sample_values(model, labels, seed=config.seed, guidance=Guidance(scale=scale), **options)
         distance = frechet_distance(classifier.scores(drawn), classifier.scores(real[0]))
         found[f"{scale:g}"] = {"accuracy": classifier.accuracy(drawn, labels), "frechet_distance": distance}
     return {"samples": config.samples, "real_accuracy": classifier.accuracy(*real), "guidance_scale": found}
 
 
+def grid_of(config: MnistConfig, model: Farmer) -> Tensor:
+    """Ten rows of samples at guidance scale 1, a column for each class, none selected."""
+    generator = torch.Generator().manual_seed(config.seed)
+    return model.dequantiser.without_noise(
+        model.sample(torch.arange(100) % 10, Guidance(scale=1.0), generator=generator)
+    )
+
+
 def make_student(config: MnistConfig) -> None:
     """Ship the run's student, and what its samples score."""
-    name = saved_settings(Path(config.run)).preset
+    name = config.preset
     shutil.copyfile(Path(config.run) / STUDENT, PRETRAINED / name / STUDENT)
     run = Run.open(name)
     model = run.load("ema")
