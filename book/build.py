@@ -24,9 +24,9 @@ from sklearn.datasets import load_digits
 import farmer_ref
 from book import figures, measured, pages
 from book.equations import HERE, REPOSITORY, ROOT
+from book.smaller import make_smaller
 from farmer_ref.support.drawings import drawings
 
-MATHJAX = ("tex-chtml.js", "output/chtml/fonts/", "input/tex/extensions/")
 LOGO = 3  # which of scikit-learn's digits
 DRAWINGS = {draw.__name__: draw for draw in drawings()}
 STRINGS = re.compile(r"""(?:title|suptitle|set_title)(?:\(|=)\s*(["'])([^"'{}\\]+)\1""")
@@ -55,19 +55,8 @@ def build(out: Path) -> Path:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode or "WARNING" in done.stderr:
         raise SystemExit(f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}\nThe book has warnings or errors: see above.")
-    prune(out / "_build" / "html")
+    make_smaller(out / "_build" / "html")
     return out / "_build" / "html"
-
-
-def prune(html: Path) -> None:
-    """Of MathJax, keep what the pages load: one bundle, its fonts, and extensions that a formula may ask for."""
-    mathjax = html / "_static" / "mathjax"
-    for path in [path for path in mathjax.rglob("*") if path.is_file()]:
-        if not str(path.relative_to(mathjax)).startswith(MATHJAX):
-            path.unlink()
-    for folder in sorted((path for path in mathjax.rglob("*") if path.is_dir()), reverse=True):
-        if not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def write_notebook(path: Path, target: Path) -> None:

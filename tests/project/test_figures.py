@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from book import figures, measured
+from book.smaller import shorter_graphic, shorter_page, unused
 from farmer_ref.parameters import step_costs
 
 BOOK = Path(__file__).parents[2] / "book"
@@ -38,3 +39,22 @@ def test_no_page_types_in_a_measured_number():
     """A mean with its spread, or a percentage with a decimal, is what our measurements look like."""
     for page in BOOK.glob("*.md"):
         assert not re.search(r"\d\s*±|\d\.\d+%", page.read_text(encoding="utf-8")), page
+
+
+def test_a_smaller_book_draws_the_same():
+    """Coordinates are rounded, scales are not, and pictures inside stay as they are."""
+    drawn = """<svg><metadata>when</metadata>
+    <path d="M 1.23456 2
+L 3.1 4.999" transform="scale(0.015625)"/><image href="data:image/png;base64,iVBOR.123456"/></svg>"""
+    assert shorter_graphic(drawn) == (
+        '<svg>\n<path d="M 1.23 2 L 3.1 4.99" transform="scale(0.015625)"/>'
+        '<image href="data:image/png;base64,iVBOR.123456"/></svg>'
+    )
+    code = '<span class="k">def</span><span class="w"> </span><span class="n">f</span><span class="p">():</span>'
+    assert shorter_page(code) == '<span class="k">def</span> f():'
+
+
+def test_what_pages_load_stays():
+    names = {"_static/mathjax/tex-chtml.js": False, "_static/mathjax/tex-svg.js": True, "_static/a.css.map": True}
+    names |= {"_static/mathjax/output/chtml/fonts/woff-v2/a.woff": False, "_static/scripts/fontawesome.js": False}
+    assert {name: unused(name) for name in names} == names

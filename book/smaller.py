@@ -1,0 +1,61 @@
+"""Make the built book smaller, without a visible change: what no page loads, and digits that no screen shows.
+
+Of MathJax, one bundle and its fonts stay; source maps and a second copy of the icons go. Notebooks to download have no
+outputs, as students want them. Vector graphics keep two decimals of a point. In highlighted code, names and punctuation
+have the colour of the text and need no element of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+
+UNUSED = ("_static/vendor/fontawesome/", "_static/locales/")
+MATHJAX = ("_static/mathjax/tex-chtml.js", "_static/mathjax/output/chtml/fonts/")
+PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
+COORDINATES = re.compile(r' (?:d|x|y|points)="[^"]*"')
+
+
+def unused(name: str) -> bool:
+    """Whether no page loads a file of the book."""
+    mathjax = name.startswith("_static/mathjax/") and not name.startswith(MATHJAX)
+    return mathjax or name.startswith(UNUSED) or name.endswith(".map")
+
+
+def shorter_graphic(text: str) -> str:
+    """An SVG without metadata and indentation, its coordinates to two decimals."""
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = COORDINATES.sub(lambda found: re.sub(r"\s+", " ", re.sub(r"(\.\d\d)\d+", r"\1", found[0])), text)
+    return re.sub(r"\n\s*", "\n", text)
+
+
+def shorter_page(text: str) -> str:
+    """A page whose code has fewer elements and looks the same."""
+    return PLAIN.sub(r"\1", text)
+
+
+def without_outputs(path: Path) -> None:
+    """Take the outputs from a notebook."""
+    notebook = nbformat.read(path, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, path)
+
+
+def make_smaller(html: Path) -> None:
+    """All of that, for a built book."""
+    for path in sorted(path for path in html.rglob("*") if path.is_file()):
+        if unused(path.relative_to(html).as_posix()):
+            path.unlink()
+        elif path.suffix == ".svg":
+            path.write_text(shorter_graphic(path.read_text(encoding="utf-8")), encoding="utf-8")
+        elif path.suffix == ".html":
+            path.write_text(shorter_page(path.read_text(encoding="utf-8")), encoding="utf-8")
+        elif path.suffix == ".ipynb":
+            without_outputs(path)
+    for folder in sorted((path for path in html.rglob("*") if path.is_dir()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
