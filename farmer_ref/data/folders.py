@@ -248,7 +248,7 @@ class ImageFolder:
             if name in members:
                 raise InputError(f"class {name} is there twice in {printable(root)}; allowed: one folder for each")
             before = self.skipped.copy()
-            members[name] = list(self._files(Path(entry.path), name))
+            members[name] = sorted(self._files(Path(entry.path), name), key=lambda file: file.place)
             if not members[name]:
                 skipped = described(self.skipped - before)
                 raise InputError(

@@ -74,9 +74,11 @@ def printable(text: object) -> str:
     return str(text) if str(text).isprintable() else ascii(str(text))
 
 
-def described(skipped: Counter[str]) -> str:
+def described(skipped: Counter[str], most: int = 8) -> str:
     """What was skipped, in words: "broken links: 1; hidden: 3"; empty if nothing was."""
-    return "; ".join(f"{reason}: {count:,}" for reason, count in sorted(skipped.items()))
+    named = dict(sorted(skipped.most_common(most)))
+    named |= {"others": rest} if (rest := skipped.total() - sum(named.values())) else {}
+    return "; ".join(f"{reason}: {count:,}" for reason, count in named.items())
 
 
 def entries(folder: Path) -> list[os.DirEntry]:

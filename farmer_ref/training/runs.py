@@ -75,6 +75,10 @@ class Run:
         name = dataset or self.dataset()
         config = dataclasses.replace(self.model_config, class_names=self.class_names())
         data = load_split(name, part, config, data_root=data_root, download=download)
+        wanted = config.num_classes
+        if data.splits is not None and wanted and not config.class_names and data.num_classes != wanted:
+            own = self.training is not None and _spelled_alike(name, self.training.dataset)
+            require(own, f"number of classes of {printable(name)}", data.num_classes, f"{wanted}: no names to match by")
         self.compare(data, part)
         return data
 

@@ -212,6 +212,10 @@ def test_a_run_of_the_first_edition_still_loads_and_says_how(copy, tmp_path, cap
     said = capsys.readouterr().err
     assert "stores no class names: those of folder:" in said and "(0 cat, 1 dog)" in said
     assert "does not record what it held out" in said
+    (copy / "pets" / "cat").rename(copy / "cat")  # dogs alone would be matched as cats
+    line = ["classify", "--run", copy / "run", "--dataset", dataset, "--split", "train"]
+    fails_with_one_line(capsys, apply.main, line, "is 1; allowed: 2: no names to match by")
+    (copy / "cat").rename(copy / "pets" / "cat")
     config = saved(copy / "run")
     config["training"]["dataset"] = dataset
     (copy / "run" / "config.json").write_text(json.dumps(config))

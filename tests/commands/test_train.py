@@ -19,6 +19,7 @@ from farmer_ref.training.runs import Run
         (["--preset", "tiny", "--model.informative", "4"], ["informative is 4", "1 to 3"]),
         (["--preset", "tiny", "--model.max-log-scale", "50"], ["max_log_scale is 50.0", "at most 40"]),
         (["--preset", "tiny", "--model.num-classes", "4"], ["model.num_classes is 4", "10 or more"]),
+        (["--preset", "tiny", "--model.num-classes", "12"], ["model.num_classes is 12; allowed: 10, the classes of"]),
         (["--preset", "tiny", "--dataset", "folder:none"], ["'folder:none'", "none is not a folder"]),
         (["--preset", "tiny", "--dataset", "mnist", "--no-download"], ["data_root is 'data'", "no complete mnist"]),
         (["--preset", "tiny", "--device", "abacus"], ["device is 'abacus'", "auto, cpu, cuda"]),

@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from farmer_ref import InputError, ModelConfig
-from farmer_ref.data.images import image_files, open_image, pixels, read_picture, read_pictures
+from farmer_ref.data.images import described, image_files, open_image, pixels, read_picture, read_pictures
 
 RAMP = np.arange(64).reshape(8, 8)
 MODEL = ModelConfig(image_size=8, channels=1, num_classes=10)
@@ -35,6 +36,12 @@ def refused(path, *parts):
     assert "\n" not in str(raised.value)
     for part in (path.name, "allowed: ", *parts):
         assert part in str(raised.value)
+
+
+def test_few_reasons_are_listed():
+    assert described(Counter()) == ""
+    assert described(Counter({"hidden": 3, "broken links": 1})) == "broken links: 1; hidden: 3"
+    assert described(Counter({letter: i for i, letter in enumerate("abcdef", 1)}), most=2) == "e: 5; f: 6; others: 10"
 
 
 # -- orientation, transparency, modes ----------------------------------------------------------------------------------
