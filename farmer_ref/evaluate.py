@@ -21,7 +21,7 @@ from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support import cli, parallel
-from farmer_ref.support.errors import InputError, require
+from farmer_ref.support.errors import InputError, require, require_finite
 from farmer_ref.support.files import output_file, write_json
 from farmer_ref.support.settings import Factor, Whole, settings_class
 from farmer_ref.training.runs import Run
@@ -260,13 +260,15 @@ def main(argv: list[str] | None = None) -> None:
     require(not (given and config.samples_from), "guidance", config.guidance.scale, "the run's own with --samples-from")
     out = output_file(config.out) if config.out else None
     if config.fid:
-        figures = evaluate_images(config)
-        parallel.print_once(describe_images(figures))
+        figures, description = evaluate_images(config), describe_images
     else:
-        figures = evaluate(config)
-        parallel.print_once(describe(figures))
-    if out:
+        figures, description = evaluate(config), describe
+    numbers = {name: torch.tensor(value) for name, value in figures.items() if isinstance(value, float)}
+    for name, value in numbers.items():
+        require_finite(name, value, "a finite number, of a model that scores these images")
+    if out:  # before anything is printed, which may fail
         parallel.on_rank_zero(lambda: write_json(out, figures))
+    parallel.print_once(description(figures))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from farmer_ref.model.mixture import GaussianMixture
+from farmer_ref.model.mixture import GaussianMixture, draw_places
 from farmer_ref.support.settings import Factor, PositiveFactor, settings_class
 
 SCORED_AT_ONCE = 16  # candidates: the shared mixture of a large model has 10^5 numbers, for each candidate again
@@ -90,7 +90,7 @@ def draw_token(
     candidates, log_weights = weighed_candidates(
         conditional, unconditional, guidance=guidance, counts=counts, generator=generator
     )
-    chosen = torch.multinomial(log_weights.softmax(-1), 1, generator=generator)  # (B,1)
+    chosen = draw_places(log_weights.softmax(-1), 1, generator)  # (B,1)
     return Drawn(_take(candidates, chosen)[:, 0], effective_sample_size(log_weights))
 
 
@@ -116,7 +116,7 @@ def draw_pool(
     candidates, log_weights = weighed_candidates(
         conditional, unconditional, guidance=guidance, counts=counts, generator=generator
     )
-    chosen = torch.multinomial(log_weights.softmax(-1), tokens, replacement=True, generator=generator)  # (B,N)
+    chosen = draw_places(log_weights.softmax(-1), tokens, generator)  # (B,N)
     taken = torch.zeros_like(log_weights).scatter_(1, chosen, 1.0)
     return Drawn(_take(candidates, chosen), effective_sample_size(log_weights), taken.sum(1).long())
 
