@@ -32,6 +32,7 @@ from farmer_ref.model.tokens import Dequantiser, Patchify
 from farmer_ref.model.transformer import TrainingPass
 from farmer_ref.support.errors import InputError, require_finite, shown
 
+DENOISED_AT_ONCE = 32  # images: their activations are kept for a gradient
 FARTHEST = 100.0  # a pixel beyond it is no image in [-1, 1], whatever noise it carries
 
 
@@ -213,10 +214,13 @@ class Farmer(Pretrained, nn.Module):
         """
         self._require_noise()
         labels = self._labels(labels, len(images))
-        with evaluating(self), with_gradients(images, labels) as (noisy, labels):
-            noisy.requires_grad_()
-            (score,) = torch.autograd.grad(self.log_prob(noisy, labels).sum(), noisy)
-        return images + self.config.noise_final**2 * score
+        parts = [None] * len(images) if labels is None else labels.split(DENOISED_AT_ONCE)
+        scores = [torch.empty_like(images[:0])]
+        for some, those in zip(images.split(DENOISED_AT_ONCE), parts, strict=False):
+            with evaluating(self), with_gradients(some, those) as (noisy, own):
+                noisy.requires_grad_()
+                scores += torch.autograd.grad(self.log_prob(noisy, own).sum(), noisy)
+        return images + self.config.noise_final**2 * torch.cat(scores)
 
     def _require_noise(self) -> None:
         if self.config.dequantisation != "gaussian":

@@ -141,11 +141,18 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], path: Path, part: str) -
         raise InputError(f"{path} does not fit its config.json ({reason}); allowed: both of one model") from None
 
 
-def build(new: Callable[[], nn.Module], path: Path, *, part: str = "") -> Any:
+def build(new: Callable[[], nn.Module], path: Path, *, numbers: int, part: str = "") -> Any:
     """The model that `new` makes, with the weights of a safetensors file (or the `part` of them, see `load_weights`).
 
-    Sizes are compared before memory is taken for them, as config.json may describe another model: `InputError`.
+    Sizes are compared before memory is taken for them, as config.json may describe another model: `InputError`. It asks
+    for at least so many `numbers`, and each takes a byte of the file or more.
     """
+    size = path.stat().st_size
+    if numbers > size:
+        raise InputError(
+            f"{path.parent / 'config.json'} asks for {numbers:,} numbers or more, and {path.name} has {size:,} bytes; "
+            "allowed: both of one model"
+        )
     try:
         with torch.device("meta"):
             outline = new()
