@@ -19,7 +19,6 @@ if "google.colab" in sys.modules:  # on the hosted service: fetch the project fi
 
 # %%
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -31,6 +30,7 @@ from farmer_ref.data.sets import batches, load_split
 from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.jacobi import inverse_jacobi
 from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
+from farmer_ref.support.record import ROOT
 
 # %matplotlib inline
 plt.rcParams.update(STYLE | {"axes.grid": False})
@@ -233,7 +233,7 @@ print("sweeps of the four blocks:", report.sweeps, "  sequential steps: 15 each"
 
 # %% tags=["nbval-check-output"]
 def recorded(name):
-    return json.loads(Path(f"../results/{name}.json").read_text())
+    return json.loads((ROOT / f"results/{name}.json").read_text())
 
 
 for row in recorded("inverses")["matrix"]["rows"]:
