@@ -3,8 +3,8 @@
 Every flag of train, distill, sample, evaluate, parameters and the four applications with hostile values; every field of
 a run's JSON files; pictures, .npz and safetensors files with random damage. A case runs in a child process of its own,
 in a folder of its own. It is a finding where the child prints a traceback, ends in an error that was not foreseen, dies
-of a signal, takes more than 20 seconds, or ends well and leaves figures that are no numbers. The seed, which decides the
-damage and the order, is the date unless given, so that another day tries other cases; a finding belongs into the tests.
+of a signal, takes more than 20 seconds, or ends well and leaves figures that are no numbers. The seed decides the
+damage and the order; it is the date unless given, so that another day tries other cases. A finding becomes a test.
 """
 
 from __future__ import annotations

@@ -91,10 +91,13 @@ def bits_per_dim(
     [True, False]
     """
     _require_uniform(model)
-    if images.is_floating_point():
+    if images.is_floating_point() or images.dtype == torch.bool:
         raise InputError(f"images are {images.dtype}; allowed: whole grey levels, as model.dequantiser.quantise gives")
-    if int(images.max()) >= model.config.levels:
-        raise InputError(f"images hold {int(images.max())}; allowed: grey levels 0 to {model.config.levels - 1}")
+    if not len(images):
+        return torch.zeros(0, device=images.device)
+    for value in (int(images.min()), int(images.max())):
+        if not 0 <= value < model.config.levels:
+            raise InputError(f"images hold {value}; allowed: grey levels 0 to {model.config.levels - 1}")
     if draws < 1:
         raise InputError(f"draws is {draws}; allowed: 1 or more")
     total = terms_over_draws(model, images, labels, draws=draws, seed=seed).total  # (draws, B)
