@@ -58,6 +58,7 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.early_guidance
 	$(BIN)/python -m benchmarks.healthy
 	$(BIN)/python -m benchmarks.applications
+	$(BIN)/python -m benchmarks.fuzz
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))
 	$(BIN)/python -m book.refresh

@@ -25,7 +25,7 @@ from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import output_file, replace_file, write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.plots import image_grid, to_bytes
-from farmer_ref.support.settings import Factor, PositiveFactor, Whole, settings_class
+from farmer_ref.support.settings import Count, Factor, PositiveFactor, Whole, settings_class
 from farmer_ref.training.runs import Run
 
 DESCRIPTION = """Applications of an exact likelihood, with a trained FARMER: on a folder of your own images, or on the
@@ -73,11 +73,11 @@ class InpaintConfig(Source):
     white where pixels are missing."""
     use_labels: bool = True
     """Condition on the labels, where they are known."""
-    samples: PositiveInt = 4
+    samples: Count = 4
     """Completions of each image."""
-    particles: PositiveInt = 16
+    particles: Count = 16
     """Particles of each completion: more come closer to the exact distribution, and take longer."""
-    moves: PositiveInt = 10
+    moves: Count = 10
     """Moves under the exact density at the end."""
     out: str = "inpainted.png"
     """A picture (original, masked, completions), or a folder of single PNG files."""
@@ -92,7 +92,7 @@ class EditConfig(Source):
     image's own label. interpolate: from each image to the next, in the latents and, below it, in the pixels."""
     labels: tuple[int, ...] = ()
     """The other classes; none given: the first ten."""
-    steps: Annotated[int, Field(ge=2)] = 8
+    steps: Annotated[int, Field(ge=2, le=10_000)] = 8
     """Images of each walk, and redraws of details."""
     guidance: Factor = 0.0
     """Guidance scale w of the new informative latents."""
@@ -108,7 +108,7 @@ class AnomalyConfig(Source):
     dataset: str = ""
     """The data set to score; empty: the run's own. With images: the one that defines what is normal, such as the run's
     own in another place."""
-    draws: PositiveInt = 2
+    draws: Count = 2
     """Dequantisations per image."""
     reference: Annotated[int, Field(ge=10)] = 500
     """At most this many training images of the run's own data set, which define what is normal."""
@@ -123,7 +123,7 @@ class ClassifyConfig(Source):
     """Classify by Bayes' rule, from log p(x | class)."""
 
     A_FEW: ClassVar[int] = 300
-    draws: PositiveInt = 8
+    draws: Count = 8
     """Dequantisations per image."""
     temperature: PositiveFactor = 1.0
     """Divides log-likelihoods: above 1 makes the probabilities less confident."""

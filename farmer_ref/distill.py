@@ -27,6 +27,7 @@ from farmer_ref.support.plots import class_labels, image_grid
 from farmer_ref.support.settings import Dropout, Factor, settings_class
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import RunConfig
+from farmer_ref.training.costs import require_room
 from farmer_ref.training.presets import DISTILLATIONS
 from farmer_ref.training.runs import Run, check_resumed
 from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
@@ -135,6 +136,8 @@ def main(argv: list[str] | None = None) -> None:
     config = settings(argv)
     device = set_up(config)
     teacher = Run.open(config.run)
+    images = config.batch_size // (config.accumulate * parallel.world_size())
+    require_room(teacher.model_config, device, images=images, backward=True)
     model = teacher.load().to(device).requires_grad_(False)
     flip = teacher.training is not None and teacher.training.flip
     with parallel.rank_zero_first():

@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 
 from farmer_ref.data.sets import ImageData, batches
 from farmer_ref.evaluation.classifier import classifier_for
@@ -15,15 +15,16 @@ from farmer_ref.evaluation.metrics import (
     evaluate_likelihood,
     frechet_distance,
     sample_batches,
-    sample_values,
+    sample_scores,
 )
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support import cli, parallel
-from farmer_ref.support.errors import InputError, require
+from farmer_ref.support.errors import InputError, require, require_finite
 from farmer_ref.support.files import output_file, write_json
-from farmer_ref.support.settings import Factor, Whole, settings_class
+from farmer_ref.support.settings import Count, Factor, Whole, settings_class
+from farmer_ref.training.costs import require_room
 from farmer_ref.training.runs import Run
 
 DESCRIPTION = """Score a trained FARMER on a split of a data set.
@@ -49,7 +50,7 @@ class EvaluateConfig:
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
-    draws: PositiveInt = 8
+    draws: Count = 8
     """Dequantisations per image."""
     importance_weighted: bool = False
     """Print the tighter, importance-weighted bound over the draws, too."""
@@ -65,7 +66,7 @@ class EvaluateConfig:
     """Decode the samples with the run's one-step student."""
     redundant_temperature: Factor = 1.0
     """Multiplies the standard deviations of the redundant channels' mixture when sampling (Fig. 7)."""
-    batch_size: PositiveInt = 100
+    batch_size: Count = 100
     """Images at a time."""
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
@@ -106,6 +107,8 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> dict:
     """All figures of one model on one split, as they are printed and written."""
     device, run = parallel.join(config.device), Run.open(config.run)
+    drawn = config.samples if config.samples is not None else config.images or 1000
+    require_room(run.model_config, device, images=min(config.batch_size, drawn))
     model = run.load(config.weights).to(device)
     samples = config.samples
     if samples is None:
@@ -136,14 +139,14 @@ def evaluate(config: EvaluateConfig) -> dict:
     if classifier is not None:
         real, real_labels = next(batches(data, len(data), config.images))
         labels = labels_in_turn(train, samples, device)
-        drawn = sample_values(model, labels, **sampling(config, student))
+        right, scores = sample_scores(classifier, model, labels, **sampling(config, student))
         figures["samples"] = samples
         figures["guidance"] = dataclasses.asdict(config.guidance)
         figures["student"] = config.student
         figures["redundant_temperature"] = config.redundant_temperature
-        figures["sample_accuracy"] = classifier.accuracy(drawn, labels)
+        figures["sample_accuracy"] = right
         figures["real_image_accuracy"] = classifier.accuracy(real, real_labels)
-        figures["frechet_distance"] = frechet_distance(classifier.scores(drawn), classifier.scores(real))
+        figures["frechet_distance"] = frechet_distance(scores, classifier.scores(real))
     return figures
 
 
@@ -265,13 +268,15 @@ def main(argv: list[str] | None = None) -> None:
     require(not (given and config.samples_from), "guidance", config.guidance.scale, "the run's own with --samples-from")
     out = output_file(config.out) if config.out else None
     if config.fid:
-        figures = evaluate_images(config)
-        parallel.print_once(describe_images(figures))
+        figures, description = evaluate_images(config), describe_images
     else:
-        figures = evaluate(config)
-        parallel.print_once(describe(figures))
-    if out:
+        figures, description = evaluate(config), describe
+    numbers = {name: torch.tensor(value) for name, value in figures.items() if isinstance(value, float)}
+    for name, value in numbers.items():
+        require_finite(name, value, "a finite number, of a model that scores these images")
+    if out:  # before anything is printed, which may fail
         parallel.on_rank_zero(lambda: write_json(out, figures))
+    parallel.print_once(description(figures))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator, Set
 from dataclasses import field
 from pathlib import Path
@@ -24,7 +25,8 @@ from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require, shown
 from farmer_ref.support.files import output_file, pretrained_folder, read_json, replace_file, write_json
 from farmer_ref.support.plots import class_labels, image_grid, to_bytes
-from farmer_ref.support.settings import Factor, Whole, settings_class
+from farmer_ref.support.settings import Count, Factor, Whole, settings_class
+from farmer_ref.training.costs import require_room
 from farmer_ref.training.runs import Run
 
 DESCRIPTION = """Draw samples from a trained FARMER.
@@ -46,7 +48,7 @@ class SampleConfig:
     """A name that ends in .png or .npz, or a folder."""
     labels: tuple[int, ...] = ()
     """The classes, in turn; none given: the first ten for a picture, all otherwise. -1 asks for any class."""
-    rows: PositiveInt = 10
+    rows: Count = 10
     """Rows of a picture."""
     count: PositiveInt = 1000
     """Images in an .npz file or a folder."""
@@ -60,7 +62,7 @@ class SampleConfig:
     """Multiplies the standard deviations of the redundant channels' mixture (Fig. 7)."""
     denoise: bool = False
     """Remove the noise from samples of a model trained with Gaussian noise (Tweedie's formula)."""
-    batch_size: PositiveInt = 100
+    batch_size: Count = 100
     """Images drawn at a time. Together with the seed it decides the images: another batch size gives others."""
     weights: str = "ema"
     """ema, or raw (those of the newest checkpoint)."""
@@ -91,6 +93,7 @@ class Sampler:
     def __init__(self, config: SampleConfig):
         self.config, self.device = config, parallel.join(config.device)
         run = Run.open(config.run)
+        require_room(run.model_config, self.device, images=config.batch_size)
         self.model = run.load(config.weights).to(self.device)
         self.student = run.load_student(self.model) if config.student else None
 
@@ -123,6 +126,13 @@ class Sampler:
         """The images (n,C,H,W) of all processes, on every one of them."""
         return torch.cat(parallel.gather_interleaved([images for _, images in self.batches(labels)]))
 
+    def rounds(self, labels: Tensor) -> Iterator[Tensor]:
+        """The images of all processes as bytes (n,C,H,W), in order: one batch of each process at a time."""
+        own = (to_bytes(images) for _, images in self.batches(labels))
+        for _ in range(0, len(labels), self.config.batch_size * parallel.world_size()):
+            drawn = parallel.gather(next(own, None))
+            yield torch.cat([images for images in drawn if images is not None])
+
     def labels(self) -> Tensor:
         """The classes in turn, for `count` images rounded up to full batches: image k is the same for any count."""
         classes = torch.tensor(self.config.labels or tuple(range(self.model.config.num_classes)) or (-1,))
@@ -145,14 +155,34 @@ def write_picture(sampler: Sampler, out: Path) -> str:
 def write_array(sampler: Sampler, out: Path) -> str:
     """Write an .npz file. arr_0: images (count,H,W,3), uint8; arr_1: labels (count,)."""
     count, labels = sampler.config.count, sampler.labels()
-    images = to_bytes(sampler.images(labels))[:count]
-    array = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    rounds, problem = sampler.rounds(labels), None
+    size = sampler.model.config.image_size
 
     def write(path: Path) -> None:
-        with open(path, "wb") as file:
-            np.savez(file, arr_0=array, arr_1=labels[:count].numpy())
+        with zipfile.ZipFile(path, "w") as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+                np.lib.format.write_array_header_2_0(file, header)
+                left = count
+                for images in rounds:  # as they come: memory does not grow with the count
+                    rgb = images[:left].permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+                    file.write(np.ascontiguousarray(rgb.numpy()))
+                    left -= len(rgb)
+            with archive.open("arr_1.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, labels[:count].numpy())
 
-    parallel.on_rank_zero(lambda: replace_file(out, write))
+    try:
+        if parallel.rank() == 0:
+            replace_file(out, write)
+    except InputError as error:
+        if parallel.world_size() == 1:
+            raise
+        problem = error
+    for _ in rounds:  # the other processes draw for rank 0, which goes on even if it cannot write
+        pass
+    problem = parallel.gather(problem)[0]
+    if problem is not None:
+        raise problem
     return f"{count} samples of {sampler.config.run}: {out}"
 
 

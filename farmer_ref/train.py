@@ -25,7 +25,7 @@ from farmer_ref.support.files import replace_file, write_config, write_weights
 from farmer_ref.support.plots import class_labels, image_grid, training_curve
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import TrainConfig
-from farmer_ref.training.costs import training_flops
+from farmer_ref.training.costs import require_room, state_bytes, training_flops
 from farmer_ref.training.presets import PRESETS
 from farmer_ref.training.runs import Run, check_resumed, run_record, saved_settings
 from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
@@ -235,6 +235,14 @@ def main(argv: list[str] | None = None) -> None:
     """Train, validating and drawing samples at intervals."""
     config = settings(argv)
     device = set_up(config)
+    processes = parallel.world_size()
+    require_room(
+        config.model,
+        device,
+        images=config.batch_size // (config.accumulate * processes),
+        state=state_bytes(config.model.least_parameters, processes if config.parallel == "fsdp" else 1),
+        backward=True,
+    )
     with parallel.rank_zero_first():
         data, validation = (
             load_split(config.dataset, split, config.model, data_root=config.data_root, download=config.download)

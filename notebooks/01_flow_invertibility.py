@@ -19,7 +19,6 @@ if "google.colab" in sys.modules:  # on the hosted service: fetch the project fi
 
 # %%
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -32,6 +31,7 @@ from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.jacobi import inverse_jacobi
 from farmer_ref.support.drawings import causal_masks, flow_block
 from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
+from farmer_ref.support.record import ROOT
 
 # %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
@@ -246,7 +246,7 @@ print("sweeps of the four blocks:", report.sweeps, "  sequential steps: 15 each"
 
 # %% tags=["nbval-check-output"]
 def recorded(name):
-    return json.loads(Path(f"../results/{name}.json").read_text())
+    return json.loads((ROOT / f"results/{name}.json").read_text())
 
 
 for row in recorded("inverses")["matrix"]["rows"]:

@@ -21,7 +21,6 @@ if "google.colab" in sys.modules:  # on the hosted service: fetch the project fi
 # %%
 import json
 import math
-from pathlib import Path
 from unittest.mock import patch
 
 import matplotlib.pyplot as plt
@@ -34,6 +33,7 @@ from farmer_ref.model.prior import AutoregressivePrior
 from farmer_ref.model.transformer import Transformer
 from farmer_ref.support.drawings import dequantised_cell, gaussian_mixture
 from farmer_ref.support.plots import COLOURS, STYLE
+from farmer_ref.support.record import ROOT
 
 # %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
@@ -209,7 +209,7 @@ assert torch.allclose(log_p, single.log_prob(one, label), atol=1e-9)
 
 # %% tags=["nbval-check-output"]
 figure, axes = plt.subplots(figsize=(5, 2.4))
-for row in json.loads(Path("../results/figure6a.json").read_text())["rows"]:
+for row in json.loads((ROOT / "results/figure6a.json").read_text())["rows"]:
     axes.plot([row["name"]] * 3, row["bits_per_dim"]["seeds"], "o", color=COLOURS[0])
     print(f"{row['name']:7}: {row['bits_per_dim']['mean']:.2f} bits/dim")
 _ = axes.set(title="Digits, one dot per seed", xlabel="components", ylabel="test bits/dim")

@@ -20,7 +20,6 @@ if "google.colab" in sys.modules:  # on the hosted service: fetch the project fi
 
 # %%
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -33,6 +32,7 @@ from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.model.tokens import Patchify
 from farmer_ref.support.drawings import channel_split
 from farmer_ref.support.plots import STYLE, comparison, labelled_grids
+from farmer_ref.support.record import ROOT
 
 # %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
@@ -119,7 +119,7 @@ print(f"share of the change (× 1) in the fourth pixels of patches: {fourth:.1f}
 print(f"read as their class at × 4: {classifier.accuracy(levels(redrawn[4]), labels):.1f}")
 
 # %%
-tables = {p.stem: json.loads(p.read_text()).get("rows") for p in Path("../results").glob("*.json")}
+tables = {p.stem: json.loads(p.read_text()).get("rows") for p in (ROOT / "results").glob("*.json")}
 rows = [row | {"name": row["name"].replace("x", r"$\sigma_k$ ×")} for row in tables["figure7"]]
 comparison(rows, {"sample_accuracy": "share read", "frechet_distance": "Fréchet distance"})
 

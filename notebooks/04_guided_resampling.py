@@ -20,7 +20,6 @@ if "google.colab" in sys.modules:  # on the hosted service: fetch the project fi
 
 # %%
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -32,6 +31,7 @@ from farmer_ref.model.guidance import draw_naive, draw_pool, draw_token, weighed
 from farmer_ref.model.mixture import GaussianMixture
 from farmer_ref.support.drawings import guidance_by_resampling
 from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
+from farmer_ref.support.record import ROOT
 
 # %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
@@ -280,7 +280,7 @@ print("at w = 4, naive samples leave the range twice as often:", bool(beyond[3] 
 # is the mean distance of two samples of a class over that of two real digits:
 
 # %% tags=["nbval-check-output"]
-sweep = json.loads(Path("../results/guidance.json").read_text())["sweep"]
+sweep = json.loads((ROOT / "results/guidance.json").read_text())["sweep"]
 keys = "sample_accuracy", "diversity", "frechet_distance"
 titles = "How often recognised", "How varied", "How far from real digits"
 units = "share read as their class", "diversity (real digits: 1)", "Fréchet distance"
@@ -292,7 +292,7 @@ for key, axis, title, unit in zip(keys, axes, titles, units, strict=True):
         axis.errorbar(*zip(*rows, strict=True), fmt=style, ms=4, label=rule)
 axis.legend(frameon=False)
 print("w of least distance:", min(sweep, key=lambda row: row[key]["mean"])["scale"])
-for row in json.loads(Path("../results/early_guidance.json").read_text())["table"]:
+for row in json.loads((ROOT / "results/early_guidance.json").read_text())["table"]:
     print(f"after 500 steps of training: {row['way']:17} {row[key]['mean']:.1f}")
 
 # %% [markdown]

@@ -20,7 +20,6 @@ if "google.colab" in sys.modules:  # on the hosted service: fetch the project fi
 
 # %%
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -33,7 +32,7 @@ from farmer_ref.model.jacobi import inverse_jacobi
 from farmer_ref.model.student import Distillation, relative_errors, teacher_path
 from farmer_ref.support.drawings import teacher_and_student
 from farmer_ref.support.plots import STYLE, labelled_grids
-from farmer_ref.support.record import timed
+from farmer_ref.support.record import ROOT, timed
 
 # %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
@@ -232,7 +231,7 @@ for name, exact, pupils in zip(before._fields, before, after, strict=True):
 
 # %% tags=["nbval-check-output"]
 print("N = 256, 2 CPU cores (results/inverses.json), times as fast as sequential:")
-for row in json.loads(Path("../results/inverses.json").read_text())["matrix"]["rows"]:
+for row in json.loads((ROOT / "results/inverses.json").read_text())["matrix"]["rows"]:
     name, ratio = row["method"], row["speedup_over_sequential"]["median"]
     if name in ("jacobi", "student"):
         print(f"  batch {row['batch']:2}, {name:8}{ratio:5.1f}")
@@ -250,10 +249,10 @@ for batch, (exact, parallel, one_step) in live.items():
 
 # %% tags=["nbval-check-output"]
 for number in (4, 5):
-    sentence = json.loads(Path(f"../results/table{number}.json").read_text())["sentences"][-1]
+    sentence = json.loads((ROOT / f"results/table{number}.json").read_text())["sentences"][-1]
     print(sentence.replace("; ", ";\n").replace("sample, ", "sample,\n"))
 for file in ("distillation", "distillation_losses"):
-    record = json.loads(Path(f"../results/{file}.json").read_text())
+    record = json.loads((ROOT / f"results/{file}.json").read_text())
     for name, row in record["table"].items():
         off = [f"{row['sample_error'][k] * 17 / 2:.3f}" for k in ("mean", "standard_deviation")]
         print(f"{record['steps']} steps, {name:17} {' ± '.join(off)} grey levels off")

@@ -20,7 +20,6 @@ if "google.colab" in sys.modules:  # on the hosted service: fetch the project fi
 
 # %%
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -33,6 +32,7 @@ from farmer_ref.applications.inpainting import inpaint
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import terms_over_draws
 from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
+from farmer_ref.support.record import ROOT
 
 # %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
@@ -44,7 +44,7 @@ values, labels = next(batches(load_split("digits", "test", model.config), 300))
 values, labels = values.to(device), labels.to(device)  # grey levels 0 to 16, and classes
 generator = torch.Generator(device).manual_seed(0)
 images = model.dequantiser(values, model.dequantiser.draw(tuple(values.shape), generator))
-measured = json.loads(Path("../results/applications.json").read_text())
+measured = json.loads((ROOT / "results/applications.json").read_text())
 
 # %% [markdown]
 # ## One missing pixel

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from farmer_ref.evaluation.metrics import terms_over_draws
 from farmer_ref.model.farmer import Farmer
 from farmer_ref.model.prior import NULL_LABEL
+from farmer_ref.support.errors import require_finite
 
 
 def compressed_length(values: Tensor) -> Tensor:
@@ -75,6 +76,7 @@ class AnomalyScorer:
                 per_class.append(torch.stack([term.mean(0).cpu().double() for term in terms], -1))
             each = torch.stack(per_class, 1)  # (b,classes,3)
             likeliest = each[torch.arange(len(part)), each.sum(-1).argmax(1)]
+            require_finite("log p", likeliest, "a model that scores these images")
             rows.append(torch.cat([likeliest, compressed_length(part)[:, None]], -1))
         return torch.cat(rows)
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from farmer_ref.evaluation.metrics import terms_over_draws
 from farmer_ref.model.farmer import Farmer
-from farmer_ref.support.errors import require
+from farmer_ref.support.errors import require, require_finite
 
 
 def class_log_probs(
@@ -39,6 +39,7 @@ def class_log_probs(
             for c in classes
         ]
         rows.append((torch.logsumexp(torch.stack(columns, -1), 0) - math.log(draws)).cpu())  # (draws,B,classes) before
+        require_finite("log p", rows[-1], "a model that scores these images")
     return torch.cat(rows)
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm, trange
 
-from farmer_ref.model.farmer import Farmer, evaluating
+from farmer_ref.model.farmer import Farmer, evaluating, with_gradients
 from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.support.errors import require
 
@@ -102,7 +102,7 @@ class Conditional:
         (batch, particles), count = y.shape[:2], self.held.shape[2]
         labels = self.labels[:, None].expand(batch, particles).flatten()
         parts = zip(self.images(y).flatten(0, 1).split(CHUNK), labels.split(CHUNK), strict=True)
-        log_p = torch.cat([self.model.log_prob(images, c) for images, c in parts]).view(batch, particles)
+        log_p = torch.cat([self.model(images, c).total for images, c in parts]).view(batch, particles)
         distance = (y[..., count:].unsqueeze(2) - self.centres[:, None]).square().sum(-1)  # (B,P,S)
         log_q = torch.logsumexp(self.log_weights[:, None] - distance / (2 * self.KERNEL**2), -1)
         inside = y[..., :count]
@@ -212,7 +212,7 @@ def inpaint(
     for name, given in (("samples", samples), ("particles", particles), ("moves", moves)):
         require(given >= 1, name, given, "1 or more")
     rows, labels = (given.repeat_interleave(samples, 0) for given in (values, labels))  # one row per completion
-    with evaluating(model):
+    with evaluating(model), with_gradients(rows, known, labels) as (rows, known, labels):
         library = _library(model, labels, generator)
         noise = model.dequantiser.draw(tuple(rows.shape), generator).to(library.dtype)
         conditional = Conditional(model, rows, known, labels, library=library, noise=noise)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,9 +170,9 @@ class SavedSamples:
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 array = file["arr_0"]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # of zip, zlib, NumPy, encryption, or too large a shape
             raise InputError(
-                f"samples_from is {self.path!r}, which cannot be read ({error}); "
+                f"samples_from is {self.path!r}, which cannot be read ({str(error) or type(error).__name__}); "
                 "allowed: an .npz file with arr_0, or a folder of PNG files"
             ) from None
         if array.ndim != 4 or array.shape[1:] != (size, size, 3) or array.dtype != np.uint8:

@@ -91,10 +91,13 @@ def bits_per_dim(
     [True, False]
     """
     _require_uniform(model)
-    if images.is_floating_point():
+    if images.is_floating_point() or images.dtype == torch.bool:
         raise InputError(f"images are {images.dtype}; allowed: whole grey levels, as model.dequantiser.quantise gives")
-    if int(images.max()) >= model.config.levels:
-        raise InputError(f"images hold {int(images.max())}; allowed: grey levels 0 to {model.config.levels - 1}")
+    if not len(images):
+        return torch.zeros(0, device=images.device)
+    for value in (int(images.min()), int(images.max())):
+        if not 0 <= value < model.config.levels:
+            raise InputError(f"images hold {value}; allowed: grey levels 0 to {model.config.levels - 1}")
     if draws < 1:
         raise InputError(f"draws is {draws}; allowed: 1 or more")
     total = terms_over_draws(model, images, labels, draws=draws, seed=seed).total  # (draws, B)
@@ -238,6 +241,19 @@ class PixelClassifier:
     def accuracy(self, values: Tensor, labels: Tensor) -> float:
         """The share of images that are classified as their label."""
         return float((self.predict(values) == labels.cpu()).double().mean())
+
+
+def sample_scores(classifier: Any, model: Farmer, labels: Tensor, **options: Any) -> tuple[float, Tensor]:
+    """The accuracy of the samples of `sample_batches`, which takes the options, and their class scores (n,K).
+
+    The images themselves are not kept: memory does not grow with their size.
+    """
+    batch_size = options.get("batch_size", 100)
+    parts, mine = labels.split(batch_size)[parallel.rank() :: parallel.world_size()], []
+    for part, values in zip(parts, sample_batches(model, labels, **options), strict=True):
+        mine.append((classifier.predict(values) == part.cpu(), classifier.scores(values)))
+    right, scores = zip(*parallel.gather_interleaved(mine), strict=True)
+    return float(torch.cat(right).double().mean()), torch.cat(scores)
 
 
 def frechet_distance(features: Tensor, other: Tensor) -> float:

@@ -96,6 +96,8 @@ class ModelConfig:
         side, patch, width = self.image_size, self.patch_size, self.token_channels
         require(side % patch == 0, "patch_size", patch, f"a divisor of image_size ({side})")
         require(self.tokens >= 2, "patch_size", patch, "small enough for at least 4 patches")
+        depth = self.flow_blocks * self.flow_layers
+        require(depth <= 2000, "flow_layers", self.flow_layers, f"at most {2000 // self.flow_blocks}, in every block")
         for name in ("flow_width", "prior_width"):
             value = getattr(self, name)
             require(value % self.head_dim == 0, name, value, f"a multiple of head_dim ({self.head_dim})")
@@ -139,6 +141,24 @@ class ModelConfig:
     def dimensions(self) -> int:
         """N * D: the numbers in one image."""
         return self.tokens * self.token_channels
+
+    @property
+    def flow_layer_width(self) -> int:
+        """The widths of all transformer layers of the flow, added up."""
+        return self.flow_blocks * self.flow_layers * self.flow_width
+
+    @property
+    def least_parameters(self) -> int:
+        """The numbers in the largest matrices: computed without making any, and below the count of all parameters."""
+        tokens, channels, informative = self.tokens, self.token_channels, self.informative or self.token_channels
+        flow, prior = self.flow_width, self.prior_width
+        blocks = self.flow_layer_width * 12 * flow
+        if self.flow == "autoregressive":
+            blocks += self.flow_blocks * flow * (tokens + 3 * channels)
+        heads = self.components * (1 + 2 * informative)
+        if channels > informative and self.redundant_prior == "shared":
+            heads += self.redundant_components * (1 + 2 * (channels - informative))
+        return blocks + channels**2 + prior * (12 * self.prior_layers * prior + tokens + heads + self.num_classes)
 
     @property
     def prior_reversed(self) -> bool:

@@ -15,7 +15,7 @@ are the informative and the redundant channels of Z. A log-density is a per-imag
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,7 +31,10 @@ from farmer_ref.model.pretrained import Pretrained
 from farmer_ref.model.prior import NULL_LABEL, AutoregressivePrior
 from farmer_ref.model.tokens import Dequantiser, Patchify
 from farmer_ref.model.transformer import TrainingPass
-from farmer_ref.support.errors import InputError
+from farmer_ref.support.errors import InputError, require_finite, shown
+
+DENOISED_AT_ONCE = 32  # images: their activations are kept for a gradient
+FARTHEST = 100.0  # a pixel beyond it is no image in [-1, 1], whatever noise it carries
 
 
 class LikelihoodTerms(NamedTuple):
@@ -116,9 +119,8 @@ class Farmer(Pretrained, nn.Module):
         return LikelihoodTerms(prior.informative, prior.redundant, logdet + log_slope)
 
     def likelihood_terms(self, images: Tensor, labels: Tensor | None = None) -> LikelihoodTerms:
-        """`forward` with the labels checked: .informative, .redundant, .logdet, each (B,), and .total."""
-        self._check_labels(labels)
-        return self(images, labels)
+        """`forward` with its arguments checked: .informative, .redundant, .logdet, each (B,), and .total."""
+        return self(self._images(images), self._labels(labels, len(images)))
 
     def log_prob(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(images | labels) (B,), nats per image   (Eq. 6).
@@ -150,9 +152,8 @@ class Farmer(Pretrained, nn.Module):
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images to latents z (B,N,D) and log|det| (B,)."""
-        self._check_labels(labels)
-        x, log_slope = self.to_tokens(images)
-        z, logdet = self.flow(x, labels)
+        x, log_slope = self.to_tokens(self._images(images))
+        z, logdet = self.flow(x, self._labels(labels, len(images)))
         return z, logdet + log_slope
 
     def decode(
@@ -168,9 +169,9 @@ class Farmer(Pretrained, nn.Module):
 
         Exact, token by token (`method="sequential"`) or in parallel ("jacobi"), or approximate, with a student.
         """
-        self._check_labels(labels)
         _check_method(method, student)
         self.flow.check_shape("z", z)
+        labels = self._labels(labels, len(z))
         if student is not None:
             return self.to_images(student(z, labels))
         if method == "jacobi" and isinstance(self.flow, AutoregressiveFlow):  # a coupling flow's inverse is parallel
@@ -204,7 +205,7 @@ class Farmer(Pretrained, nn.Module):
         >>> images.shape, bool(images.abs().max() <= 1)
         (torch.Size([10, 1, 8, 8]), True)
         """
-        self._check_labels(labels)
+        labels = self._labels(labels)
         if guidance is not None and guidance.scale and not self.config.num_classes:
             raise InputError(f"guidance scale is {guidance.scale}; allowed: 0 in a model without labels")
         _check_method(method, student)
@@ -219,7 +220,9 @@ class Farmer(Pretrained, nn.Module):
                 progress=progress,
             )
             images = self.decode(z, labels, student=student, method=method, progress=progress)
-            return (self.denoise(images, labels) if denoise else images).clamp(-1, 1)
+            images = self.denoise(images, labels) if denoise else images
+            require_finite("images", images, "weights, guidance and temperatures that give finite samples")
+            return images.clamp(-1, 1)
 
     def denoise(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """E[clean image | noisy image] = x + sigma^2 grad_x log p(x | c), where p is the density of noisy images.
@@ -228,10 +231,14 @@ class Farmer(Pretrained, nn.Module):
         Raises `InputError` for a model without Gaussian noise.
         """
         self._require_noise()
-        with torch.enable_grad(), evaluating(self):
-            noisy = images.detach().requires_grad_()
-            (score,) = torch.autograd.grad(self.log_prob(noisy, labels).sum(), noisy)
-        return images + self.config.noise_final**2 * score
+        labels = self._labels(labels, len(images))
+        parts = [None] * len(images) if labels is None else labels.split(DENOISED_AT_ONCE)
+        scores = [torch.empty_like(images[:0])]
+        for some, those in zip(images.split(DENOISED_AT_ONCE), parts, strict=False):
+            with evaluating(self), with_gradients(some, those) as (noisy, own):
+                noisy.requires_grad_()
+                scores += torch.autograd.grad(self.log_prob(noisy, own).sum(), noisy)
+        return images + self.config.noise_final**2 * torch.cat(scores)
 
     def _require_noise(self) -> None:
         if self.config.dequantisation != "gaussian":
@@ -239,13 +246,38 @@ class Farmer(Pretrained, nn.Module):
                 "denoise is True with uniform dequantisation; allowed: True for a model trained with 'gaussian' noise"
             )
 
-    def _check_labels(self, labels: Tensor | None) -> None:
-        if labels is None or not len(labels):
-            return
+    def _images(self, images: Tensor) -> Tensor:
+        """Images as given. Raises `InputError` for grey levels in place of images in [-1, 1], the usual mistake."""
+        if images.is_floating_point() and images.numel() and not torch.compiler.is_exporting():
+            largest = float(images.detach().abs().max())
+            levels = largest >= 2 and bool((images == images.round()).all())
+            if levels or largest > FARTHEST:
+                raise InputError(f"images reach {largest:g}; allowed: numbers in [-1, 1], as model.dequantiser gives")
+            require_finite("images", images, "numbers in [-1, 1]")
+        return images
+
+    def _labels(self, labels: Tensor | Sequence[int] | None, count: int | None = None) -> Tensor | None:
+        """Labels as whole numbers (B,), one for each of `count` images, on the weights' device if they have none."""
+        if labels is None:
+            return None
+        try:
+            given = labels if torch.is_tensor(labels) else torch.as_tensor(labels, device=self.patchify.matrix.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"labels are {shown(labels)} ({error}); allowed: whole numbers (B,)") from None
+        whole = given.dtype != torch.bool and not given.dtype.is_floating_point
+        if given.dim() != 1 or not (whole or not given.numel()):
+            kind = f"{given.dtype} {tuple(given.shape)}"
+            raise InputError(f"labels are {kind}; allowed: whole numbers (B,); argmax(1) makes them of one-hot rows")
+        if count is not None and len(given) != count:
+            raise InputError(f"labels are {len(given)}; allowed: {count}, one for each image")
+        labels = given.long()
+        if not len(labels):
+            return labels
         low, high = int(labels.min()), int(labels.max())
         if low < NULL_LABEL or high >= self.config.num_classes:
             given = low if low < NULL_LABEL else high
             raise InputError(f"label is {given}; allowed: 0 to {self.config.num_classes - 1}, or -1 for no label")
+        return labels
 
 
 def _check_method(method: str, student: object) -> None:
@@ -253,6 +285,15 @@ def _check_method(method: str, student: object) -> None:
         raise InputError(f"method is {method!r}; allowed: sequential, jacobi")
     if student is not None and method != "sequential":
         raise InputError(f"method is {method!r}, with a student; allowed: either a student or a method")
+
+
+@contextlib.contextmanager
+def with_gradients(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Copies of the tensors where gradients are recorded: also for a caller under `no_grad` or `inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield tuple(
+            t.clone() if t is not None and t.is_inference() else t if t is None else t.detach() for t in tensors
+        )
 
 
 @contextlib.contextmanager

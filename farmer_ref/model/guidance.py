@@ -16,11 +16,10 @@ from dataclasses import field
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from farmer_ref.model.mixture import GaussianMixture
-from farmer_ref.support.settings import Factor, PositiveFactor, settings_class
+from farmer_ref.model.mixture import GaussianMixture, draw_places
+from farmer_ref.support.settings import Count, CountOrNone, Factor, PositiveFactor, settings_class
 
 SCORED_AT_ONCE = 16  # candidates: the shared mixture of a large model has 10^5 numbers, for each candidate again
 NAIVE_TRIES, TRIES_AT_ONCE = 1000, 20  # as published; ours, to bound memory
@@ -39,13 +38,13 @@ class Guidance:
 
     scale: Factor = field(default=0.0, kw_only=False)
     """w. 0 draws from p_c alone, without candidates (Alg. 1 at w = 0 would still let candidates of p_u win)."""
-    candidates_conditional: PositiveInt = 5
+    candidates_conditional: Count = 5
     """s_c, candidates of a token from p_c."""
-    candidates_unconditional: NonNegativeInt = 5
+    candidates_unconditional: CountOrNone = 5
     """s_u, candidates of a token from p_u."""
-    redundant_candidates_conditional: PositiveInt = 192
+    redundant_candidates_conditional: Count = 192
     """Candidates of an image's pool of redundant vectors from p_c (the paper: "larger"; the number is ours)."""
-    redundant_candidates_unconditional: NonNegativeInt = 64
+    redundant_candidates_unconditional: CountOrNone = 64
     """Candidates of that pool from p_u (ours)."""
     weight_temperature: Factor = 1.0
     """T_pi: the mixtures' logits are multiplied by it for drawing."""
@@ -90,7 +89,7 @@ def draw_token(
     candidates, log_weights = weighed_candidates(
         conditional, unconditional, guidance=guidance, counts=counts, generator=generator
     )
-    chosen = torch.multinomial(log_weights.softmax(-1), 1, generator=generator)  # (B,1)
+    chosen = draw_places(log_weights.softmax(-1), 1, generator)  # (B,1)
     return Drawn(_take(candidates, chosen)[:, 0], effective_sample_size(log_weights))
 
 
@@ -116,7 +115,7 @@ def draw_pool(
     candidates, log_weights = weighed_candidates(
         conditional, unconditional, guidance=guidance, counts=counts, generator=generator
     )
-    chosen = torch.multinomial(log_weights.softmax(-1), tokens, replacement=True, generator=generator)  # (B,N)
+    chosen = draw_places(log_weights.softmax(-1), tokens, generator)  # (B,N)
     taken = torch.zeros_like(log_weights).scatter_(1, chosen, 1.0)
     return Drawn(_take(candidates, chosen), effective_sample_size(log_weights), taken.sum(1).long())
 

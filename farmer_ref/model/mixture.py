@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from farmer_ref.model.transformer import float32_at_least
+from farmer_ref.support.errors import InputError
 
 # Elements of a shared mixture evaluated at once (a quarter of a GiB in float32); larger batches are chunked.
 AT_ONCE = 2**26
@@ -81,7 +82,7 @@ class GaussianMixture:
     def draw_component(self, generator: torch.Generator | None = None) -> Tensor:
         """The number k (...) of a component of each mixture, drawn by weight."""
         weights = torch.softmax(self.logits, -1).reshape(-1, self.logits.shape[-1])
-        return torch.multinomial(weights, 1, generator=generator).view(self.logits.shape[:-1])
+        return draw_places(weights, 1, generator).view(self.logits.shape[:-1])
 
     def component(self, k: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-scale, each (...,D), of the components k (...)."""
@@ -102,6 +103,19 @@ class GaussianMixture:
         """
         log_factor = math.log(scale_temperature) if scale_temperature > 0 else -math.inf
         return GaussianMixture(self.logits * weight_temperature, self.mean, self.log_scale + log_factor)
+
+
+def draw_places(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """`count` places (B,count) of each row of weights (B,n), drawn with replacement in proportion to them."""
+    try:
+        return torch.multinomial(weights, count, replacement=True, generator=generator)
+    except RuntimeError as error:
+        if "probability" not in str(error):  # PyTorch's word for weights that are not finite, or all 0
+            raise
+        raise InputError(
+            "the model's mixture weights are not finite; allowed: weights, guidance and temperatures whose products "
+            "fit into the model's precision"
+        ) from None
 
 
 class SharedDensity(nn.Module):

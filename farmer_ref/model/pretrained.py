@@ -53,7 +53,7 @@ class Pretrained:
         """
         folder = pretrained_folder(name, **options)
         config = read_config(folder).model
-        return build(lambda: cls(config), folder / "model.safetensors").eval()
+        return build(lambda: cls(config), folder / "model.safetensors", numbers=config.least_parameters).eval()
 
     def push_to_hub(self, repository: str, **options: Unpack[PushOptions]) -> str:
         """Upload the model to owner/name of the Hugging Face Hub; the commit's address.
@@ -126,6 +126,7 @@ def _flow_of(folder: Path) -> AutoregressiveFlow:
     return build(
         lambda: AutoregressiveFlow(config.tokens, config.token_channels, **config.flow_settings()),
         folder / "model.safetensors",
+        numbers=config.least_parameters,
         part="flow.",
     )
 

@@ -123,7 +123,7 @@ class Patchify(nn.Module):
     def _cut(self, images: Tensor) -> Tensor:
         batch, p, side = images.shape[0], self.patch_size, self.image_size // self.patch_size
         patches = images.reshape(batch, self.channels, side, p, side, p)  # B,C,row,p,column,p
-        return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, self.tokens, -1)  # B,N,D
+        return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, self.tokens, self.channels * p * p)  # B,N,D
 
     def _rows(self) -> Tensor:
         """The basis (D,D), orthonormal to the precision in use."""

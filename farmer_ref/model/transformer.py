@@ -109,7 +109,7 @@ class TransformerLayer(nn.Module):
 
     def _forward(self, x: Tensor, cache: LayerCache | None, training: TrainingPass | None) -> Tensor:
         batch, length, width = x.shape
-        heads = self.attention_in(self.attention_norm(x)).view(batch, length, 3, -1, self.head_dim)
+        heads = self.attention_in(self.attention_norm(x)).view(batch, length, 3, width // self.head_dim, self.head_dim)
         query, keys, values = heads.permute(2, 0, 3, 1, 4)  # each (B,heads,T,d)
         visible = None
         if cache is not None:

@@ -1,19 +1,32 @@
-"""Command lines: arguments to settings, and bad input to one clear line with exit code 2."""
+"""Command lines: arguments to settings, and whatever ends a command to one clear line with an exit code."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
+import torch
 import tyro
 
 from farmer_ref.support import parallel
-from farmer_ref.support.errors import InputError
+from farmer_ref.support.errors import InputError, shown
 from farmer_ref.support.hub import pinned
 
 Settings = TypeVar("Settings")
+DEBUG = "FARMER_DEBUG"  # an environment variable: show tracebacks
+LONGEST_LINE = 2000  # characters of a message
+TOO_LARGE = (  # in PyTorch's messages
+    "allocate memory",
+    "not enough memory",
+    "Storage size calculation overflowed",
+    "Stride calculation overflowed",
+    "integer multiplication overflow",
+)
 
 
 def parse(module: str, default: Settings, description: str, argv: list[str] | None = None) -> Settings:
@@ -58,16 +71,93 @@ def split_run_and_guidance(default_run: str, argv: list[str] | None) -> tuple[st
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; an `InputError` becomes one line on standard error and exit code 2."""
+    """Run a command: whatever ends it is one line on standard error, and an exit code.
+
+    2: input that can be corrected (`InputError`, a file that the system refuses, too little memory). 1: an error that
+    we did not foresee; FARMER_DEBUG=1 shows the traceback of either. 130: Ctrl-C. 143: SIGTERM, which ends a command as
+    Ctrl-C does, so that temporary files go. Printing needs neither a reader nor the terminal's encoding to be ours.
+    """
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and Printer(stream) for stream in streams)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
         main()
-    except InputError as error:
-        fail(error)
+        if sys.stdout:
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if os.environ.get(DEBUG):
+            raise
+        fail(*ending_of(error))
     finally:
         parallel.leave()
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, handler)
+        sys.stdout, sys.stderr = streams
 
 
-def fail(error: InputError) -> NoReturn:
-    """Print one line on standard error and exit with code 2."""
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
+def ending_of(error: BaseException) -> tuple[str, int]:
+    """The line that tells a user what ended a command, and its exit code."""
+    text = str(error) or type(error).__name__
+    match error:
+        case KeyboardInterrupt():
+            return "interrupted (Ctrl-C)", 130
+        case Terminated():
+            return "terminated (SIGTERM)", 143
+        case InputError():
+            return text, 2
+        case OSError():
+            return f"{shown(error.filename or 'a file')} cannot be used ({error.strerror or text}); allowed: another", 2
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in text for sign in TOO_LARGE):
+        return f"memory is too small ({text.splitlines()[0]}); allowed: smaller batches, counts or models", 2
+    return f"{type(error).__name__}: {text} (not foreseen; {DEBUG}=1 shows the traceback)", 1
+
+
+def fail(line: str, code: int) -> NoReturn:
+    """Print one line on standard error and exit."""
+    line = " ".join(line.splitlines())
+    cut = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    print(f"error: {cut}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+class Terminated(BaseException):
+    """SIGTERM came. As with `KeyboardInterrupt`, no `except Exception` stops it."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+class Printer:
+    """A text stream that never stops a command: it writes \\xe9 for a letter that its encoding lacks, and goes on where
+    nobody reads any more, as after `| head`. What is printed then is lost."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        """Write, as `TextIO.write`."""
+        self._without_reader(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, as `TextIO.flush`."""
+        self._without_reader(self.stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _without_reader(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+            if not isinstance(error, BrokenPipeError):
+                raise InputError(
+                    f"what this command prints cannot be written ({error.strerror}); allowed: a disk with free space"
+                ) from None

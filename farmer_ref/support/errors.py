@@ -1,4 +1,12 @@
-"""The one exception for input that a user can correct."""
+"""The one exception for input that a user can correct, and the one check that numbers are finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class InputError(Exception):
@@ -13,6 +21,20 @@ def require(condition: bool, name: str, given: object, allowed: str) -> None:
     """Raise `InputError`, in the form that all our messages have, unless `condition` holds."""
     if not condition:
         raise InputError(f"{name} is {shown(given)}; allowed: {allowed}")
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor with values that are not finite, and how many, in words; None where all are finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool((finite := tensor.detach().isfinite()).all()):
+            return f"{name} holds {int((~finite).sum())} of {tensor.numel()} values that are not finite"
+    return None
+
+
+def require_finite(name: str, tensor: Tensor, allowed: str) -> None:
+    """Raise `InputError` unless all values of a tensor are finite: no figure or picture is made of others."""
+    if found := not_finite({name: tensor}):
+        raise InputError(f"{found}; allowed: {allowed}")
 
 
 def shown(value: object, most: int = 200) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from farmer_ref.support import hub
-from farmer_ref.support.errors import InputError, require
+from farmer_ref.support.errors import InputError, not_finite, require
 from farmer_ref.support.settings import STRICT, Whole, parse_json
 
 PRETRAINED = Path(__file__).parent.parent / "weights"  # weights that ship with the package
@@ -89,8 +90,12 @@ def write_config(folder: Path, values: dict) -> None:
 
 
 def write_json(path: Path, values: dict) -> None:
-    """A JSON file, replaced by one rename."""
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(values, indent=2) + "\n"))
+    """A JSON file, replaced by one rename. Raises `InputError` for a number that JSON cannot express."""
+    try:
+        text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    except ValueError:
+        raise InputError(f"a number for {path} is not finite; allowed: finite numbers") from None
+    replace_file(path, lambda temporary: temporary.write_text(text))
 
 
 def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -100,11 +105,14 @@ def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, st
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file; a missing or damaged one raises `InputError` with its name."""
+    """A safetensors file; a missing or damaged one, or values that are not finite, raise `InputError` with its name."""
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}); allowed: a whole safetensors file") from None
+    if found := not_finite(weights):
+        raise InputError(f"{path}: {found}; allowed: finite numbers, as training writes them")
+    return weights
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -121,7 +129,11 @@ def load_weights(model: nn.Module, path: Path, *, part: str = "") -> None:
 
     Weights that do not fit raise `InputError`. A model on the meta device gets its weights from the file itself.
     """
-    weights = {name.removeprefix(part): w for name, w in read_weights(path).items() if name.startswith(part)}
+    _fill(model, read_weights(path), path, part)
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor], path: Path, part: str) -> None:
+    weights = {name.removeprefix(part): w for name, w in weights.items() if name.startswith(part)}
     try:
         model.load_state_dict(weights, assign=any(p.is_meta for p in model.parameters()))
     except RuntimeError as error:
@@ -129,20 +141,29 @@ def load_weights(model: nn.Module, path: Path, *, part: str = "") -> None:
         raise InputError(f"{path} does not fit its config.json ({reason}); allowed: both of one model") from None
 
 
-def build(new: Callable[[], nn.Module], path: Path, *, part: str = "") -> Any:
+def build(new: Callable[[], nn.Module], path: Path, *, numbers: int, part: str = "") -> Any:
     """The model that `new` makes, with the weights of a safetensors file (or the `part` of them, see `load_weights`).
 
-    Sizes are compared before memory is taken for them, as config.json may describe another model: `InputError`.
+    Sizes are compared before memory is taken for them, as config.json may describe another model: `InputError`. It asks
+    for at least so many `numbers`, and each takes a byte of the file or more.
     """
+    size = path.stat().st_size
+    if numbers > size:
+        raise InputError(
+            f"{path.parent / 'config.json'} asks for {numbers:,} numbers or more, and {path.name} has {size:,} bytes; "
+            "allowed: both of one model"
+        )
     try:
         with torch.device("meta"):
             outline = new()
     except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:  # sizes beyond 64 bits
         config, reason = path.parent / "config.json", str(error).splitlines()[0]
         raise InputError(f"{config} is of impossible sizes ({reason}); allowed: those of {path}") from None
-    load_weights(outline, path, part=part)
-    model = new()
-    load_weights(model, path, part=part)
+    weights = read_weights(path)
+    _fill(outline, weights, path, part)
+    with torch.inference_mode(False):  # else gradients through the model would be refused for good
+        model = new()
+        _fill(model, weights, path, part)
     return model
 
 
@@ -158,10 +179,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
         flush(path.parent)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(
             f"{path} cannot be written ({error}); allowed: a place with room. What was there before is whole"
         ) from None
+    finally:  # whatever happened: Ctrl-C, too
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

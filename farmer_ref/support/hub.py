@@ -10,17 +10,19 @@ package. `huggingface_hub` itself does the work: it is imported when a repositor
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from pydantic import BaseModel
 
-from farmer_ref.support.errors import InputError
+from farmer_ref.support.errors import InputError, shown
 from farmer_ref.support.settings import parse_json
 
 LIBRARY = "farmer_ref"
 PAPER = "https://arxiv.org/abs/2510.23588"
 REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\S+))?")  # owner/name, or owner/name@revision
+COMMIT, PATIENCE = re.compile(r"[0-9a-f]{40}"), 30  # seconds for an answer about a repository
 FILES, SUBFOLDERS = ["config.json", "*.safetensors"], ["*/*"]  # downloaded, and skipped (checkpoints/)
 _folders: dict[str, Path] = {}  # by the names that `pinned` has returned in this process
 
@@ -99,10 +101,12 @@ def download(
     from huggingface_hub import errors, snapshot_download
 
     repository, given = REPOSITORY.fullmatch(name).groups()
+    wanted = revision or given
     try:
+        commit = None if local_files_only else _commit(repository, wanted, token)
         folder = snapshot_download(
             repository,
-            revision=revision or given,
+            revision=commit or wanted,
             token=token,
             cache_dir=cache_dir,
             force_download=force_download,
@@ -110,6 +114,12 @@ def download(
             allow_patterns=FILES,
             ignore_patterns=SUBFOLDERS,
         )
+        if commit and commit != wanted:  # so that the name is known without a network, too
+            reference = Path(folder).parent.parent / "refs" / (wanted or "main")
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(commit)
+    except InputError:
+        raise
     except errors.LocalEntryNotFoundError:
         reason = "the Hugging Face Hub cannot be reached, and the local cache has no complete copy"
     except errors.RevisionNotFoundError:
@@ -126,6 +136,39 @@ def download(
         f"model is {name!r}, which is not a local folder, and {reason}; "
         "allowed: a run folder, a repository (owner/name), or a model that ships with the package"
     )
+
+
+def _commit(repository: str, revision: str | None, token: str | bool | None) -> str | None:
+    """The hash of a revision's commit; None where the Hub cannot be reached, or does not answer in time.
+
+    It names a folder of the cache, so a server's word for it is checked first. A server that sends a byte now and then
+    never runs into the library's own time limit: hence the thread.
+    """
+    from huggingface_hub import HfApi, errors
+
+    if revision and COMMIT.fullmatch(revision):
+        return revision
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answer.append(HfApi(token=token).model_info(repository, revision=revision or "main", timeout=PATIENCE).sha)
+        except Exception as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if not answer:
+        raise InputError(f"the Hugging Face Hub did not answer in {PATIENCE} s; allowed: HF_HUB_OFFLINE=1, or wait")
+    (commit,) = answer
+    if isinstance(commit, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+        raise commit
+    if isinstance(commit, Exception):
+        return None  # `snapshot_download` says why, or takes what is cached
+    if not COMMIT.fullmatch(str(commit)):
+        raise InputError(f"commit of {repository} on the Hub is {shown(commit)}; allowed: 40 hexadecimal digits")
+    return commit
 
 
 def pinned(name: str) -> str:

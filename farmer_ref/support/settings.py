@@ -30,6 +30,8 @@ from farmer_ref.support.errors import InputError, shown
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Whole = Annotated[int, Field(ge=0, lt=2**63)]  # a count or a seed that fits into 64 bits
+Count = Annotated[int, Field(ge=1, le=1_000_000)]  # repetitions, each of which takes time or memory
+CountOrNone = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Factor = Annotated[float, Field(ge=0, le=1_000_000)]  # a temperature, say: products of them must fit into float32

@@ -7,11 +7,12 @@ leaves the last complete one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from farmer_ref.support import parallel
-from farmer_ref.support.errors import InputError
+from farmer_ref.support.errors import InputError, not_finite
 from farmer_ref.support.files import flush, read_json, replace_file
 from farmer_ref.support.settings import Whole, settings_class
 
@@ -51,6 +52,8 @@ class State:
     """The last of these, if the last steps are."""
     files: Whole
     """Files of tensors."""
+    checksums: dict[str, str] = field(default_factory=dict)
+    """The SHA-256 of each of them, by its name."""
 
 
 def last_state(run: Path) -> State:
@@ -67,7 +70,15 @@ def read_state(folder: Path) -> State:
 
 
 def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write checkpoints/step-N atomically; keep the newest two. All processes call it, each with its shards."""
+    """Write checkpoints/step-N atomically; keep the newest two. All processes call it, each with its shards.
+
+    Values that are not finite are never written: `InputError`.
+    """
+    if found := _not_finite_anywhere(tensors):
+        raise InputError(
+            f"{found} at step {state['step']}; allowed: finite ones, from a smaller learning_rate, say. Checkpoints "
+            "before it are intact"
+        )
     folder, name = run / "checkpoints", f"step-{state['step']}"
     temporary = folder / f".{name}.tmp"
 
@@ -82,7 +93,7 @@ def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]
         )
 
     def complete() -> None:
-        complete_state = State(**state, files=len(list(temporary.glob("*.safetensors"))))
+        complete_state = State(**state, files=len(checksums), checksums=checksums)
         replace_file(temporary / STATE, lambda path: path.write_text(json.dumps(asdict(complete_state)) + "\n"))
         temporary.rename(folder / name)
         flush(folder)
@@ -93,6 +104,7 @@ def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]
     try:
         parallel.on_rank_zero(make_room)
         _together(write_tensors)
+        checksums = _checksums(temporary)
         parallel.on_rank_zero(complete)
     except (OSError, InputError, dcp.CheckpointException) as error:
         if parallel.rank() == 0:
@@ -118,11 +130,31 @@ def load_checkpoint(folder: Path, tensors: dict[str, Tensor]) -> State:
                 pass
         except (OSError, SafetensorError) as error:
             raise InputError(f"{file} cannot be read ({error}); {_advice(folder)}") from None
+    for name, checksum in _checksums(folder).items():
+        if state.checksums and state.checksums.get(name) != checksum:
+            raise InputError(f"{folder / name} has changed since it was written (its checksum); {_advice(folder)}")
     try:
         _together(lambda alone: dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone))
     except dcp.CheckpointException as error:
         raise InputError(f"{folder} does not fit the run ({_reason(error)}); {_advice(folder)}") from None
+    if found := _not_finite_anywhere(tensors):
+        raise InputError(f"{folder}: {found}; {_advice(folder)}")
     return state
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each safetensors file of a folder, by name; the processes share the work."""
+    files, found = sorted(folder.glob("*.safetensors")), {}
+    for path in files[parallel.rank() :: parallel.world_size()]:
+        with open(path, "rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return {name: checksum for part in parallel.gather(found) for name, checksum in part.items()}
+
+
+def _not_finite_anywhere(tensors: dict[str, Tensor]) -> str | None:
+    """What `not_finite` finds in the shards of any process, the same on all of them."""
+    own = not_finite({name: parallel.local_tensor(tensor) for name, tensor in tensors.items()})
+    return next(filter(None, parallel.gather(own)), None)
 
 
 def _together(work: Callable[[bool], None]) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.support.errors import require
-from farmer_ref.support.settings import Share, Whole, settings_class
+from farmer_ref.support.settings import Count, Share, Whole, settings_class
 
 
 @settings_class
@@ -28,7 +28,7 @@ class RunConfig:
     """Optimiser steps of the whole run."""
     max_minutes: PositiveFloat | None = None
     """End the run after this many minutes if its steps take longer; learning rate and noise are scheduled to fit."""
-    batch_size: PositiveInt = 64
+    batch_size: Count = 64
     """Images per step, over all processes."""
     learning_rate: Annotated[float, Field(gt=0, le=1000)] = 1e-3
     """Peak of the cosine schedule."""
@@ -44,7 +44,7 @@ class RunConfig:
     """Gradients are clipped to this norm."""
     max_skipped_steps: PositiveInt = 20
     """Stop the run after this many steps in a row with a non-finite gradient."""
-    accumulate: PositiveInt = 1
+    accumulate: Count = 1
     """Compute a step's batch in this many parts, one after another, if the whole does not fit into memory."""
     checkpoint_activations: bool = False
     """Keep only the inputs of transformer layers for the backward pass and recompute the rest: less memory, about a
@@ -56,7 +56,7 @@ class RunConfig:
     GPU are rounded to 10 bits."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, cuda:1, ..."""
-    workers: NonNegativeInt = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that read images (for folder:PATH), per training process."""
     log_every: PositiveInt = 20
     """Steps between two lines of metrics.jsonl."""

@@ -7,6 +7,7 @@ components. A multiply-add is two FLOPs.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer
 from farmer_ref.model.transformer import TrainingPass
+from farmer_ref.support.errors import InputError
 
 PEAK_TERAFLOPS = {  # dense bfloat16, from data sheets; the first key that is a word of the device's name counts
     "GH200": 989.0,
@@ -80,6 +82,34 @@ def peak_flops_of(name: str) -> float:
 def state_bytes(parameters: int, processes: int = 1) -> int:
     """Bytes per GPU of weights, gradients, moments and averages, sharded over `processes` (FSDP)."""
     return BYTES_PER_PARAMETER * parameters // processes
+
+
+def require_room(
+    config: ModelConfig, device: torch.device, *, images: int, state: int = 0, backward: bool = False
+) -> None:
+    """Raise `InputError`, before anything is allocated, where `images` at a time cannot fit into the device's memory.
+
+    The least that they take: `state` bytes beside them, and for each image the inputs of all layers (to go backward,
+    with or without checkpoints), or the keys and values of the prior's (to sample). What passes may still be too much.
+    """
+    layers = config.flow_layer_width if backward else 0
+    layers += config.prior_layers * config.prior_width * (1 if backward else 2)
+    needed, memory = state + 4 * images * (config.tokens * layers + config.dimensions), memory_of(device)
+    if memory is not None and needed > memory:
+        raise InputError(
+            f"memory needed is {needed / 2**30:,.1f} GiB ({config.least_parameters:,} parameters, {images:,} images at "
+            f"once); allowed: at most {memory / 2**30:,.1f} GiB, as on this {device.type}"
+        )
+
+
+def memory_of(device: torch.device) -> int | None:
+    """The memory in bytes of a GPU or of this machine; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def saved_bytes(config: ModelConfig, *, checkpoint_activations: bool = False, precision: str = "bfloat16") -> int:

@@ -9,7 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import shutil
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +54,12 @@ def set_up(config: RunConfig) -> torch.device:
         config.batch_size,
         f"a multiple of {share} ({parallel.world_size()} processes, {config.accumulate} parts each)",
     )
+    if config.compile:
+        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        found = shutil.which(compiler) is not None or os.name == "nt"  # Windows: cl, which its own shell sets up
+        require(
+            found, "compile", True, f"False, or with a C++ compiler: there is no {compiler} here (CXX names another)"
+        )
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
     return device
 
@@ -245,7 +255,8 @@ class Trainer:
         log = RunLog(self.run, self.step)
         speed = Speed(self.config.batch_size, flops_per_image=self.flops_per_image, device=self.device)
         began = time.perf_counter() - self.seconds
-        handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        handlers = {number: signal.signal(number, self._interrupt) for number in signals}
         bar = tqdm(
             total=self.config.steps,
             initial=self.step,

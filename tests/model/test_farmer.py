@@ -8,6 +8,7 @@ import torch
 from conftest import jacobian, small_model
 
 from farmer_ref import Farmer, Guidance, ModelConfig, bits_per_dim
+from farmer_ref.applications.inpainting import inpaint
 from farmer_ref.support.errors import InputError
 
 
@@ -198,3 +199,72 @@ def test_sampling_and_scoring_switch_dropout_off_for_a_while():
     a, b = (model.sample(torch.tensor([0]), generator=torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(a, b)
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("labels", "part"),
+    [
+        ([0, 1, 5], "labels are 3; allowed: 2"),
+        (torch.eye(3)[:2], "argmax"),
+        (torch.eye(3, dtype=torch.long)[:2], "argmax"),
+        (torch.tensor([True, False]), "torch.bool"),
+        (torch.tensor([0.0, 1.0]), "torch.float32"),
+        (["cat", "dog"], "whole numbers"),
+        (1, "whole numbers"),
+        ([0, 7], "label is 7"),
+        ([[0], [1, 2]], "whole numbers"),
+    ],
+)
+def test_labels_that_may_mean_something_else_are_one_line(labels, part):
+    model = small_model()
+    for use in (model.log_prob, model.encode):
+        with pytest.raises(InputError, match=part):
+            use(images(model), labels)
+
+
+def test_labels_whose_meaning_is_certain_are_accepted():
+    model = small_model()
+    x, wanted = images(model), torch.tensor([0, 2])
+    for labels in ([0, 2], (0, 2), wanted.to(torch.uint8), wanted.int(), wanted.numpy()):
+        assert torch.equal(model.log_prob(x, labels), model.log_prob(x, wanted))
+    assert model.sample([0, 1]).shape == x.shape
+    assert model.log_prob(x[:0], []).shape == (0,)
+
+
+def test_grey_levels_given_as_images_are_one_line():
+    model = small_model()
+    for given in (images(model).abs().mul(255).round(), images(model) * 255, images(model) * torch.nan):
+        with pytest.raises(InputError, match="images (reach|hold)"):
+            model.log_prob(given)
+    small = torch.ones(1, 2, 6, 6, dtype=torch.long)
+    for given in (-small, small.bool(), small * 17):
+        with pytest.raises(InputError, match="images"):
+            bits_per_dim(model, given)
+    assert bits_per_dim(model, small[:0]).shape == (0,)
+
+
+def test_denoising_and_inpainting_work_under_inference_mode():
+    noisy = small_model(dequantisation="gaussian")
+    x, labels = images(noisy, 40), torch.arange(40) % 3
+    outside = noisy.denoise(x, labels)
+    alone = torch.cat([noisy.denoise(x[k : k + 1], labels[k : k + 1]) for k in range(40)])
+    assert (outside - alone).abs().max() < 1e-12  # in chunks, as one by one
+    with torch.inference_mode():
+        inside = noisy.denoise(x.clone(), labels.clone())
+    assert torch.equal(outside, inside)
+    model = small_model()
+    values = torch.zeros(1, 2, 6, 6, dtype=torch.long)
+    known = torch.zeros(2, 6, 6, dtype=torch.bool)
+    known[:, :3] = True
+    options = {"samples": 1, "particles": 2, "moves": 1}
+    expected = inpaint(model, values, known, torch.tensor([1]), **options).values
+    with torch.inference_mode():
+        found = inpaint(model, values.clone(), known.clone(), torch.tensor([1]), **options).values
+    assert torch.equal(expected, found)
+
+
+def test_a_model_loaded_under_inference_mode_can_be_trained():
+    with torch.inference_mode():
+        model = Farmer.from_pretrained("digits")
+    model.log_prob(torch.zeros(1, 1, 8, 8)).sum().backward()
+    assert next(model.parameters()).grad is not None

@@ -1,4 +1,16 @@
-"""The command line as a user meets it: help, and flags that are wrong."""
+"""The command line as a user meets it: help, flags that are wrong, and how a command ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from farmer_ref import InputError
+from farmer_ref.support import cli
 
 
 def test_help_shows_the_preset_s_own_values(command):
@@ -18,3 +30,115 @@ def test_a_wrong_flag_ends_with_2_and_no_traceback(command):
     assert done.returncode == 2
     assert done.stderr.startswith("error: model is 'nothing'")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "part"),
+    [
+        (InputError("a is 1;\nallowed: 2"), 2, "a is 1; allowed: 2"),
+        (OSError(36, "File name too long", "x" * 5000), 2, "File name too long"),
+        (MemoryError(), 2, "memory is too small"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."), 2, "memory is too small"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (cli.Terminated(), 143, "terminated"),
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "memory is too small"),
+        (InputError("a name of " + "x" * 5000), 2, "a name of "),
+    ],
+)
+def test_every_end_is_one_line_with_its_exit_code(capsys, monkeypatch, error, code, part):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as raised:
+        cli.run(main)
+    assert raised.value.code == code
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert len(line) < 2100
+    assert part in line
+    monkeypatch.setenv("FARMER_DEBUG", "1")
+    with pytest.raises(type(error)):
+        cli.run(main)
+
+
+def test_an_unforeseen_error_says_how_to_see_the_traceback(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(lambda: {}["absent"])
+    assert "FARMER_DEBUG=1" in capsys.readouterr().err
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from farmer_ref.support import cli
+from farmer_ref.support.files import replace_file
+
+def write(path):
+    path.write_text("half")
+    print("begun", flush=True)
+    time.sleep(60)
+
+cli.run(lambda: replace_file(Path("result"), write))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_one_line_and_leaves_no_temporary_file(tmp_path, number, code):
+    line = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        _, problems = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert problems.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1251", "ascii:strict"])
+def test_printing_survives_any_encoding(encoding):
+    program = "from farmer_ref.support import cli; cli.run(lambda: print('Fréchet ±'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"chet" in done.stdout
+
+
+def test_printing_survives_a_reader_that_has_gone(tmp_path):
+    program = """
+from farmer_ref.support import cli
+
+def main():
+    for _ in range(100_000):
+        print("a line that nobody reads")
+    open("written", "w").close()
+
+cli.run(main)
+"""
+    line = f"{sys.executable} -c '{program}' | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "written").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
+def test_a_full_disk_under_standard_output_is_one_line():
+    program = "from farmer_ref.support import cli; cli.run(lambda: print('a'))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_commands_run_in_a_thread():
+    import threading
+
+    ended = []
+    thread = threading.Thread(target=lambda: cli.run(lambda: ended.append(time.time())))
+    thread.start()
+    thread.join()
+    assert ended

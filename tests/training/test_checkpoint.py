@@ -4,15 +4,17 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
-from helpers import QUICK, assert_same, contents, stop_after
+from helpers import QUICK, assert_same, contents, fails_with_one_line, stop_after
 
-from farmer_ref import train
+from farmer_ref import sample, train
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.runs import Run
+from farmer_ref.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("changes", [[], ["--model.dropout", "0.2", "--model.dequantisation", "gaussian"]])
@@ -79,3 +81,53 @@ def test_killing_it_leaves_a_folder_that_resumes(tmp_path):
 @pytest.mark.slow
 def test_killing_it_twenty_times(tmp_path):
     kill_at_random_moments(tmp_path, kills=20)
+
+
+def test_a_flipped_bit_is_noticed(capsys, tmp_path):
+    arguments = [*QUICK, "--steps", "4", "--out", str(tmp_path)]
+    train.main(arguments)
+    newest = checkpoints(tmp_path)[-1]
+    (shard,) = newest.glob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    shard.unlink()
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    again = [*QUICK, "--steps", "8", "--resume", "--out", tmp_path]
+    fails_with_one_line(capsys, train.main, again, f"{shard} has changed", f"delete {newest}")
+    fails_with_one_line(capsys, sample.main, ["--run", tmp_path, "--weights", "raw"], f"{shard} has changed")
+
+
+def test_a_checkpoint_from_before_checksums_resumes(tmp_path):
+    train.main([*QUICK, "--steps", "4", "--out", str(tmp_path)])
+    path = checkpoints(tmp_path)[-1] / "state.json"
+    state = json.loads(path.read_text())
+    assert len(state.pop("checksums")) == state["files"]
+    path.write_text(json.dumps(state))
+    train.main([*QUICK, "--steps", "8", "--resume", "--out", str(tmp_path)])
+    assert checkpoints(tmp_path)[-1].name == "step-8"
+
+
+def test_weights_that_are_not_finite_are_never_written(capsys, tmp_path, monkeypatch):
+    optimise = Trainer._optimise
+
+    def poisoning(trainer, batch):
+        if trainer.step == 5:
+            next(trainer.model.parameters()).data[0, 0] = torch.nan
+        return optimise(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "_optimise", poisoning)
+    arguments = [*QUICK, "--checkpoint-every", "4", "--steps", "8", "--out", tmp_path]
+    fails_with_one_line(capsys, train.main, arguments, "values that are not finite at step 8", "are intact")
+    assert checkpoints(tmp_path)[-1].name == "step-4"
+
+
+def test_training_works_in_a_thread(tmp_path):
+    thread = threading.Thread(target=train.main, args=([*QUICK, "--steps", "3", "--out", str(tmp_path)],))
+    thread.start()
+    thread.join()
+    assert checkpoints(tmp_path)[-1].name == "step-3"
+
+
+def test_compiling_without_a_compiler_is_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    fails_with_one_line(capsys, train.main, [*QUICK, "--compile", "--out", tmp_path], "there is no no-such-compiler")

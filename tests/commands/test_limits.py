@@ -1,0 +1,152 @@
+"""Sizes that cannot fit are refused before anything is allocated; values that are not finite are never shown."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers import QUICK, fails_with_one_line
+from safetensors.torch import load_file, save_file
+
+from farmer_ref import apply, distill, evaluate, sample, train
+from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance, sample_scores, sample_values
+from farmer_ref.model.config import ModelConfig
+from farmer_ref.parameters import count
+from farmer_ref.support import parallel
+from farmer_ref.training import costs
+from farmer_ref.training.presets import PRESETS
+
+COMMANDS = [
+    (sample.main, ["--rows", "1"]),
+    (evaluate.main, ["--images", "5", "--draws", "1", "--samples", "10"]),
+    (apply.main, ["classify", "--count", "2", "--draws", "1"]),
+    (apply.main, ["anomaly", "--count", "2", "--reference", "10", "--draws", "1"]),
+    (apply.main, ["inpaint", "--count", "1", "--samples", "1", "--moves", "1"]),
+    (apply.main, ["edit", "--count", "1"]),
+]
+
+
+@pytest.fixture
+def damaged(trained, tmp_path):
+    """A copy of a trained model whose weights a function changes."""
+
+    def copy(change):
+        weights = load_file(trained / "model.safetensors")
+        change(weights)
+        shutil.copy(trained / "config.json", tmp_path / "config.json")
+        save_file(weights, tmp_path / "model.safetensors")
+        return tmp_path
+
+    return copy
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("command", "arguments"), COMMANDS)
+def test_weights_that_are_not_finite_are_named(capsys, damaged, command, arguments, value):
+    def change(weights):
+        weights["prior.positions"][0, 0] = value
+
+    out = damaged(change) / "out.png"
+    line = [*arguments[:1], "--run", damaged(change), "--out", out, *arguments[1:]]
+    line = line if command is apply.main else ["--run", damaged(change), "--out", out, *arguments]
+    fails_with_one_line(capsys, command, line, "prior.positions holds 1 of", "not finite")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("command", "arguments"), COMMANDS)
+def test_figures_that_are_not_finite_are_one_line(capsys, damaged, command, arguments):
+    """Finite weights whose products are not."""
+
+    def change(weights):
+        for weight in weights.values():
+            if weight.is_floating_point() and weight.dim() == 2:
+                weight.fill_(1e30)
+
+    run = damaged(change)
+    out = run / "out.png"
+    line = [*arguments[:1], "--run", run, "--out", out, *arguments[1:]]
+    line = line if command is apply.main else ["--run", run, "--out", out, *arguments]
+    fails_with_one_line(capsys, command, line, "finite")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--model.components", "1000000000"], "memory needed is"),
+        (["--model.flow-width", str(2**40)], "memory needed is"),
+        (["--model.prior-layers", "1000000000"], "model.prior_layers is 1000000000"),
+        (["--model.flow-blocks", "50", "--model.flow-layers", "50", "--model.max-log-scale", "1"], "flow_layers is 50"),
+        (["--batch-size", str(10**18)], "batch_size is"),
+        (["--batch-size", "1000000", "--model.flow-width", "4096", "--model.tokens"][:4], "memory needed is"),
+        (["--workers", str(10**9)], "workers is"),
+        (["--learning-rate", "1e308"], "learning_rate is"),
+        (["--weight-decay", "inf"], "weight_decay is"),
+    ],
+)
+def test_training_that_cannot_fit_is_refused(capsys, tmp_path, arguments, part):
+    fails_with_one_line(capsys, train.main, [*QUICK, "--out", tmp_path / "run", *arguments], part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_asks_for_terabytes_is_refused(capsys, trained, tmp_path):
+    shutil.copy(trained / "model.safetensors", tmp_path)
+    for name, value, part in (
+        ("components", 10**9, "asks for"),
+        ("num_classes", 10**15, "asks for"),
+        ("prior_width", 2**40, "memory needed is"),
+        ("image_size", 2**30, "memory needed is"),
+    ):
+        saved = json.loads((trained / "config.json").read_text())
+        saved["model"][name] = value
+        saved.pop("training")
+        (tmp_path / "config.json").write_text(json.dumps(saved))
+        fails_with_one_line(capsys, sample.main, ["--run", tmp_path], part)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_least_parameters_are_nearly_all_of_them(name):
+    model = PRESETS[name].model
+    assert 0.95 < model.least_parameters / count(model)["total"] <= 1
+
+
+def test_the_least_parameters_are_never_more_than_all():
+    for changes in ({"flow": "coupling"}, {"informative": 2}, {"num_classes": 0}, {"redundant_prior": "normal"}):
+        config = ModelConfig(flow_width=64, prior_width=64, **changes)
+        assert config.least_parameters <= count(config)["total"]
+
+
+def test_room_is_asked_for_before_it_is_taken(monkeypatch, capsys, trained, tmp_path):
+    monkeypatch.setattr(costs, "memory_of", lambda device: 100_000)
+    for command, line in (
+        (train.main, [*QUICK, "--out", tmp_path / "run"]),
+        (sample.main, ["--run", trained]),
+        (distill.main, ["--run", trained, "--out", tmp_path / "student"]),
+        (evaluate.main, ["--run", trained]),
+    ):
+        fails_with_one_line(capsys, command, line, "memory needed is")
+
+
+def test_an_array_is_written_as_its_images_come(trained, tmp_path, monkeypatch):
+    """What one call of `gather` holds does not grow with the count."""
+    largest = []
+    gather = parallel.gather
+    monkeypatch.setattr(parallel, "gather", lambda value: largest.append(value) or gather(value))
+    sample.main(["--run", str(trained), "--out", str(tmp_path / "a.npz"), "--count", "45", "--batch-size", "10"])
+    assert max(len(value) for value in largest if torch.is_tensor(value)) == 10
+    array = np.load(tmp_path / "a.npz")
+    assert array["arr_0"].shape == (45, 8, 8, 3) and array["arr_1"].shape == (45,)
+
+
+def test_scores_of_samples_are_those_of_all_samples_at_once(digits):
+    from farmer_ref.data.sets import load_split
+
+    classifier = PixelClassifier(load_split("digits", "train", digits.config))
+    labels = torch.arange(25) % 10
+    options = {"seed": 3, "batch_size": 10}
+    right, scores = sample_scores(classifier, digits, labels, **options)
+    values = sample_values(digits, labels, **options)
+    assert right == classifier.accuracy(values, labels)
+    assert torch.equal(scores, classifier.scores(values))
+    assert frechet_distance(scores, scores) < 1e-6
