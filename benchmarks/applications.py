@@ -49,7 +49,7 @@ from farmer_ref.applications.inpainting import inpaint
 from farmer_ref.data.order import random_seed
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier
-from farmer_ref.model.prior import NULL_LABEL
+from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.support import cli
 from farmer_ref.support.files import read_json, read_weights, write_json, write_weights
 from farmer_ref.support.plots import COLOURS, STYLE, image_grid, labelled_grids

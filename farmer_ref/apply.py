@@ -17,9 +17,8 @@ from farmer_ref.applications.editing import change_class, change_details, interp
 from farmer_ref.applications.inpainting import inpaint
 from farmer_ref.data.images import Pictures, read_picture, read_pictures
 from farmer_ref.data.sets import ImageData, batches
-from farmer_ref.model.config import ModelConfig
+from farmer_ref.model.config import NULL_LABEL, ModelConfig
 from farmer_ref.model.guidance import Guidance
-from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.support import cli
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import output_file, replace_file, write_json

@@ -10,15 +10,14 @@ import torch
 from pydantic import Field, NonNegativeInt
 
 from farmer_ref.data.sets import ImageData, batches
-from farmer_ref.evaluation.classifier import classifier_for
+from farmer_ref.evaluation.classifier import classifier_for, sample_scores
 from farmer_ref.evaluation.metrics import (
     evaluate_likelihood,
     frechet_distance,
     sample_batches,
-    sample_scores,
 )
+from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.model.guidance import Guidance
-from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require, require_finite

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from farmer_ref.evaluation.metrics import terms_over_draws
+from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.model.farmer import Farmer
-from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.support.errors import require_finite
 
 

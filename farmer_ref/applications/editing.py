@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.model.farmer import Farmer, evaluating
 from farmer_ref.model.guidance import Guidance
-from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.support.errors import require
 
 

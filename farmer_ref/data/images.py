@@ -17,8 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from farmer_ref.model.config import ModelConfig
-from farmer_ref.model.prior import NULL_LABEL
+from farmer_ref.model.config import NULL_LABEL, ModelConfig
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.parallel import note_once
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from farmer_ref.data.sets import ImageData
-from farmer_ref.model.prior import NULL_LABEL
+from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.model.tokens import Dequantiser
 from farmer_ref.support.errors import InputError
 

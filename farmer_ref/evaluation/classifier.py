@@ -6,12 +6,16 @@ package, trained by `python -m benchmarks.mnist --stage classifier`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from farmer_ref.data.sets import ImageData
-from farmer_ref.evaluation.metrics import PixelClassifier
+from farmer_ref.evaluation.metrics import PixelClassifier, sample_batches
+from farmer_ref.model.farmer import Farmer
+from farmer_ref.support import parallel
 from farmer_ref.support.files import PRETRAINED, load_weights
 
 WEIGHTS = PRETRAINED / "mnist" / "classifier.safetensors"
@@ -77,3 +81,18 @@ def shipped_classifier() -> ConvClassifier:
 def classifier_for(train: ImageData) -> ConvClassifier | PixelClassifier:
     """The judge of samples of a data set: the shipped ConvNet for MNIST, else an SVM trained on these images."""
     return shipped_classifier() if train.name in CONVOLUTIONAL else PixelClassifier(train)
+
+
+def sample_scores(
+    classifier: ConvClassifier | PixelClassifier, model: Farmer, labels: Tensor, **options: Any
+) -> tuple[float, Tensor]:
+    """The accuracy of the samples of `sample_batches`, which takes the options, and their class scores (n,K).
+
+    The images themselves are not kept: memory does not grow with their size.
+    """
+    batch_size = options.get("batch_size", 100)
+    parts, mine = labels.split(batch_size)[parallel.rank() :: parallel.world_size()], []
+    for part, values in zip(parts, sample_batches(model, labels, **options), strict=True):
+        mine.append((classifier.predict(values) == part.cpu(), classifier.scores(values)))
+    right, scores = zip(*parallel.gather_interleaved(mine), strict=True)
+    return float(torch.cat(right).double().mean()), torch.cat(scores)

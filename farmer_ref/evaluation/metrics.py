@@ -243,19 +243,6 @@ class PixelClassifier:
         return float((self.predict(values) == labels.cpu()).double().mean())
 
 
-def sample_scores(classifier: Any, model: Farmer, labels: Tensor, **options: Any) -> tuple[float, Tensor]:
-    """The accuracy of the samples of `sample_batches`, which takes the options, and their class scores (n,K).
-
-    The images themselves are not kept: memory does not grow with their size.
-    """
-    batch_size = options.get("batch_size", 100)
-    parts, mine = labels.split(batch_size)[parallel.rank() :: parallel.world_size()], []
-    for part, values in zip(parts, sample_batches(model, labels, **options), strict=True):
-        mine.append((classifier.predict(values) == part.cpu(), classifier.scores(values)))
-    right, scores = zip(*parallel.gather_interleaved(mine), strict=True)
-    return float(torch.cat(right).double().mean()), torch.cat(scores)
-
-
 def frechet_distance(features: Tensor, other: Tensor) -> float:
     """|m - m'|^2 + tr(C + C' - 2 (C C')^{1/2}) of two sets of features (n,F), (n',F), in float64 (Heusel et al. 2017).
 

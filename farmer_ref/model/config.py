@@ -19,6 +19,7 @@ Depth = Annotated[int, Field(ge=1, le=1000)]  # a mistyped depth would take hour
 # float32 overflows at e^88.7. The log-scales of one channel, summed over the affine maps of all blocks, stay below
 # that; learned channel mixing adds to them without a bound.
 OVERFLOW_BOUND = 80.0
+NULL_LABEL = -1  # "no label": the null class, learned from training labels dropped at random
 StudentForm = Literal["forward", "inverse"]
 """The two forms of a one-step student: the paper's, and ours (see `student`)."""
 

@@ -32,10 +32,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.model.farmer import Farmer, evaluating
 from farmer_ref.model.flow import AutoregressiveFlow, FlowBlock
 from farmer_ref.model.pixels import HistogramPixels
-from farmer_ref.model.prior import NULL_LABEL, AutoregressivePrior
+from farmer_ref.model.prior import AutoregressivePrior
 from farmer_ref.model.transformer import Transformer
 from farmer_ref.support.errors import InputError
 

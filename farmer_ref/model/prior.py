@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
+from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.model.guidance import Guidance, draw_pool, draw_token
 from farmer_ref.model.mixture import GaussianMixture, SharedDensity
 from farmer_ref.model.stepper import Step, stepper
 from farmer_ref.model.transformer import TrainingPass, Transformer, float32_at_least, full_precision
-
-NULL_LABEL = -1  # "no label": the null class, learned from training labels dropped at random
 
 
 class PriorLogProb(NamedTuple):

@@ -10,7 +10,8 @@ from helpers import QUICK, fails_with_one_line
 from safetensors.torch import load_file, save_file
 
 from farmer_ref import apply, distill, evaluate, sample, train
-from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance, sample_scores, sample_values
+from farmer_ref.evaluation.classifier import sample_scores
+from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance, sample_values
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.parameters import count
 from farmer_ref.support import parallel
