@@ -1,6 +1,6 @@
 """Make the built book smaller, without a visible change: what no page loads, and digits that no screen shows.
 
-Of MathJax, one bundle and its fonts stay; source maps and a second copy of the icons go. Notebooks to download have no
+Of MathJax, one bundle and its fonts stay, of the icons the fonts that browsers load; source maps go. Notebooks to download have no
 outputs, as students want them. Vector graphics keep two decimals of a point. In highlighted code, names and punctuation
 have the colour of the text and need no element of their own.
 """
@@ -12,16 +12,20 @@ from pathlib import Path
 
 import nbformat
 
-UNUSED = ("_static/vendor/fontawesome/", "_static/locales/")
-MATHJAX = ("_static/mathjax/tex-chtml.js", "_static/mathjax/output/chtml/fonts/")
+FOLDERS = ("_static/mathjax/", "_static/vendor/fontawesome/", "_static/locales/")  # of these, only USED
+USED = (
+    "_static/mathjax/tex-chtml.js",
+    "_static/mathjax/output/chtml/fonts/",
+    "_static/vendor/fontawesome/webfonts/fa-solid-900.woff2",
+    "_static/vendor/fontawesome/webfonts/fa-brands-400.woff2",
+)
 PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 COORDINATES = re.compile(r' (?:d|x|y|points)="[^"]*"')
 
 
 def unused(name: str) -> bool:
     """Whether no page loads a file of the book."""
-    mathjax = name.startswith("_static/mathjax/") and not name.startswith(MATHJAX)
-    return mathjax or name.startswith(UNUSED) or name.endswith(".map")
+    return (name.startswith(FOLDERS) and not name.startswith(USED)) or name.endswith(".map")
 
 
 def shorter_graphic(text: str) -> str:
