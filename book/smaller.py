@@ -1,8 +1,8 @@
 """Make the built book smaller, without a visible change: what no page loads, and digits that no screen shows.
 
 Of MathJax, one bundle and its fonts stay, and of the icons the fonts that browsers load; source maps go. Notebooks to
-download have no outputs, as students want them. Vector graphics keep two decimals of a point. In highlighted code, names
-and punctuation have the colour of the text and need no element of their own.
+download have no outputs, as students want them. Vector graphics keep two decimals of a point. In highlighted code,
+names, punctuation and spaces have the colour of the text and need no element of their own.
 """
 
 from __future__ import annotations
