@@ -20,6 +20,7 @@ USED = (
     "_static/vendor/fontawesome/webfonts/fa-brands-400.woff2",
 )
 PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
+VERBATIM = re.compile(r"(<(?:pre|textarea|script)\b.*?</(?:pre|textarea|script)>)", re.DOTALL)
 COORDINATES = re.compile(r' (?:d|x|y|points)="[^"]*"')
 
 
@@ -36,8 +37,9 @@ def shorter_graphic(text: str) -> str:
 
 
 def shorter_page(text: str) -> str:
-    """A page whose code has fewer elements and looks the same."""
-    return PLAIN.sub(r"\1", text)
+    """A page with fewer elements in its code, and without indentation, which looks the same."""
+    parts = VERBATIM.split(PLAIN.sub(r"\1", text))  # every other one is verbatim
+    return "".join(part if i % 2 else re.sub(r"\s*\n\s*", "\n", part) for i, part in enumerate(parts))
 
 
 def without_outputs(path: Path) -> None:
