@@ -1,8 +1,8 @@
 """Make the built book smaller, without a visible change: what no page loads, and digits that no screen shows.
 
-Of MathJax, one bundle and its fonts stay; source maps and a second copy of the icons go. Notebooks to download have no
-outputs, as students want them. Vector graphics keep two decimals of a point. In highlighted code, names and punctuation
-have the colour of the text and need no element of their own.
+Of MathJax, one bundle and its fonts stay, and of the icons the fonts that browsers load; source maps go. Notebooks to
+download have no outputs, as students want them. Vector graphics keep two decimals of a point. In highlighted code,
+names, punctuation and spaces have the colour of the text and need no element of their own.
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from pathlib import Path
 
 import nbformat
 
-UNUSED = ("_static/vendor/fontawesome/", "_static/locales/")
-MATHJAX = ("_static/mathjax/tex-chtml.js", "_static/mathjax/output/chtml/fonts/")
+FOLDERS = ("_static/mathjax/", "_static/vendor/fontawesome/", "_static/locales/")  # of these, only USED
+USED = (
+    "_static/mathjax/tex-chtml.js",
+    "_static/mathjax/output/chtml/fonts/",
+    "_static/vendor/fontawesome/webfonts/fa-solid-900.woff2",
+    "_static/vendor/fontawesome/webfonts/fa-brands-400.woff2",
+)
 PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
+VERBATIM = re.compile(r"(<(?:pre|textarea|script)\b.*?</(?:pre|textarea|script)>)", re.DOTALL)
 COORDINATES = re.compile(r' (?:d|x|y|points)="[^"]*"')
 
 
 def unused(name: str) -> bool:
     """Whether no page loads a file of the book."""
-    mathjax = name.startswith("_static/mathjax/") and not name.startswith(MATHJAX)
-    return mathjax or name.startswith(UNUSED) or name.endswith(".map")
+    return (name.startswith(FOLDERS) and not name.startswith(USED)) or name.endswith(".map")
 
 
 def shorter_graphic(text: str) -> str:
@@ -32,8 +37,9 @@ def shorter_graphic(text: str) -> str:
 
 
 def shorter_page(text: str) -> str:
-    """A page whose code has fewer elements and looks the same."""
-    return PLAIN.sub(r"\1", text)
+    """A page with fewer elements in its code, and without indentation, which looks the same."""
+    parts = VERBATIM.split(PLAIN.sub(r"\1", text))  # every other one is verbatim
+    return "".join(part if i % 2 else re.sub(r"\s*\n\s*", "\n", part) for i, part in enumerate(parts))
 
 
 def without_outputs(path: Path) -> None:
