@@ -8,7 +8,11 @@ function farmerLibrary() {
 
   // -- weights and linear layers ----------------------------------------------------------------------------------
 
-  const bytesOf = base64 => Uint8Array.from(atob(base64), c => c.charCodeAt(0));
+  function bytesOf(base64) {
+    const text = atob(base64), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
+    return bytes;
+  }
 
   // The kernel (kernel.wat) and its memory: weights from the bottom up, then room for one layer's input and output.
   class Kernel {
@@ -77,8 +81,8 @@ function farmerLibrary() {
         const size = shape.reduce((a, b) => a * b, 1);
         if (!packed) { this.tensors[name] = take(size); continue; }
         const scales = take(shape[0]), width = size / shape[0];
-        const whole = new Int8Array(bytes.buffer, at, size);
-        this.tensors[name] = Float32Array.from(whole, (v, i) => v * scales[Math.floor(i / width)]);
+        const tensor = this.tensors[name] = new Float32Array(new Int8Array(bytes.buffer, at, size));
+        for (let i = 0; i < size; i++) tensor[i] *= scales[Math.floor(i / width)];
         at += size;
       }
     }
@@ -101,11 +105,20 @@ function farmerLibrary() {
     return y;
   }
 
-  function gelu(x) { // x Phi(x); erf by Abramowitz and Stegun 7.1.26, error below 2e-7
-    const a = Math.abs(x) * Math.SQRT1_2, t = 1 / (1 + 0.3275911 * a);
+  // Phi(x) for |x| <= 6 in steps of 1/1024, by Abramowitz and Stegun 7.1.26: GELU reads it, which is faster than exp.
+  const PHI = Float64Array.from({length: 12289}, (_, at) => {
+    const x = at / 1024 - 6, a = Math.abs(x) * Math.SQRT1_2, t = 1 / (1 + 0.3275911 * a);
     const poly = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t;
-    const erf = 1 - poly * Math.exp(-a * a);
-    return 0.5 * x * (1 + (x < 0 ? -erf : erf));
+    const tail = 0.5 * poly * Math.exp(-a * a);
+    return x < 0 ? tail : 1 - tail;
+  });
+  function gelu(y) { // x Phi(x), in place
+    for (let i = 0; i < y.length; i++) {
+      const x = y[i], place = (x + 6) * 1024, at = Math.floor(place);
+      if (x <= -6) y[i] = 0;
+      else if (x < 6) y[i] = x * (PHI[at] + (place - at) * (PHI[at + 1] - PHI[at]));
+    }
+    return y;
   }
 
   class Transformer {
@@ -145,12 +158,14 @@ function farmerLibrary() {
             if (score[j] > largest) largest = score[j];
           }
           for (let j = 0; j < seen; j++) total += score[j] = Math.exp(score[j] - largest);
-          for (let j = 0; j < seen; j++)
-            for (let i = 0; i < d; i++) attended[t * W + h + i] += score[j] / total * values[j * W + h + i];
+          for (let j = 0; j < seen; j++) {
+            const share = score[j] / total;
+            for (let i = 0; i < d; i++) attended[t * W + h + i] += share * values[j * W + h + i];
+          }
         }
         const add = y => { for (let i = 0; i < y.length; i++) x[i] += y[i]; };
         add(layer.out.apply(attended));
-        add(layer.down.apply(layer.up.apply(layerNorm(x, layer.norm2)).map(gelu)));
+        add(layer.down.apply(gelu(layer.up.apply(layerNorm(x, layer.norm2)))));
       });
       cache.length += T;
       return x;
@@ -258,10 +273,10 @@ function farmerLibrary() {
       });
     }
     unflip(x) { return this.mix(this.flip(x), 1); }
-    inverse(z, label, causal = true) { // token by token
+    inverse(z, label) { // token by token
       z = this.flip(z);
       const x = z.slice(), cache = this.transformer.newCache(this.N);
-      each(this.N - 1, i => this.step(z, x, this.shiftAndLogScale(rows(x, this.D, i), cache, label, causal), i));
+      each(this.N - 1, i => this.step(z, x, this.shiftAndLogScale(rows(x, this.D, i), cache, label), i));
       return this.unflip(x);
     }
     // Jacobi: Eq. 9 for all tokens at once, again and again; returns x after every sweep, the last one converged.
@@ -476,12 +491,64 @@ function farmerLibrary() {
     student(z, label = NULL_LABEL) { // tokens after each block, in one pass each   (Alg. 2)
       return reversed(this.studentBlocks).map(block => (z = block.guess(z, label, this.form)));
     }
-    sample(label, guidance = {}, uniform = Math.random) { // the image, and everything on the way to it
-      const {z, steps} = this.prior.sample(label, {...GUIDANCE, ...guidance}, uniform);
-      const levels = this.inverse(z, label), student = this.student(z, label);
-      return {label, z, steps, levels, student, image: this.patchify.inverse(levels[levels.length - 1])};
+    // An image and the way to it, all as images; `random` is a seed or a function that gives uniform numbers.
+    sample(label, guidance = {}, random = 0) {
+      const {z, steps} = this.prior.sample(label, {...GUIDANCE, ...guidance}, uniforms(random));
+      return {label, steps, ...this.race(z, label)};
+    }
+    race(z, label) { // the three inverses of the same latents, and the milliseconds that each took
+      const image = x => Array.from(this.patchify.inverse(x)), times = [];
+      const timed = f => { const began = performance.now(), x = f(); times.push(performance.now() - began); return x; };
+      const levels = timed(() => this.inverse(z, label)).map(image);
+      const sweeps = timed(() => this.jacobi(z, label)).map(block => block.map(image));
+      const student = timed(() => this.student(z, label)).map(image);
+      return {latents: image(z), levels, sweeps, student, times, image: levels[levels.length - 1]};
+    }
+    // The first block with its causal mask or without: |dz_i / dx_j| by token (N,N), and the round trip's error.
+    mask(image, causal) {
+      const block = this.flow[0], x = this.patchify.forward(image), {N, D} = block, step = 1e-2;
+      const [z] = block.forward(x, NULL_LABEL, causal), jacobian = Array.from({length: N}, () => new Array(N).fill(0));
+      x.forEach((_, at) => {
+        const other = block.forward(x.map((v, i) => v + step * (i === at)), NULL_LABEL, causal)[0];
+        other.forEach((v, i) => { jacobian[Math.floor(i / D)][Math.floor(at / D)] += ((v - z[i]) / step) ** 2; });
+      });
+      const back = block.inverse(z, NULL_LABEL);
+      return {jacobian: jacobian.map(row => row.map(Math.sqrt)), error: Math.max(...back.map((v, i) => Math.abs(v - x[i])))};
     }
   }
 
-  return {Farmer, GaussianMixture, weighedCandidates, effectiveSampleSize, logSumExp, normal};
+  function uniforms(random) { // mulberry32 of a seed
+    if (typeof random === "function") return random;
+    return () => {
+      random = random + 0x6D2B79F5 | 0;
+      let t = Math.imul(random ^ random >>> 15, 1 | random);
+      t = t + Math.imul(t ^ t >>> 7, 61 | t) ^ t;
+      return ((t ^ t >>> 14) >>> 0) / 4294967296;
+    };
+  }
+
+  return {Farmer, GaussianMixture, draw, weighedCandidates, effectiveSampleSize, pick, uniforms};
+}
+
+// A worker with the model in it: `ask("bayes", image)` is a promise of what the method gives. Where a browser starts no
+// worker, the page's own thread computes.
+function farmerWorker(script) {
+  const serve = library => {
+    let model;
+    onmessage = ({data: {id, name, values}}) => {
+      if (name === "load") model = new library.Farmer(values[0]);
+      else postMessage({id, value: model[name](...values)});
+    };
+  };
+  const waiting = [];
+  let worker;
+  try {
+    worker = new Worker(URL.createObjectURL(new Blob([`(${serve})((${farmerLibrary})())`], {type: "text/javascript"})));
+  } catch {
+    const model = new (farmerLibrary().Farmer)(script);
+    return (name, ...values) => new Promise(done => setTimeout(() => done(model[name](...values))));
+  }
+  worker.onmessage = ({data: {id, value}}) => waiting[id](value);
+  worker.postMessage({name: "load", values: [script]});
+  return (name, ...values) => new Promise(done => worker.postMessage({id: waiting.push(done) - 1, name, values}));
 }
