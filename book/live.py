@@ -79,7 +79,7 @@ class Loss(NamedTuple):
 
 
 def pack(tensors: dict[str, Tensor], format: Format) -> tuple[list[list[Any]], bytes, dict[str, Tensor]]:
-    """A table of (name, shape, packed?), the bytes of all tensors in its order, and the tensors as a page reads them."""
+    """A table of (name, shape, packed?), the bytes of all tensors in its order, and the tensors as read back."""
     table, parts, read = [], [], {}
     for name, tensor in tensors.items():
         packed = format == "int8" and tensor.dim() == 2 and name.endswith(MATRICES)
@@ -126,12 +126,15 @@ def load(run: str) -> tuple[Farmer, OneStepStudent | None]:
     return model, OneStepStudent.from_pretrained(run, model.flow) if student else None
 
 
-def packed_model(model: Farmer) -> Farmer:
-    """A copy of the model with the weights that the page has."""
-    _, _, read = pack(tensors_of(model, None), "int8")
-    packed = copy.deepcopy(model)
-    packed.load_state_dict({name: read.get(name, tensor) for name, tensor in model.state_dict().items()})
-    return packed
+def as_packed(model: Farmer, student: OneStepStudent | None) -> tuple[Farmer, OneStepStudent | None]:
+    """Copies of the model and its student with the weights that the page has."""
+    _, _, read = pack(tensors_of(model, student), "int8")
+    copies = copy.deepcopy((model, student))
+    for prefix, module in zip(("", "student."), copies, strict=True):
+        if module is not None:
+            state = {name: read.get(prefix + name, tensor) for name, tensor in module.state_dict().items()}
+            module.load_state_dict(state)
+    return copies
 
 
 def weights_script(model: Farmer, student: OneStepStudent | None, format: Format = "int8") -> str:
@@ -154,8 +157,8 @@ def weights_script(model: Farmer, student: OneStepStudent | None, format: Format
 
 @torch.no_grad()
 def recorded(run: str) -> dict[str, Any]:
-    """What the widgets show before anyone touches them, computed by PyTorch: figures, images (N D numbers), sweeps."""
-    model, student = load(run)
+    """What the widgets show before anyone touches them, computed by PyTorch with the page's weights."""
+    model, student = as_packed(*load(run))
     config = model.config
     values, labels = test_images(run, model)
     examples = [values[(labels == c).nonzero()[0, 0]] for c in range(config.num_classes)]
@@ -288,7 +291,7 @@ def numbers(tensor: Tensor) -> list[float]:
 def packing_loss(run: str, model: Farmer) -> Loss:
     """What the page's int8 weights change on the test images, each in the middle of its cell, given its class."""
     values, labels = test_images(run, model)
-    images, packed = middles(model, values), packed_model(model)
+    images, packed = middles(model, values), as_packed(model, None)[0]
     change = model.log_prob(images, labels) - packed.log_prob(images, labels)
     bits = change.mean() / (model.config.dimensions * math.log(2))
     return Loss(bits_per_dim=abs(float(bits)), worst_nats=float(change.abs().max()))

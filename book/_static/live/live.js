@@ -45,7 +45,8 @@
   const range = n => Array.from({length: n}, (_, i) => i);
   const clamp = (v, low, high) => Math.max(low, Math.min(high, v));
   const number = (v, digits = 1) => v.toFixed(digits).replace("-", "−");
-  const part = (name, ...children) => make("div", {class: "fl-part"}, make("p", {class: "fl-name"}, name), ...children);
+  const label = text => make("p", {class: "fl-name"}, text);
+  const part = (name, ...children) => make("div", {class: "fl-part"}, label(name), ...children);
   const row = (...children) => make("div", {class: "fl-row"}, ...children);
   const tools = (...children) => make("div", {class: "fl-tools"}, ...children);
   const button = (text, onclick, more = {}) => make("button", {type: "button", onclick, ...more}, text);
@@ -131,7 +132,7 @@
     const mark = make("rect", {width: 240 / SIZE, height: 240 / SIZE, fill: "none", stroke: "var(--warm)", "stroke-width": 2});
     const heat = squares(SIDE, SIDE, 120, "Nats of every patch", v => v < 0 ? ["var(--warm)", clamp(-v / 12, 0, 1)]
       : ["var(--accent)", clamp(v / 12, 0, 1)]);
-    const total = make("div", {class: "fl-figure"}), terms = make("table", {class: "fl-terms"});
+    const given = label(""), total = make("div", {class: "fl-figure"}), terms = make("table", {class: "fl-terms"});
     const bars = svg(250, 92, "Posterior probability of the ten classes"), place = svg(250, 92, "Test images by log p");
     const {from, step, counts} = R.histogram, most = Math.max(...counts), images = counts.reduce((a, b) => a + b);
     const across = 250 / counts.length, barWidth = 250 / R.config.num_classes;
@@ -151,10 +152,8 @@
       "farmer_ref/model/farmer.py", row(
         part(`Your drawing, ${SIZE}×${SIZE}`, pad,
           tools(button("Pen", () => choose(false)), button("Eraser", () => choose(true)))),
-        part("log p(image), and its three terms", total, terms),
-        part("nats of each patch", heat),
-        make("div", {class: "fl-part fl-wide"}, make("p", {class: "fl-name"}, "which digit, by Bayes’ rule"), bars,
-          make("p", {class: "fl-name"}, "▲ you, among real test digits"), place)),
+        make("div", {class: "fl-part"}, given, total, terms, label("nats of each patch: they add up to log p"), heat),
+        make("div", {class: "fl-part fl-wide"}, label("which digit, by Bayes’ rule"), bars, label("▲ your drawing, among real test digits"), place)),
       tools(...[
         [`A real ${R.example}`, () => R.examples[R.example]],
         ["The same, shifted", () => R.examples[R.example].map((_, p, all) => p % SIZE ? all[p - 1] : 0)],
@@ -203,6 +202,7 @@
     const request = latest(image => ask("bayes", toImage(image)), show);
     function changed() { const image = levels(); pad.paint(image); request(image); }
     function show(found, image) {
+      given.textContent = `log p(image | ${found.best})`;
       total.replaceChildren(number(found.total), make("small", {}, " nats · "), number(found.bits, 2), make("small", {}, " bits/dim"));
       terms.replaceChildren(...[["informative channels", "informative"], ["redundant channels", "redundant"],
         ["log-determinant", "logdet"]].map(([text, key]) => make("tr", {}, make("td", {}, text), make("td", {}, number(found[key])))));
@@ -215,7 +215,7 @@
       set(scale, {x: 125, y: 95});
       const below = counts.filter((_, i) => from + (i + 0.5) * step < found.total).reduce((a, b) => a + b, 0) / images;
       const blank = image.every(v => v === 0);
-      say(blank ? `An empty page gets ${number(found.total)} nats, more than most digits: it holds no surprise. A density rewards what is predictable, not what is meaningful.`
+      say(blank ? `An empty page gets ${number(found.total)} nats, more than ${Math.round(100 * below)}% of the real digits: it holds no surprise. A density rewards what is predictable, not what is meaningful.`
         : `Read as a ${found.best} (${Math.round(100 * found.posterior[found.best])}%), with ${number(found.total)} nats: `
           + (below === 0 ? "less probable than every real test digit." : `more probable than ${Math.round(100 * below)}% of the real test digits.`));
     }
@@ -279,7 +279,7 @@
             : done < way.levels.length ? `Block ${way.levels.length + 1 - done} of the flow is undone, token by token; the student needed one pass.`
               : `A ${way.label}, after ${way.levels.length * (TOKENS - 1)} steps of the exact inverse, or ${way.levels.length} of the student.`);
     }
-    go(Math.floor(TOKENS / 2));
+    go(ends());
   }
 
   // -- c. guidance in one dimension ---------------------------------------------------------------------------------
@@ -287,18 +287,17 @@
   function guidance(root) {
     const WIDTH = 560, HEIGHT = 210, REACH = 6, points = range(241).map(i => i / 20 - REACH);
     const toX = v => (v + REACH) / (2 * REACH) * WIDTH, ofX = x => x / WIDTH * 2 * REACH - REACH;
-    const toY = sigma => HEIGHT - 60 / sigma, ofY = y => 60 / (HEIGHT - y); // a narrow hump is a high one
     const mixtures = { // two humps each: mean, sigma
       p_c: {colour: "var(--accent)", humps: [[-1, 0.6], [1.6, 0.6]]},
       p_u: {colour: "var(--warm)", humps: [[-1.2, 1.4], [2.2, 1.4]]},
     };
-    let w = 1, S = 5;
-    const picture = svg(WIDTH, HEIGHT + 20, "Densities of the two mixtures, the target and the samples");
+    let w = 1, S = 5, height = () => 0; // of a mixture at a point, in the picture
+    const picture = svg(WIDTH, HEIGHT + 20, "Densities of the two mixtures, the target and the samples", {class: "fl-plot"});
     const target = make("path", {fill: "var(--blue)", "fill-opacity": 0.22}), bars = make("path", {fill: "var(--text)", "fill-opacity": 0.28});
     const lines = Object.values(mixtures).map(({colour}) => make("path", {fill: "none", stroke: colour, "stroke-width": 2.5}));
     picture.append(target, bars, ...lines, make("line", {x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT, stroke: "var(--line)"}),
       ...[-4, -2, 0, 2, 4].map(v => make("text", {x: toX(v), y: HEIGHT + 16, "text-anchor": "middle"}, number(v, 0))));
-    const gauge = make("meter", {min: 0, max: 1, "aria-label": "Effective sample size"}), size = make("span"), lamp = make("span", {class: "fl-lamp"});
+    const gauge = make("progress", {"aria-label": "Effective sample size"}), size = make("span"), lamp = make("span", {class: "fl-lamp"});
     const lampText = make("span"), key = (colour, text) => make("span", {style: `color:${colour}`}, `${text}   `);
     const say = frame(root, "Guidance in one dimension", "Drag the humps: candidates of p_c and p_u are weighed, and the chosen ones follow the guided target.",
       "farmer_ref/model/guidance.py", picture,
@@ -308,9 +307,9 @@
         slider("candidates of each", [1, 40, 1, S], value => { S = value; update(); }), make("label", {}, "effective", gauge, size)),
       make("p", {class: "fl-name", style: "margin:.6rem 0 0"}, lamp, lampText));
     const handles = Object.entries(mixtures).flatMap(([text, {colour, humps}]) => humps.map((hump, i) => handle(picture,
-      `${text}, hump ${i + 1}: mean and width`, colour, () => [toX(hump[0]), toY(hump[1])], (x, y) => {
+      `${text}, hump ${i + 1}: mean and width`, colour, () => [toX(hump[0]), height(text, hump[0])], (x, y) => {
+        hump[1] = clamp(hump[1] * Math.exp((y - height(text, hump[0])) / 80), 0.35, 2.5); // lower is wider
         hump[0] = clamp(ofX(x), -4.5, 4.5);
-        hump[1] = clamp(ofY(Math.min(y, HEIGHT - 1)), 0.35, 2.5);
         update();
       }, 6)));
     function update() {
@@ -337,7 +336,9 @@
       size.textContent = `${number(effective)} of ${2 * S}`;
       lamp.classList.toggle("fl-on", !proper);
       lampText.textContent = proper ? "The target has a finite integral." : "No finite integral: the target is not a density.";
-      handles.forEach((dot, i) => dot.place(`mean ${number(Object.values(mixtures)[i >> 1].humps[i % 2][0])}, width ${number(Object.values(mixtures)[i >> 1].humps[i % 2][1])}`));
+      height = (text, v) => HEIGHT * (1 - Math.exp((text === "p_c" ? p : u).logProb([v])) / most);
+      const humps = Object.values(mixtures).flatMap(mixture => mixture.humps);
+      handles.forEach((dot, i) => dot.place(`mean ${number(humps[i][0])}, width ${number(humps[i][1])}`));
       const gap = exact.reduce((sum, v, i) => sum + Math.abs(v - counts[Math.min(59, Math.floor(i / 4))]) / 40, 0);
       say(w === 0 ? "w = 0 asks for p_c itself." : !proper ? "p_u falls off faster than p_c in the tails, so p_c (p_c / p_u)^w grows without end: what resampling draws now depends on how many candidates it has."
         : `${number(effective)} of ${2 * S} candidates count. The samples miss ${Math.round(100 * gap)}% of the target’s mass${gap > 0.06 ? ": more candidates would come closer." : "."}`);
@@ -349,8 +350,8 @@
 
   function race(root) {
     let seed = 0, digit = R.sample.label;
-    const CELL = 168, names = ["sequential, exact", "Jacobi sweeps, exact", "student, approximate"];
-    const maps = names.map(text => svg(CELL, CELL, `Error of every token over the steps, ${text}`, {class: "fl-pixels"}));
+    const WIDE = 260, HIGH = 150, names = ["sequential, exact", "Jacobi sweeps, exact", "student, approximate"];
+    const maps = names.map(text => svg(WIDE, HIGH, `Error of every token over the steps, ${text}`, {class: "fl-pixels"}));
     const images = names.map(text => squares(SIZE, SIZE, 84, `Image, ${text}`, ink)), notes = names.map(() => make("p", {class: "fl-name"}));
     const scrub = make("input", {type: "range", class: "fl-scrub", min: 0, step: 1, "aria-label": "Passes of the network", oninput() { go(Number(this.value)); }});
     const say = frame(root, "A race of inverses", "Three ways from the same latents to the image, one network pass a step: pale tokens are still wrong.",
@@ -370,9 +371,9 @@
         [[way.latents, way.levels[0]], ...list].map(([x, exact]) => ({x, error: error(x, exact)})));
       lengths = frames.map(list => list.length - 1);
       frames.forEach((list, i) => {
-        const wide = CELL / (lengths[0] + 1), high = CELL / TOKENS;
+        const wide = WIDE / (lengths[0] + 1), high = HIGH / TOKENS;
         maps[i].replaceChildren(...list.flatMap(({error: e}, s) => e.map((v, token) => make("rect", {x: s * wide, y: token * high, width: wide + 0.2, height: high + 0.2,
-          fill: "var(--accent)", "fill-opacity": clamp(-Math.log10(v + 1e-6) / 5, 0.06, 1).toFixed(2)}))), make("line", {y1: 0, y2: CELL, stroke: "var(--warm)", "stroke-width": 2}));
+          fill: "var(--accent)", "fill-opacity": clamp(-Math.log10(v + 1e-6) / 5, 0.06, 1).toFixed(2)}))), make("line", {y1: 0, y2: HIGH, stroke: "var(--warm)", "stroke-width": 2}));
       });
       scrub.max = lengths[0];
       go(lengths[2]);
@@ -380,7 +381,7 @@
     function go(at) {
       scrub.value = at;
       frames.forEach((list, i) => {
-        const step = Math.min(at, lengths[i]), x = (step + 0.5) * CELL / (lengths[0] + 1);
+        const step = Math.min(at, lengths[i]), x = (step + 0.5) * WIDE / (lengths[0] + 1);
         images[i].paint(list[step].x);
         set(maps[i].lastChild, {x1: x, x2: x});
         notes[i].textContent = at >= lengths[i] ? `done after ${lengths[i]} passes` : `pass ${step} of ${lengths[i]}`;
@@ -429,10 +430,10 @@
   // -- f. change of variables ---------------------------------------------------------------------------------------
 
   function volume(root) {
-    const HALF = 150, UNIT = 60, uniform = uniforms(7), grains = range(240).map(() => [uniform(), uniform()]);
-    const columns = [[1.5, 0.3], [0.4, 1.2]]; // where the map takes (1, 0) and (0, 1)
-    const before = svg(2 * HALF, 2 * HALF, "The unit square with grains of probability"), after = svg(2 * HALF, 2 * HALF, "Where the map takes them");
-    const at = (x, y) => [HALF / 2 + x * UNIT, 1.5 * HALF - y * UNIT];
+    const WIDE = 290, HIGH = 230, UNIT = 85, uniform = uniforms(7), grains = range(240).map(() => [uniform(), uniform()]);
+    const columns = [[1.4, 0.3], [0.4, 1.2]]; // where the map takes (1, 0) and (0, 1)
+    const before = svg(WIDE, HIGH, "The unit square with grains of probability"), after = svg(WIDE, HIGH, "Where the map takes them");
+    const at = (x, y) => [60 + x * UNIT, HIGH - 40 - y * UNIT];
     const grid = () => make("path", {stroke: "var(--line)", fill: "none"}), nets = [grid(), grid()], dots = [0, 1].map(() => make("path", {fill: "var(--accent)"}));
     const square = [0, 1].map(() => make("polygon", {fill: "var(--accent)", "fill-opacity": 0.14, stroke: "var(--accent)", "stroke-width": 2}));
     before.append(nets[0], square[0], dots[0]); after.append(nets[1], square[1], dots[1]);
@@ -440,8 +441,8 @@
     const say = frame(root, "Change of variables", "Drag the corners: the same grains on a larger area are thinner, by exactly the determinant.",
       "farmer_ref/model/farmer.py", row(part("x: density 1 on the unit square", before), part("z = A x", after), part("in figures", figures)));
     const handles = columns.map((column, i) => handle(after, `Where the map takes ${i ? "(0, 1)" : "(1, 0)"}`, i ? "var(--blue)" : "var(--warm)", () => at(...column), (x, y) => {
-      column[0] = clamp((x - HALF / 2) / UNIT, -1.1, 3.6);
-      column[1] = clamp((1.5 * HALF - y) / UNIT, -1.1, 3.6);
+      column[0] = clamp((x - 60) / UNIT, -0.6, 2.6);
+      column[1] = clamp((HIGH - 40 - y) / UNIT, -0.4, 2.1);
       update();
     }, 6));
     function paint(panel, [[a, c], [b, d]]) {
