@@ -21,10 +21,17 @@ import yaml
 from sklearn.datasets import load_digits
 
 import farmer_ref
-from book import figures, measured, pages
+from book import figures, live, measured, pages
 from book.equations import HERE, REPOSITORY, ROOT
 
 LOGO = 3  # which of scikit-learn's digits
+MODEL = "digits"  # whose likelihood the pages compute
+LIVE = {  # widgets of the live page, by notebook and the heading that they follow
+    "00_tour": {"Sample": ["sample"]},
+    "01_flow_invertibility": {"Two numbers": ["volume"], "A broken mask": ["mask"], "Two ways back": ["race"]},
+    "04_guided_resampling": {"How many candidates?": ["guidance"]},
+    "05_distillation": {"Speed": ["race"]},
+}
 STRINGS = re.compile(r"""(?:title|suptitle|set_title)(?:\(|=)\s*(["'])([^"'{}\\]+)\1""")
 
 
@@ -45,6 +52,7 @@ def build(out: Path) -> Path:
     (source / "_config.yml").write_text(yaml.safe_dump(configuration, allow_unicode=True), encoding="utf-8")
     for name, text in {**pages.parts(), **measured.parts()}.items():
         (source / "_generated" / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    live.write(source / "_static" / "live", MODEL)
     (source / "logo.svg").write_text(logo(), encoding="utf-8")
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     command += ["build", str(source), "--path-output", str(out), "--all", "-q", "-W", "-n", "--keep-going"]
@@ -52,11 +60,13 @@ def build(out: Path) -> Path:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode or "WARNING" in done.stderr:
         raise SystemExit(f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}\nThe book has warnings or errors: see above.")
-    return out / "_build" / "html"
+    html = out / "_build" / "html"
+    (html / "_static" / "live" / "live.html").replace(html / "live.html")
+    return html
 
 
 def write_notebook(path: Path, target: Path) -> None:
-    """Copy a notebook, with a text for each picture: the heading above it, and the titles that its code sets."""
+    """Copy a notebook, with its widgets, and a text for each picture: the heading above it and its code's titles."""
     notebook, heading = nbformat.read(path, 4), path.stem
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -65,8 +75,16 @@ def write_notebook(path: Path, target: Path) -> None:
         titles = [title for _, title in STRINGS.findall(cell.source)]
         text = "; ".join([f"Figure: {re.sub(r'[$`*]', '', heading)}", *titles])
         cell.metadata["mystnb"] = {"image": {"alt": text}}
+    notebook.cells = [more for cell in notebook.cells for more in with_widgets(cell, LIVE.get(path.stem, {}))]
     notebook.cells.append(nbformat.v4.new_markdown_cell(sources(notebook, path.stem), id="sources"))
     nbformat.write(notebook, target)
+
+
+def with_widgets(cell: nbformat.NotebookNode, places: dict[str, list[str]]) -> list[nbformat.NotebookNode]:
+    """A cell, and after one that has a heading among `places`, a cell for each widget there."""
+    headings = re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
+    names = [name for heading in headings for name in places.get(heading, [])]
+    return [cell, *(nbformat.v4.new_markdown_cell(f"```{{live}} {name}\n```", id=f"live-{name}") for name in names)]
 
 
 def sources(notebook: nbformat.NotebookNode, stem: str) -> str:

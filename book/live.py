@@ -39,6 +39,7 @@ TOLERANCE = 1e-5  # of the sweeps, as that of `inverse_jacobi`
 IMAGES = 1000  # test images for the histogram and for what packing loses
 EXAMPLE, SEED = 3, 0  # the class, and the seed, of the recorded states
 SCRIPTS = ("farmer.js", "live.js")  # in this order, after the recorded states
+LOADED = ("recorded.js", *SCRIPTS)  # by a page of the book; weights.js follows when a widget is touched
 WIDGETS = ("draw", "sample", "guidance", "race", "mask", "volume")
 PAGE = """<!doctype html>
 <html lang="en">

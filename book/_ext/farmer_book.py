@@ -7,8 +7,9 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
-from book import bibliography
+from book import bibliography, live
 from book.equations import CITATION, anchor, cited, entries, read
 
 NOT_FARMERS = read()["other_papers"]
@@ -125,9 +126,28 @@ def without_thebe(
     ]
 
 
+class Live(SphinxDirective):
+    """```{live} draw```: a widget of the live page; the first of a page loads the scripts."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The widget's place, and what it needs."""
+        name, folder = self.arguments[0], "../" * self.env.docname.count("/") + "_static/live/"
+        if name not in live.WIDGETS:
+            raise self.error(f"live is {name!r}; allowed: {', '.join(live.WIDGETS)}")
+        found = f'<div data-farmer="{name}"></div>'
+        if not self.env.temp_data.get("live"):
+            self.env.temp_data["live"] = True
+            scripts = "".join(f'<script src="{folder}{script}" defer></script>' for script in live.LOADED)
+            found += f'<link rel="stylesheet" href="{folder}live.css">{scripts}'
+        return [nodes.raw("", found, format="html")]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     bibliography.register()
+    app.add_directive("live", Live)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("doctree-resolved", link_names)
     app.connect("html-page-context", without_thebe, priority=999)

@@ -49,7 +49,7 @@ def test_packing_moves_the_likelihood_little():
 
 
 def test_a_model_that_the_page_cannot_draw_is_refused():
-    with pytest.raises(InputError, match="dequantisation is gaussian; allowed: uniform"):
+    with pytest.raises(InputError, match="dequantisation is 'gaussian'; allowed: uniform"):
         live.load("digits-noise")
 
 
@@ -154,7 +154,8 @@ def test_every_kind_of_model_is_read_as_pytorch_reads_it(browser, tmp_path, chan
     expected = torch.stack([*terms, terms.total], 1)
     for kernel in (0, 1):
         found = in_browser(browser, TERMS, images=images.flatten(1).tolist(), labels=labels.tolist(), kernel=kernel)
-        assert (torch.tensor(found) - expected).abs().max() < 1e-3
+        # an untrained model's densities are thousands of nats: float32 has seven digits
+        assert torch.allclose(torch.tensor(found), expected, rtol=2e-6, atol=1e-3)
     back = "images.map((image, i) => { const [z] = models[0].encode(Float32Array.from(image), labels[i]); \
     const way = models[0].race(z, labels[i]); return [way.image, way.sweeps.at(-1).at(-1)]; })"
     found = in_browser(browser, back, images=images.flatten(1).tolist(), labels=labels.tolist())
@@ -232,8 +233,9 @@ def test_all_widgets_teach_before_they_are_touched(opened):
         assert len(say(opened, widget)) > 20
         assert opened.run(f"document.querySelector('[data-farmer={widget}] .fl-foot a').href").startswith("https://")
     assert opened.run("performance.now()") < 10_000
-    brightness = """["color", "backgroundColor"].map(name => getComputedStyle(document.querySelector(".farmer-live"))[name]
-        .match(/\\d+/g).slice(0, 3).reduce((sum, v) => sum + Number(v), 0))"""
+    brightness = """["color", "backgroundColor"].map(name => {
+        const colour = getComputedStyle(document.querySelector(".farmer-live"))[name];
+        return colour.match(/\\d+/g).slice(0, 3).reduce((sum, v) => sum + Number(v), 0); })"""
     text, paper = opened.run(brightness)
     assert abs(text - paper) > 450  # light on dark, or dark on light
 
@@ -283,10 +285,10 @@ def test_guidance_in_one_dimension(opened):
     drag(opened, (x, y), (x + 10, y + 20), (x + 20, y + 40))
     dragged = changed(opened, "guidance", before)
     focus(opened, "[data-farmer=guidance] circle")
-    for _ in range(12):
+    for _ in range(24):
         key(opened, "ArrowDown")  # wider, until the tails of p_c outgrow those of p_u
-    assert "without end" in changed(opened, "guidance", dragged)
     assert opened.run("document.querySelector('[data-farmer=guidance] .fl-lamp').classList.contains('fl-on')")
+    assert "without end" in changed(opened, "guidance", dragged)
 
 
 def test_race_of_inverses(opened):

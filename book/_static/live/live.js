@@ -328,7 +328,7 @@
         const bin = Math.floor((pool[pick(weights, uniform)][0] + REACH) / (2 * REACH) * 60);
         if (bin in counts) counts[bin] += 60 / (2 * REACH) / draws;
       });
-      const most = Math.max(1, ...logP.map(Math.exp), ...counts, ...(proper ? exact : [])) * 1.05;
+      const most = Math.max(0.5, ...logP.map(Math.exp), ...counts, ...(proper ? exact : [])) * 1.05;
       [logP, logU].forEach((log, i) => set(lines[i], {d: curve(log.map(Math.exp), WIDTH, HEIGHT, most)}));
       set(target, {d: proper ? `${curve(exact, WIDTH, HEIGHT, most)}V${HEIGHT}H0Z` : ""});
       set(bars, {d: counts.map((v, i) => `M${i * WIDTH / 60 + 1} ${HEIGHT}v${-HEIGHT * v / most}h${WIDTH / 60 - 2}V${HEIGHT}z`).join("")});
