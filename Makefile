@@ -55,6 +55,7 @@ check: .venv/.installed
 	$(ABLATE) --basis --basis-steps 2700 --seconds-per-run 300 --seeds 3 --other-seeds 1 --samples 200 --suffix _long
 	$(ABLATE) --basis --basis-steps 600 --data cifar10-crops --samples 200 --images 1000
 	$(BIN)/python -m benchmarks.early_guidance
+	$(BIN)/python -m benchmarks.live
 	$(BIN)/python -m benchmarks.applications
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))
