@@ -115,14 +115,16 @@ def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             reference += literal
 
 
-def without_thebe(
+def without_needless_scripts(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    """Jupyter Book loads the scripts of a service that runs code from the page; this book does not offer it."""
+    """Without a service that runs code from the page, which this book does not offer, and without the live page's
+    scripts, which Jupyter Book finds in _static: the pages with a widget load them (`Live`).
+    """
     context["script_files"] = [
         script
         for script in context["script_files"]
-        if "thebe" not in f"{script.filename} {script.attributes.get('body')}".lower()
+        if not re.search(r"thebe|_static/live/", f"{script.filename} {script.attributes.get('body')}".lower())
     ]
 
 
@@ -150,5 +152,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("live", Live)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("doctree-resolved", link_names)
-    app.connect("html-page-context", without_thebe, priority=999)
+    app.connect("html-page-context", without_needless_scripts, priority=999)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
