@@ -204,14 +204,14 @@
     const pad = squares(
       SIZE,
       SIZE,
-      240,
+      216,
       `Drawing area, ${SIZE} by ${SIZE}: arrow keys move, space paints, backspace erases`,
       v => ["var(--ink)", v / top],
       {class: "fl-pixels fl-pad", tabindex: 0, role: "application"}
     );
     const mark = make("rect", {
-      width: 240 / SIZE,
-      height: 240 / SIZE,
+      width: 216 / SIZE,
+      height: 216 / SIZE,
       fill: "none",
       stroke: "var(--warm)",
       "stroke-width": 2,
@@ -276,7 +276,15 @@
             button("Eraser", () => choose(true))
           )
         ),
-        make("div", {class: "fl-part"}, given, total, terms, label("nats of each patch: they add up to log p"), heat),
+        make(
+          "div",
+          {class: "fl-part fl-narrow"},
+          given,
+          total,
+          terms,
+          label("nats of each patch: they add up to log p"),
+          heat
+        ),
         make(
           "div",
           {class: "fl-part fl-wide"},
@@ -349,7 +357,7 @@
         });
         changed();
       }
-      pad.append(set(mark, {x: (cursor[0] * 240) / SIZE, y: (cursor[1] * 240) / SIZE}));
+      pad.append(set(mark, {x: (cursor[0] * 216) / SIZE, y: (cursor[1] * 216) / SIZE}));
     };
     pad.onblur = () => mark.remove();
 
