@@ -57,6 +57,7 @@ check: .venv/.installed
 	$(ABLATE) --basis --basis-steps 600 --data cifar10-crops --samples 200 --images 1000
 	$(BIN)/python -m benchmarks.early_guidance
 	$(BIN)/python -m benchmarks.healthy
+	$(BIN)/python -m benchmarks.live
 	$(BIN)/python -m benchmarks.applications
 	$(BIN)/python -m benchmarks.fuzz
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))

@@ -22,13 +22,20 @@ import yaml
 from sklearn.datasets import load_digits
 
 import farmer_ref
-from book import figures, measured, pages
+from book import figures, live, measured, pages
 from book.equations import HERE, REPOSITORY, ROOT
 from book.smaller import make_smaller
 from farmer_ref.support.drawings import drawings
 
 LOGO = 3  # which of scikit-learn's digits
 DRAWINGS = {draw.__name__: draw for draw in drawings()}
+MODEL = "digits"  # whose likelihood the pages compute
+LIVE = {  # widgets of the live page, by notebook and the heading that they follow
+    "00_tour": {"Sample": ["sample"]},
+    "01_flow_invertibility": {"Two numbers": ["volume"], "A broken mask": ["mask"], "Two ways back": ["race"]},
+    "04_guided_resampling": {"How many candidates?": ["guidance"]},
+    "05_distillation": {"Speed": ["race"]},
+}
 STRINGS = re.compile(r"""(?:title|suptitle|set_title)(?:\(|=)\s*(["'])([^"'{}\\]+)\1""")
 
 
@@ -48,6 +55,7 @@ def build(out: Path) -> Path:
     (source / "_config.yml").write_text(yaml.safe_dump(configuration, allow_unicode=True), encoding="utf-8")
     for name, text in {**pages.parts(), **measured.parts()}.items():
         (source / "_generated" / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    live.write(source / "_static" / "live", MODEL)
     (source / "logo.svg").write_text(logo(), encoding="utf-8")
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     command += ["build", str(source), "--path-output", str(out), "--all", "-q", "-W", "-n", "--keep-going"]
@@ -55,12 +63,14 @@ def build(out: Path) -> Path:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode or "WARNING" in done.stderr:
         raise SystemExit(f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}\nThe book has warnings or errors: see above.")
-    make_smaller(out / "_build" / "html")
-    return out / "_build" / "html"
+    html = out / "_build" / "html"
+    (html / "_static" / "live" / "live.html").replace(html / "live.html")
+    make_smaller(html)
+    return html
 
 
 def write_notebook(path: Path, target: Path) -> None:
-    """Copy a notebook, with a text for each picture: the heading above it, and the titles that its code sets."""
+    """Copy a notebook, with its widgets, and a text for each picture: the heading above it and its code's titles."""
     notebook, heading = nbformat.read(path, 4), path.stem
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -71,8 +81,24 @@ def write_notebook(path: Path, target: Path) -> None:
         if drawing := DRAWINGS.get(cell.source.rstrip().removesuffix("()")):
             text = " ".join(inspect.getdoc(drawing).split())
         cell.metadata["mystnb"] = {"image": {"alt": text}}
+    places = LIVE.get(path.stem, {})
+    if missing := [place for place in places if not re.search(rf"^#+ {re.escape(place)}$", text_of(notebook), re.M)]:
+        raise SystemExit(f"{path.name} has no heading {missing[0]!r}, which a widget of the live page should follow")
+    notebook.cells = [more for cell in notebook.cells for more in with_widgets(cell, places)]
     notebook.cells.append(nbformat.v4.new_markdown_cell(sources(notebook, path.stem), id="sources"))
     nbformat.write(notebook, target)
+
+
+def text_of(notebook: nbformat.NotebookNode) -> str:
+    """The text of all markdown cells."""
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def with_widgets(cell: nbformat.NotebookNode, places: dict[str, list[str]]) -> list[nbformat.NotebookNode]:
+    """A cell, and after one that has a heading among `places`, a cell for each widget there."""
+    headings = re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
+    names = [name for heading in headings for name in places.get(heading, [])]
+    return [cell, *(nbformat.v4.new_markdown_cell(f"```{{live}} {name}\n```", id=f"live-{name}") for name in names)]
 
 
 def sources(notebook: nbformat.NotebookNode, stem: str) -> str:

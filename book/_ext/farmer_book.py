@@ -7,8 +7,9 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
-from book import bibliography
+from book import bibliography, live
 from book.equations import CITATION, anchor, cited, entries, read
 
 NOT_FARMERS = read()["other_papers"]
@@ -114,21 +115,42 @@ def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             reference += literal
 
 
-def without_thebe(
+def without_needless_scripts(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    """Jupyter Book loads the scripts of a service that runs code from the page; this book does not offer it."""
+    """Without a service that runs code from the page, which this book does not offer, and without the live page's
+    scripts, which Jupyter Book finds in _static: the pages with a widget load them (`Live`).
+    """
     context["script_files"] = [
         script
         for script in context["script_files"]
-        if "thebe" not in f"{script.filename} {script.attributes.get('body')}".lower()
+        if not re.search(r"thebe|_static/live/", f"{script.filename} {script.attributes.get('body')}".lower())
     ]
+
+
+class Live(SphinxDirective):
+    """```{live} draw```: a widget of the live page; the first of a page loads the scripts."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The widget's place, and what it needs."""
+        name, folder = self.arguments[0], "../" * self.env.docname.count("/") + "_static/live/"
+        if name not in live.WIDGETS:
+            raise self.error(f"live is {name!r}; allowed: {', '.join(live.WIDGETS)}")
+        found = f'<div data-farmer="{name}"></div>'
+        if not self.env.temp_data.get("live"):
+            self.env.temp_data["live"] = True
+            scripts = "".join(f'<script src="{folder}{script}" defer></script>' for script in live.LOADED)
+            found += f'<link rel="stylesheet" href="{folder}live.css">{scripts}'
+        return [nodes.raw("", found, format="html")]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     bibliography.register()
+    app.add_directive("live", Live)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("doctree-resolved", link_names)
-    app.connect("html-page-context", without_thebe, priority=999)
+    app.connect("html-page-context", without_needless_scripts, priority=999)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
