@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm, trange
 
-from farmer_ref.model.farmer import Farmer, evaluating, with_gradients
+from farmer_ref.model.arguments import with_gradients
+from farmer_ref.model.farmer import Farmer, evaluating
 from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.support.errors import require
 

@@ -21,19 +21,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from farmer_ref.model.arguments import checked_images, checked_labels, with_gradients
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.flow import AutoregressiveFlow, Flow
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.jacobi import inverse_jacobi
 from farmer_ref.model.pretrained import Pretrained
-from farmer_ref.model.prior import NULL_LABEL, AutoregressivePrior
+from farmer_ref.model.prior import AutoregressivePrior
 from farmer_ref.model.tokens import Dequantiser, Patchify
 from farmer_ref.model.transformer import TrainingPass
-from farmer_ref.support.errors import InputError, require_finite, shown
+from farmer_ref.support.errors import InputError, require_finite
 
 DENOISED_AT_ONCE = 32  # images: their activations are kept for a gradient
-FARTHEST = 100.0  # a pixel beyond it is no image in [-1, 1], whatever noise it carries
 
 
 class LikelihoodTerms(NamedTuple):
@@ -117,7 +117,7 @@ class Farmer(Pretrained, nn.Module):
 
     def likelihood_terms(self, images: Tensor, labels: Tensor | None = None) -> LikelihoodTerms:
         """`forward` with its arguments checked: .informative, .redundant, .logdet, each (B,), and .total."""
-        return self(self._images(images), self._labels(labels, len(images)))
+        return self(checked_images(images), self._labels(labels, len(images)))
 
     def log_prob(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(images | labels) (B,), nats per image   (Eq. 6).
@@ -136,7 +136,7 @@ class Farmer(Pretrained, nn.Module):
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images to latents z (B,N,D) and log|det| (B,)."""
-        return self.flow(self.patchify(self._images(images)), self._labels(labels, len(images)))
+        return self.flow(self.patchify(checked_images(images)), self._labels(labels, len(images)))
 
     def decode(
         self,
@@ -228,38 +228,8 @@ class Farmer(Pretrained, nn.Module):
                 "denoise is True with uniform dequantisation; allowed: True for a model trained with 'gaussian' noise"
             )
 
-    def _images(self, images: Tensor) -> Tensor:
-        """Images as given. Raises `InputError` for grey levels in place of images in [-1, 1], the usual mistake."""
-        if images.is_floating_point() and images.numel() and not torch.compiler.is_exporting():
-            largest = float(images.detach().abs().max())
-            levels = largest >= 2 and bool((images == images.round()).all())
-            if levels or largest > FARTHEST:
-                raise InputError(f"images reach {largest:g}; allowed: numbers in [-1, 1], as model.dequantiser gives")
-            require_finite("images", images, "numbers in [-1, 1]")
-        return images
-
     def _labels(self, labels: Tensor | Sequence[int] | None, count: int | None = None) -> Tensor | None:
-        """Labels as whole numbers (B,), one for each of `count` images, on the weights' device if they have none."""
-        if labels is None:
-            return None
-        try:
-            given = labels if torch.is_tensor(labels) else torch.as_tensor(labels, device=self.patchify.matrix.device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"labels are {shown(labels)} ({error}); allowed: whole numbers (B,)") from None
-        whole = given.dtype != torch.bool and not given.dtype.is_floating_point
-        if given.dim() != 1 or not (whole or not given.numel()):
-            kind = f"{given.dtype} {tuple(given.shape)}"
-            raise InputError(f"labels are {kind}; allowed: whole numbers (B,); argmax(1) makes them of one-hot rows")
-        if count is not None and len(given) != count:
-            raise InputError(f"labels are {len(given)}; allowed: {count}, one for each image")
-        labels = given.long()
-        if not len(labels):
-            return labels
-        low, high = int(labels.min()), int(labels.max())
-        if low < NULL_LABEL or high >= self.config.num_classes:
-            given = low if low < NULL_LABEL else high
-            raise InputError(f"label is {given}; allowed: 0 to {self.config.num_classes - 1}, or -1 for no label")
-        return labels
+        return checked_labels(labels, self.config.num_classes, count=count, device=self.patchify.matrix.device)
 
 
 def _check_method(method: str, student: object) -> None:
@@ -267,15 +237,6 @@ def _check_method(method: str, student: object) -> None:
         raise InputError(f"method is {method!r}; allowed: sequential, jacobi")
     if student is not None and method != "sequential":
         raise InputError(f"method is {method!r}, with a student; allowed: either a student or a method")
-
-
-@contextlib.contextmanager
-def with_gradients(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Copies of the tensors where gradients are recorded: also for a caller under `no_grad` or `inference_mode`."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield tuple(
-            t.clone() if t is not None and t.is_inference() else t if t is None else t.detach() for t in tensors
-        )
 
 
 @contextlib.contextmanager

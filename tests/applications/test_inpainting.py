@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import randomise_zeros
+from conftest import randomise_zeros, small_model
 
 from farmer_ref import Farmer, InputError, ModelConfig
 from farmer_ref.applications import inpainting
@@ -160,3 +160,15 @@ def test_resampling_keeps_the_weighted_mean():
     drawn = Particles(y, nothing, nothing, y, y).resampled(log_weights, torch.Generator().manual_seed(0)).y[..., 0]
     assert float(drawn.mean()) == pytest.approx(float((log_weights.softmax(1) * y[..., 0]).sum(1).mean()), abs=0.02)
     assert float(drawn[:, :2].mean()) == pytest.approx(float(drawn.mean()), abs=0.1)  # in random order
+
+
+def test_inpainting_works_under_inference_mode():
+    model = small_model()
+    values = torch.zeros(1, 2, 6, 6, dtype=torch.long)
+    known = torch.zeros(2, 6, 6, dtype=torch.bool)
+    known[:, :3] = True
+    options = {"samples": 1, "particles": 2, "moves": 1}
+    expected = inpaint(model, values, known, torch.tensor([1]), **options).values
+    with torch.inference_mode():
+        found = inpaint(model, values.clone(), known.clone(), torch.tensor([1]), **options).values
+    assert torch.equal(expected, found)

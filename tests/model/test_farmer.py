@@ -8,7 +8,6 @@ import torch
 from conftest import jacobian, small_model
 
 from farmer_ref import Farmer, Guidance, ModelConfig, bits_per_dim
-from farmer_ref.applications.inpainting import inpaint
 from farmer_ref.support.errors import InputError
 
 
@@ -243,7 +242,7 @@ def test_grey_levels_given_as_images_are_one_line():
     assert bits_per_dim(model, small[:0]).shape == (0,)
 
 
-def test_denoising_and_inpainting_work_under_inference_mode():
+def test_denoising_works_under_inference_mode():
     noisy = small_model(dequantisation="gaussian")
     x, labels = images(noisy, 40), torch.arange(40) % 3
     outside = noisy.denoise(x, labels)
@@ -252,15 +251,6 @@ def test_denoising_and_inpainting_work_under_inference_mode():
     with torch.inference_mode():
         inside = noisy.denoise(x.clone(), labels.clone())
     assert torch.equal(outside, inside)
-    model = small_model()
-    values = torch.zeros(1, 2, 6, 6, dtype=torch.long)
-    known = torch.zeros(2, 6, 6, dtype=torch.bool)
-    known[:, :3] = True
-    options = {"samples": 1, "particles": 2, "moves": 1}
-    expected = inpaint(model, values, known, torch.tensor([1]), **options).values
-    with torch.inference_mode():
-        found = inpaint(model, values.clone(), known.clone(), torch.tensor([1]), **options).values
-    assert torch.equal(expected, found)
 
 
 def test_a_model_loaded_under_inference_mode_can_be_trained():

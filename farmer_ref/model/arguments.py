@@ -1,0 +1,60 @@
+"""What Python callers give a model: labels and images in other forms, and calls where no gradients are recorded.
+
+What is certain in its meaning is accepted; the rest raises `InputError`. Legend: B images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from farmer_ref.model.prior import NULL_LABEL
+from farmer_ref.support.errors import InputError, require_finite, shown
+
+FARTHEST = 100.0  # a pixel beyond it is no image in [-1, 1], whatever noise it carries
+
+
+def checked_images(images: Tensor) -> Tensor:
+    """Images as given. Raises `InputError` for grey levels in place of images in [-1, 1], the usual mistake."""
+    if images.is_floating_point() and images.numel() and not torch.compiler.is_exporting():
+        largest = float(images.detach().abs().max())
+        levels = largest >= 2 and bool((images == images.round()).all())
+        if levels or largest > FARTHEST:
+            raise InputError(f"images reach {largest:g}; allowed: numbers in [-1, 1], as model.dequantiser gives")
+        require_finite("images", images, "numbers in [-1, 1]")
+    return images
+
+
+def checked_labels(
+    labels: Tensor | Sequence[int] | None, classes: int, *, count: int | None = None, device: torch.device
+) -> Tensor | None:
+    """Labels as whole numbers (B,), one for each of `count` images; on `device` unless they are a tensor."""
+    if labels is None:
+        return None
+    try:
+        given = labels if torch.is_tensor(labels) else torch.as_tensor(labels, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels are {shown(labels)} ({error}); allowed: whole numbers (B,)") from None
+    whole = given.dtype != torch.bool and not given.dtype.is_floating_point
+    if given.dim() != 1 or not (whole or not given.numel()):
+        kind = f"{given.dtype} {tuple(given.shape)}"
+        raise InputError(f"labels are {kind}; allowed: whole numbers (B,); argmax(1) makes them of one-hot rows")
+    if count is not None and len(given) != count:
+        raise InputError(f"labels are {len(given)}; allowed: {count}, one for each image")
+    labels = given.long()
+    if len(labels):
+        low, high = int(labels.min()), int(labels.max())
+        if low < NULL_LABEL or high >= classes:
+            wrong = low if low < NULL_LABEL else high
+            raise InputError(f"label is {wrong}; allowed: 0 to {classes - 1}, or -1 for no label")
+    return labels
+
+
+@contextlib.contextmanager
+def with_gradients(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+    """Copies of the tensors where gradients are recorded: also for a caller under `no_grad` or `inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield tuple(tensor if tensor is None else tensor.detach().clone() for tensor in tensors)
