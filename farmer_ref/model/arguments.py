@@ -1,6 +1,6 @@
 """What Python callers give a model: labels and images in other forms, and calls where no gradients are recorded.
 
-What is certain in its meaning is accepted; the rest raises `InputError`. Legend: B images.
+Beside them, a draw by weights that need not be numbers. What is certain in its meaning is accepted; the rest raises `InputError`. Legend: B images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from farmer_ref.model.prior import NULL_LABEL
 from farmer_ref.support.errors import InputError, require_finite, shown
 
 FARTHEST = 100.0  # a pixel beyond it is no image in [-1, 1], whatever noise it carries
@@ -47,8 +46,8 @@ def checked_labels(
     labels = given.long()
     if len(labels):
         low, high = int(labels.min()), int(labels.max())
-        if low < NULL_LABEL or high >= classes:
-            wrong = low if low < NULL_LABEL else high
+        if low < -1 or high >= classes:
+            wrong = low if low < -1 else high
             raise InputError(f"label is {wrong}; allowed: 0 to {classes - 1}, or -1 for no label")
     return labels
 
@@ -58,3 +57,16 @@ def with_gradients(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...
     """Copies of the tensors where gradients are recorded: also for a caller under `no_grad` or `inference_mode`."""
     with torch.inference_mode(False), torch.enable_grad():
         yield tuple(tensor if tensor is None else tensor.detach().clone() for tensor in tensors)
+
+
+def draw_places(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """`count` places (B,count) of each row of weights (B,n), drawn with replacement in proportion to them."""
+    try:
+        return torch.multinomial(weights, count, replacement=True, generator=generator)
+    except RuntimeError as error:
+        if "probability" not in str(error):  # PyTorch's word for weights that are not finite, or all 0
+            raise
+        raise InputError(
+            "the model's mixture weights are not finite; allowed: weights, guidance and temperatures whose products "
+            "fit into the model's precision"
+        ) from None

@@ -18,7 +18,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from farmer_ref.model.mixture import GaussianMixture, draw_places
+from farmer_ref.model.arguments import draw_places
+from farmer_ref.model.mixture import GaussianMixture
 from farmer_ref.support.settings import Count, CountOrNone, Factor, PositiveFactor, settings_class
 
 SCORED_AT_ONCE = 16  # candidates: the shared mixture of a large model has 10^5 numbers, for each candidate again

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from farmer_ref.model.arguments import draw_places
 from farmer_ref.model.transformer import float32_at_least
-from farmer_ref.support.errors import InputError
 
 # Elements of a shared mixture evaluated at once (a quarter of a GiB in float32); larger batches are chunked.
 AT_ONCE = 2**26
@@ -103,19 +103,6 @@ class GaussianMixture:
         """
         log_factor = math.log(scale_temperature) if scale_temperature > 0 else -math.inf
         return GaussianMixture(self.logits * weight_temperature, self.mean, self.log_scale + log_factor)
-
-
-def draw_places(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """`count` places (B,count) of each row of weights (B,n), drawn with replacement in proportion to them."""
-    try:
-        return torch.multinomial(weights, count, replacement=True, generator=generator)
-    except RuntimeError as error:
-        if "probability" not in str(error):  # PyTorch's word for weights that are not finite, or all 0
-            raise
-        raise InputError(
-            "the model's mixture weights are not finite; allowed: weights, guidance and temperatures whose products "
-            "fit into the model's precision"
-        ) from None
 
 
 class SharedDensity(nn.Module):

@@ -98,8 +98,8 @@ def require_room(
     needed, memory = state + 4 * images * (config.tokens * layers + config.dimensions), memory_of(device)
     if memory is not None and needed > memory:
         raise InputError(
-            f"memory needed is {needed / 2**30:,.1f} GiB ({least_parameters(config):,} parameters, {images:,} images at "
-            f"once); allowed: at most {memory / 2**30:,.1f} GiB, as on this {device.type}"
+            f"memory needed is {needed / 2**30:,.1f} GiB ({least_parameters(config):,} parameters, {images:,} images "
+            f"at once); allowed: at most {memory / 2**30:,.1f} GiB, as on this {device.type}"
         )
 
 
