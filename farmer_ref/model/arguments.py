@@ -1,6 +1,7 @@
 """What Python callers give a model: labels and images in other forms, and calls where no gradients are recorded.
 
-Beside them, a draw by weights that need not be numbers. What is certain in its meaning is accepted; the rest raises `InputError`. Legend: B images.
+What is certain in its meaning is accepted; the rest raises `InputError`, and so do weights of a draw that are no
+numbers. Legend: B images.
 """
 
 from __future__ import annotations
