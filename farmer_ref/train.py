@@ -16,7 +16,7 @@ from farmer_ref.evaluation.metrics import evaluate_likelihood
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer, LikelihoodTerms, negative_log_likelihood
 from farmer_ref.model.pixels import HistogramPixels
-from farmer_ref.model.pretrained import STUDENT
+from farmer_ref.model.pretrained import STUDENT, least_parameters
 from farmer_ref.model.tokens import nats_to_bits_per_dim
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
         config.model,
         device,
         images=config.batch_size // (config.accumulate * processes),
-        state=state_bytes(config.model.least_parameters, processes if config.parallel == "fsdp" else 1),
+        state=state_bytes(least_parameters(config.model), processes if config.parallel == "fsdp" else 1),
         backward=True,
     )
     with parallel.rank_zero_first():

@@ -144,24 +144,6 @@ class ModelConfig:
         return self.tokens * self.token_channels
 
     @property
-    def flow_layer_width(self) -> int:
-        """The widths of all transformer layers of the flow, added up."""
-        return self.flow_blocks * self.flow_layers * self.flow_width
-
-    @property
-    def least_parameters(self) -> int:
-        """The numbers in the largest matrices: computed without making any, and below the count of all parameters."""
-        tokens, channels, informative = self.tokens, self.token_channels, self.informative or self.token_channels
-        flow, prior = self.flow_width, self.prior_width
-        blocks = self.flow_layer_width * 12 * flow
-        if self.flow == "autoregressive":
-            blocks += self.flow_blocks * flow * (tokens + 3 * channels)
-        heads = self.components * (1 + 2 * informative)
-        if channels > informative and self.redundant_prior == "shared":
-            heads += self.redundant_components * (1 + 2 * (channels - informative))
-        return blocks + channels**2 + prior * (12 * self.prior_layers * prior + tokens + heads + self.num_classes)
-
-    @property
     def prior_reversed(self) -> bool:
         """Whether the prior reads the tokens back to front: against the last flow block's order, or with it (§4.3)."""
         last_block_reversed = self.flow_blocks % 2 == 0

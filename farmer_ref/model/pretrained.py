@@ -14,7 +14,7 @@ from typing import Self, Unpack, get_args
 import torch
 from torch import Tensor
 
-from farmer_ref.model.config import StudentForm, read_config
+from farmer_ref.model.config import ModelConfig, StudentForm, read_config
 from farmer_ref.model.flow import AutoregressiveFlow
 from farmer_ref.support.errors import InputError
 from farmer_ref.support.files import (
@@ -53,7 +53,7 @@ class Pretrained:
         """
         folder = pretrained_folder(name, **options)
         config = read_config(folder).model
-        return build(lambda: cls(config), folder / "model.safetensors", numbers=config.least_parameters).eval()
+        return build(lambda: cls(config), folder / "model.safetensors", numbers=least_parameters(config)).eval()
 
     def push_to_hub(self, repository: str, **options: Unpack[PushOptions]) -> str:
         """Upload the model to owner/name of the Hugging Face Hub; the commit's address.
@@ -120,13 +120,26 @@ class PretrainedStudent:
         return bool(((ours - theirs).abs() <= tolerance).all())
 
 
+def least_parameters(config: ModelConfig) -> int:
+    """The numbers in a model's largest matrices: computed without making any, and below the count of all parameters."""
+    tokens, channels, informative = config.tokens, config.token_channels, config.informative or config.token_channels
+    flow, prior = config.flow_width, config.prior_width
+    blocks = config.flow_blocks * config.flow_layers * 12 * flow**2
+    if config.flow == "autoregressive":
+        blocks += config.flow_blocks * flow * (tokens + 3 * channels)
+    heads = config.components * (1 + 2 * informative)
+    if channels > informative and config.redundant_prior == "shared":
+        heads += config.redundant_components * (1 + 2 * (channels - informative))
+    return blocks + channels**2 + prior * (12 * config.prior_layers * prior + tokens + heads + config.num_classes)
+
+
 def _flow_of(folder: Path) -> AutoregressiveFlow:
     """The flow alone of the model in a folder."""
     config = read_config(folder).model
     return build(
         lambda: AutoregressiveFlow(config.tokens, config.token_channels, **config.flow_settings()),
         folder / "model.safetensors",
-        numbers=config.least_parameters,
+        numbers=least_parameters(config),
         part="flow.",
     )
 

@@ -145,12 +145,13 @@ def build(new: Callable[[], nn.Module], path: Path, *, numbers: int, part: str =
     """The model that `new` makes, with the weights of a safetensors file (or the `part` of them, see `load_weights`).
 
     Sizes are compared before memory is taken for them, as config.json may describe another model: `InputError`. It asks
-    for at least so many `numbers`, and each takes a byte of the file or more.
+    for at least so many `numbers`.
     """
-    size = path.stat().st_size
-    if numbers > size:
+    weights = read_weights(path)
+    held = sum(weight.numel() for weight in weights.values())
+    if numbers > held:
         raise InputError(
-            f"{path.parent / 'config.json'} asks for {numbers:,} numbers or more, and {path.name} has {size:,} bytes; "
+            f"{path.parent / 'config.json'} asks for {numbers:,} numbers or more, and {path.name} holds {held:,}; "
             "allowed: both of one model"
         )
     try:
@@ -159,7 +160,6 @@ def build(new: Callable[[], nn.Module], path: Path, *, numbers: int, part: str =
     except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:  # sizes beyond 64 bits
         config, reason = path.parent / "config.json", str(error).splitlines()[0]
         raise InputError(f"{config} is of impossible sizes ({reason}); allowed: those of {path}") from None
-    weights = read_weights(path)
     _fill(outline, weights, path, part)
     with torch.inference_mode(False):  # else gradients through the model would be refused for good
         model = new()

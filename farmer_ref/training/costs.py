@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer
+from farmer_ref.model.pretrained import least_parameters
 from farmer_ref.model.transformer import TrainingPass
 from farmer_ref.support.errors import InputError
 
@@ -92,13 +93,13 @@ def require_room(
     The least that they take: `state` bytes beside them, and for each image the inputs of all layers (to go backward,
     with or without checkpoints), or the keys and values of the prior's (to sample). What passes may still be too much.
     """
-    layers = config.flow_layer_width if backward else 0
+    layers = config.flow_blocks * config.flow_layers * config.flow_width if backward else 0
     layers += config.prior_layers * config.prior_width * (1 if backward else 2)
     needed, memory = state + 4 * images * (config.tokens * layers + config.dimensions), memory_of(device)
     if memory is not None and needed > memory:
         raise InputError(
-            f"memory needed is {needed / 2**30:,.1f} GiB ({config.least_parameters:,} parameters, {images:,} images at "
-            f"once); allowed: at most {memory / 2**30:,.1f} GiB, as on this {device.type}"
+            f"memory needed is {needed / 2**30:,.1f} GiB ({least_parameters(config):,} parameters, {images:,} images "
+            f"at once); allowed: at most {memory / 2**30:,.1f} GiB, as on this {device.type}"
         )
 
 

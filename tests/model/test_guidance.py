@@ -378,7 +378,7 @@ def test_conditional_and_unconditional_rows_are_not_mixed_up(monkeypatch):
         ({"rule": "magic"}, "rule is 'magic'; allowed: resampling, naive"),
         ({"scale": math.inf}, "guidance.scale is inf; allowed: a finite number, 0 to 1,000,000"),
         ({"candidates_unconditional": 2.5}, "candidates_unconditional is 2.5; allowed: a whole number"),
-        ({"candidates_conditional": 0}, "candidates_conditional is 0; allowed: 1 or more"),
+        ({"candidates_conditional": 0}, "candidates_conditional is 0; allowed: 1 to 1,000,000"),
         (
             {"scoring_scale_temperature": 0.0},
             "scoring_scale_temperature is 0.0; allowed: above 0 and at most 1,000,000",
