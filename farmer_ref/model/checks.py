@@ -14,15 +14,15 @@ from torch import Tensor
 from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.support.errors import InputError, require_finite, shown
 
-FARTHEST = 100.0  # a pixel beyond it is no image in [-1, 1], whatever noise it carries
+FARTHEST = 100.0  # images without a negative pixel that reach so far are grey levels
 
 
 def checked_images(images: Tensor) -> Tensor:
     """Images as given. Raises `InputError` for grey levels in place of images in [-1, 1], the usual mistake."""
     if images.is_floating_point() and images.numel() and not torch.compiler.is_exporting():
-        largest = float(images.detach().abs().max())
-        levels = largest >= 2 and bool((images == images.round()).all())
-        if levels or largest > FARTHEST:
+        smallest, largest = (float(end) for end in images.detach().aminmax())
+        whole = largest >= 2 and bool((images == images.round()).all())
+        if whole or (smallest >= 0 and largest > FARTHEST):  # an untrained flow's images reach as far, on both sides
             raise InputError(f"images reach {largest:g}; allowed: numbers in [-1, 1], as model.dequantiser gives")
         require_finite("images", images, "numbers in [-1, 1]")
     return images

@@ -101,7 +101,7 @@ def test_a_config_that_asks_for_terabytes_is_refused(capsys, trained, tmp_path):
         ("image_size", 2**30, "memory needed is"),
     ):
         saved = json.loads((trained / "config.json").read_text())
-        saved["model"][name] = value
+        saved["model"] |= {name: value, "class_names": []}
         saved.pop("training")
         (tmp_path / "config.json").write_text(json.dumps(saved))
         fails_with_one_line(capsys, sample.main, ["--run", tmp_path], part)

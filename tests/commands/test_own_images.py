@@ -96,7 +96,7 @@ def test_samples_are_drawn_of_the_classes_that_are_there(home, copy, tmp_path):
     main(train, *QUICK, *shape, "--dataset", f"folder:{copy / 'pets'}", "--out", tmp_path / "three")
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "sample_values", lambda model, labels, **_: asked.append(labels) or 1 / 0)
+        patch.setattr(evaluate, "sample_scores", lambda classifier, model, labels, **_: asked.append(labels) or 1 / 0)
         few = ["--samples", 6, "--draws", 1, "--images", 4]
         with pytest.raises(ZeroDivisionError):
             main(evaluate, "--run", tmp_path / "three", "--dataset", f"folder:{home / 'pets'}", *few)

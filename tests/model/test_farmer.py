@@ -232,7 +232,7 @@ def test_labels_whose_meaning_is_certain_are_accepted():
 
 def test_grey_levels_given_as_images_are_one_line():
     model = small_model()
-    for given in (images(model).abs().mul(255).round(), images(model) * 255, images(model) * torch.nan):
+    for given in (images(model).abs().mul(255).round(), (images(model) + 1) * 127.5, images(model) * torch.nan):
         with pytest.raises(InputError, match="images (reach|hold)"):
             model.log_prob(given)
     small = torch.ones(1, 2, 6, 6, dtype=torch.long)

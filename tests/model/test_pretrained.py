@@ -41,7 +41,7 @@ def test_weights_of_another_model_are_named(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["model"]["prior_width"] = 24
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="does not fit its config.json"):
+    with pytest.raises(InputError, match="allowed: both of one model"):
         Farmer.from_pretrained(tmp_path)
 
 
