@@ -54,8 +54,8 @@ def time_limit() -> str:
 
 def numbers() -> dict[str, str]:
     """Every number that a page's text uses, by name."""
-    kinds = (of_the_digits, of_the_sizes, of_healthy_runs, of_sampling, of_the_tables, of_the_uses, of_the_pixels)
-    found = {name: text for kind in kinds for name, text in kind().items()}
+    digits = (of_the_digits, of_the_sizes, of_healthy_runs, of_sampling, of_the_tables, of_the_uses)
+    found = {name: text for kind in (*digits, of_the_pixels, of_mnist) for name, text in kind().items()}
     return {name: text.replace(" ± ", "\u00a0±\u00a0") for name, text in found.items()}
 
 
@@ -177,6 +177,25 @@ def of_the_pixels() -> dict[str, str]:
         **{f"black_{name}": bits for name, bits in lost.items()},
         "pixels_steps": f"{measured['settings']['steps']:,}",
         "pixels_samples": f"{measured['settings']['samples']:,}",
+    }
+
+
+def of_mnist() -> dict[str, str]:
+    """The model of 28x28 digits that ships, and the classifier that judges its samples."""
+    measured, judge = load("mnist-p2"), load("mnist_classifier")
+    test, guided = measured["test"], measured["guidance_scale"]
+    return {
+        "mnist_parameters": f"{measured['parameters'] / 1e6:.1f}",
+        "mnist_steps": f"{measured['training_steps']:,}",
+        "mnist_minutes": f"{measured['training_minutes']:.0f}",
+        "mnist_bits": f"{test['bits_per_dim']:.3f}",
+        "mnist_error": f"{test['standard_error']:.3f}",
+        "mnist_images": f"{test['images']:,}",
+        "mnist_label": f"{math.log2(10) / 784:.4f}",
+        "mnist_samples": f"{measured['samples']:,}",
+        "mnist_accuracy": f"{guided['0']['accuracy']:.1%}",
+        "mnist_guided_accuracy": f"{guided['1']['accuracy']:.1%}",
+        "mnist_judge": f"{judge['accuracy']['test']:.1%}",
     }
 
 

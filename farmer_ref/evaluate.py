@@ -39,7 +39,7 @@ class EvaluateConfig:
     """Likelihood of a split, and the accuracy of a classifier of real images on samples."""
 
     run: str = "digits"
-    """A run folder, a model that ships with the package (digits, digits-noise), or owner/name of the Hugging Face Hub,
+    """A run folder, a model that ships with the package (digits, ...), or owner/name of the Hugging Face Hub,
     with @revision for another than its newest."""
     split: str = "test"
     """train, validation or test."""

@@ -42,7 +42,7 @@ class SampleConfig:
     """What to draw, how, and where to."""
 
     run: str = "digits"
-    """A run folder, a model that ships with the package (digits, digits-noise), or owner/name of the Hugging Face Hub,
+    """A run folder, a model that ships with the package (digits, ...), or owner/name of the Hugging Face Hub,
     with @revision for any but its newest."""
     out: str = "samples.png"
     """A name that ends in .png or .npz, or a folder."""

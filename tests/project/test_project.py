@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from book import refresh
-from farmer_ref import PRESETS, Farmer, Guidance, OneStepStudent
+from farmer_ref import PRESETS, Farmer, Guidance, OneStepStudent, bits_per_dim
 from farmer_ref.data.sets import load_split
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.evaluation.metrics import PixelClassifier, sample_values
@@ -72,6 +72,21 @@ def test_shipped_weights_score_what_their_record_says(name):
         assert figures["bits_per_dim"] <= 1.97
         assert figures["sample_accuracy"] >= 0.95
     assert figures["sample_accuracy"] == pytest.approx(record["sample_accuracy"], abs=0.01)
+
+
+def test_the_shipped_model_of_mnist_scores_as_its_record_says():
+    model, record = (
+        Farmer.from_pretrained("mnist-p2"),
+        json.loads((PRETRAINED / "mnist-p2" / "record.json").read_text()),
+    )
+    assert replace(model.config, class_names=()) == PRESETS["mnist-p2"].model
+    test = load_split("mnist-small", "test", model.config)
+    bits = bits_per_dim(model, test.values[:100], test.labels[:100], draws=1)
+    error = float(bits.std()) / 10
+    assert float(bits.mean()) == pytest.approx(record["test"]["bits_per_dim"], abs=4 * error) and error < 0.05
+    assert record["validation_bits_per_dim"]["float16"] == pytest.approx(
+        record["validation_bits_per_dim"]["float32"], abs=1e-3
+    )
 
 
 def test_shipped_weights_are_small_and_load_anywhere():
