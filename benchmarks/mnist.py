@@ -107,7 +107,8 @@ def make_classifier(config: MnistConfig) -> None:
     for name in ("validation", "test"):
         split = split_of(config, name)
         accuracy[name] = classifier.accuracy(split.values, split.labels)
-    made = {**provenance(torch.device("cpu")), "settings": dataclasses.asdict(config)}
+    settings = dataclasses.asdict(dataclasses.replace(config, data_root="data", run=""))  # not that machine's folders
+    made = {**provenance(torch.device("cpu")), "settings": settings}
     figures = {"accuracy": accuracy, "parameters": parameters(classifier), "seconds": time.perf_counter() - began}
     write_json(ROOT / "results" / "mnist_classifier.json", {**made, **figures})
     print(json.dumps(figures))
@@ -202,7 +203,8 @@ def make_student(config: MnistConfig) -> None:
     run = Run.open(name)
     model = run.load("ema")
     figures = sample_figures(config, model, split_of(config, "test"), student=run.load_student(model))
-    made = {**provenance(torch.device("cpu")), "settings": dataclasses.asdict(config)}
+    settings = dataclasses.asdict(dataclasses.replace(config, data_root="data", run=""))  # not that machine's folders
+    made = {**provenance(torch.device("cpu")), "settings": settings}
     write_json(PRETRAINED / name / "student.json", {**made, **figures})
     write_json(ROOT / "results" / f"{name}_student.json", {**made, **figures})
     print(json.dumps(figures, indent=2))
