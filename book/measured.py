@@ -182,7 +182,7 @@ def of_the_pixels() -> dict[str, str]:
 
 def of_mnist() -> dict[str, str]:
     """The model of 28x28 digits that ships, and the classifier that judges its samples."""
-    measured, judge = load("mnist-p2"), load("mnist_classifier")
+    measured, student, judge = (load(name) for name in ("mnist-p2", "mnist-p2_student", "mnist_classifier"))
     test, guided = measured["test"], measured["guidance_scale"]
     return {
         "mnist_parameters": f"{measured['parameters'] / 1e6:.1f}",
@@ -195,6 +195,7 @@ def of_mnist() -> dict[str, str]:
         "mnist_samples": f"{measured['samples']:,}",
         "mnist_accuracy": f"{guided['0']['accuracy']:.1%}",
         "mnist_guided_accuracy": f"{guided['1']['accuracy']:.1%}",
+        "mnist_student_accuracy": f"{student['guidance_scale']['1']['accuracy']:.1%}",
         "mnist_judge": f"{judge['accuracy']['test']:.1%}",
     }
 

@@ -90,7 +90,7 @@ def test_the_shipped_model_of_mnist_scores_as_its_record_says():
 
 
 def test_shipped_weights_are_small_and_load_anywhere():
-    assert sum(path.stat().st_size for path in PRETRAINED.rglob("*")) < 12e6
+    assert sum(path.stat().st_size for path in PRETRAINED.rglob("*")) < 25e6
     images = Farmer.from_pretrained("digits").sample(torch.arange(10), generator=torch.Generator().manual_seed(0))
     assert images.shape == (10, 1, 8, 8)
 
