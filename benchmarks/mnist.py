@@ -107,11 +107,16 @@ def make_classifier(config: MnistConfig) -> None:
     for name in ("validation", "test"):
         split = split_of(config, name)
         accuracy[name] = classifier.accuracy(split.values, split.labels)
-    settings = dataclasses.asdict(dataclasses.replace(config, data_root="data", run=""))  # not that machine's folders
-    made = {**provenance(torch.device("cpu")), "settings": settings}
+    made = made_by(config)
     figures = {"accuracy": accuracy, "parameters": parameters(classifier), "seconds": time.perf_counter() - began}
     write_json(ROOT / "results" / "mnist_classifier.json", {**made, **figures})
     print(json.dumps(figures))
+
+
+def made_by(config: MnistConfig) -> dict[str, object]:
+    """How a stage was made, without the folders of that machine."""
+    settings = dataclasses.asdict(dataclasses.replace(config, data_root="data", run=""))
+    return {**provenance(torch.device("cpu")), "settings": settings}
 
 
 def parameters(module: nn.Module) -> int:
@@ -140,7 +145,7 @@ def make_images(config: MnistConfig) -> None:
 
 
 def make_model(config: MnistConfig) -> None:
-    """Ship the run's averaged weights in half precision, with what they score; results/mnist.json."""
+    """Ship the run's averaged weights in half precision, with what they score; results/<preset>.json."""
     run = Path(config.run)
     preset, state, target = PRESETS[config.preset], last_state(run), PRETRAINED / config.preset
     settings = dataclasses.replace(
@@ -203,8 +208,7 @@ def make_student(config: MnistConfig) -> None:
     run = Run.open(name)
     model = run.load("ema")
     figures = sample_figures(config, model, split_of(config, "test"), student=run.load_student(model))
-    settings = dataclasses.asdict(dataclasses.replace(config, data_root="data", run=""))  # not that machine's folders
-    made = {**provenance(torch.device("cpu")), "settings": settings}
+    made = made_by(config)
     write_json(PRETRAINED / name / "student.json", {**made, **figures})
     write_json(ROOT / "results" / f"{name}_student.json", {**made, **figures})
     print(json.dumps(figures, indent=2))

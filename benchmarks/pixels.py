@@ -26,6 +26,7 @@ from torch import Tensor
 from farmer_ref import PRESETS, Farmer, Guidance, train
 from farmer_ref.data.sets import ImageSet, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier, evaluate_likelihood, frechet_distance, sample_values
+from farmer_ref.model.pixels import HistogramPixels
 from farmer_ref.support import cli
 from farmer_ref.support.files import replace_file, write_json
 from farmer_ref.support.plots import COLOURS, STYLE
@@ -116,8 +117,9 @@ def lost_bits(mass: Tensor, level: int) -> dict[str, float]:
 
 def histogram_of(split: ImageSet) -> Tensor:
     """The probabilities (L,) of the grey levels of a split, with one count more for each."""
-    counts = 1 + torch.bincount(split.values.flatten().long(), minlength=split.levels).double()
-    return counts / counts.sum()
+    pixels = HistogramPixels(1, split.levels)
+    pixels.fit(split.values)
+    return pixels.counts[0].double() / pixels.counts.sum()
 
 
 def figure(mass: Tensor) -> Figure:

@@ -15,7 +15,6 @@ from farmer_ref.data.sets import ImageData, load_split
 from farmer_ref.evaluation.metrics import evaluate_likelihood
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer, LikelihoodTerms, negative_log_likelihood
-from farmer_ref.model.pixels import HistogramPixels
 from farmer_ref.model.pretrained import STUDENT, least_parameters
 from farmer_ref.model.tokens import nats_to_bits_per_dim
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
@@ -150,10 +149,10 @@ class Training:
             step = max(1, len(self.data) * self.config.model.tokens // FITTED_PATCHES)
             values = torch.stack([self.data[i][0] for i in range(0, len(self.data), step)])
             images = (2 * values.double() + 1) / self.config.model.levels - 1
-            if isinstance(model.pixels, HistogramPixels):
-                model.pixels.fit(values)
-                images, _ = model.pixels.cpu()(images)
-                model.pixels.to(self.device)
+            pixels = model.pixels.cpu()
+            pixels.fit(values)
+            images, _ = pixels(images)
+            pixels.to(self.device)
             model.patchify.fit(images)
         parallel.broadcast_from_rank_zero([*model.patchify.buffers(), *model.pixels.buffers()])
 

@@ -86,7 +86,7 @@ def classifier_for(train: ImageData) -> ConvClassifier | PixelClassifier:
 def sample_scores(
     classifier: ConvClassifier | PixelClassifier, model: Farmer, labels: Tensor, **options: Any
 ) -> tuple[float, Tensor]:
-    """The accuracy of the samples of `sample_batches`, which takes the options, and their class scores (n,K).
+    """The accuracy of the samples of `sample_batches`, which takes the options, and their features, `scores` (n,F).
 
     The images themselves are not kept: memory does not grow with their size.
     """

@@ -67,9 +67,7 @@ def draw_places(weights: Tensor, count: int, generator: torch.Generator | None) 
 
 
 @contextlib.contextmanager
-def with_gradients(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Copies of the tensors where gradients are recorded: also for a caller under `no_grad` or `inference_mode`."""
+def with_gradients(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+    """The tensors where gradients are recorded: also for a caller under `no_grad` or `inference_mode`."""
     with torch.inference_mode(False), torch.enable_grad():
-        yield tuple(
-            t.clone() if t is not None and t.is_inference() else t if t is None else t.detach() for t in tensors
-        )
+        yield tuple(None if t is None else t.clone() if t.is_inference() else t.detach() for t in tensors)

@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.model.farmer import Farmer, evaluating
 from farmer_ref.model.flow import AutoregressiveFlow, FlowBlock
-from farmer_ref.model.pixels import HistogramPixels
 from farmer_ref.model.prior import AutoregressivePrior
 from farmer_ref.model.transformer import Transformer
 from farmer_ref.support.errors import InputError
@@ -137,8 +136,7 @@ def graphs(model: Farmer) -> dict[str, Graph]:
     """All graphs of a model, by name. Raises `InputError` where its patch basis or histogram is not fitted
     yet."""
     model.patchify.check_fitted()
-    if isinstance(model.pixels, HistogramPixels):
-        model.pixels.check_fitted()
+    model.pixels.check_fitted()
     weight, config, prior, batch = model.prior.positions, model.config, model.prior, 2
     labels = torch.full((batch,), NULL_LABEL, device=weight.device), 0
     images = weight.new_zeros(batch, config.channels, config.image_size, config.image_size), 0

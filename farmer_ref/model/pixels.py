@@ -58,10 +58,16 @@ def normal_quantile(probability: Tensor) -> Tensor:
 
 
 class LinearPixels(nn.Module):
-    """The paper's: pixels stay as they are."""
+    """The paper's: pixels stay as they are, and there is nothing to fit."""
 
     def __init__(self, channels: int, levels: int):
         super().__init__()
+
+    def fit(self, values: Tensor) -> None:
+        """Nothing."""
+
+    def check_fitted(self) -> None:
+        """Nothing."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The images themselves, and zeros (B,)."""

@@ -124,7 +124,7 @@ _PHOTOGRAPHS = ModelConfig(
     max_log_scale=4.0,
     patch_basis="pca",
 )
-_MNIST = ModelConfig(  # for a CPU: 1.6M parameters, D = 16
+_MNIST = ModelConfig(  # for a CPU: 1.8M parameters, D = 16
     image_size=28,
     patch_size=4,
     flow_blocks=4,

@@ -1,6 +1,7 @@
 """A headless Chromium, driven over its DevTools protocol through two pipes: nothing else to install."""
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -9,6 +10,8 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+import pytest
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -123,3 +126,15 @@ class Browser:
         time.sleep(0.6)
         shot = self.call("Page.captureScreenshot")
         path.write_bytes(base64.b64decode(shot["data"]))
+
+
+@contextlib.contextmanager
+def running():
+    """A browser inside the `with` block; the test is skipped where there is none."""
+    if PROGRAM is None:
+        pytest.skip("no Chromium here: no page is looked at in a browser")
+    browser = Browser()
+    try:
+        yield browser
+    finally:
+        browser.close()

@@ -357,11 +357,8 @@ EXAMINED = """(() => {
 
 @pytest.fixture(scope="module")
 def browser():
-    if chromium.PROGRAM is None:
-        pytest.skip("no Chromium here: the pages are not looked at in a browser")
-    browser = chromium.Browser()
-    yield browser
-    browser.close()
+    with chromium.running() as browser:
+        yield browser
 
 
 def test_every_page_in_a_browser_without_a_network(html, parsed, browser):

@@ -22,12 +22,9 @@ SIZES = [(1280, False), (1280, True), (390, False), (390, True)]
 
 @pytest.fixture(scope="module")
 def browser():
-    if chromium.PROGRAM is None:
-        pytest.skip("no Chromium here: the live page is not looked at in a browser")
-    browser = chromium.Browser()
-    yield browser
-    assert browser.complaints == []
-    browser.close()
+    with chromium.running() as browser:
+        yield browser
+        assert browser.complaints == []
 
 
 @pytest.fixture(scope="module")
