@@ -53,7 +53,7 @@ from farmer_ref.training.runs import Run
 
 QUINTILES, SHOWN = 5, 30
 TRAINING = ("steps", "training_seconds")
-SETTINGS = ("seconds_per_run", "steps_per_run", "samples", "images")  # common to all rows of a result file
+SETTINGS = ("pixels", "seconds_per_run", "steps_per_run", "samples", "images")  # common to all rows of a result file
 
 
 @settings_class
@@ -70,6 +70,8 @@ class AblateConfig:
     """Everything."""
     data: Literal["digits", "photographs", "mnist", "cifar10", "cifar10-crops"] = "digits"
     """The preset to vary."""
+    pixels: Literal["linear", "histogram"] = "linear"
+    """Coordinates of the pixels in every run, whatever the preset's: the paper's are linear."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     download: bool = True
@@ -104,7 +106,11 @@ class AblateConfig:
 
 def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:
     """The requested tables by the name of their result file, each with the preset that it varies."""
-    preset = PRESETS[config.data]
+
+    def varied(name: str) -> TrainConfig:
+        return replace(PRESETS[name], model=replace(PRESETS[name].model, pixels=config.pixels))
+
+    preset = varied(config.data)
     names = [f"table{name}" for name in config.table] + [f"figure{name}" for name in config.figure]
     available = tables(preset)
     require(bool(names or config.basis or config.all), "table", None, "3, 4, 5; or --figure, --basis, --all")
@@ -113,7 +119,7 @@ def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:
         rows = tuple(replace(row, steps=config.steps_per_run) for row in available[name].rows)
         chosen[name] = preset, replace(available[name], rows=rows)
     if config.basis or config.all:
-        preset = PRESETS["photographs"] if config.data == "digits" else preset  # a token of digits has few channels
+        preset = varied("photographs") if config.data == "digits" else preset  # a token of digits has few channels
         chosen["basis"] = preset, bases(preset, config.basis_steps)
     return chosen
 
@@ -121,7 +127,8 @@ def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:
 def result_path(config: AblateConfig, name: str, preset: TrainConfig) -> Path:
     """The result file of a table; its name includes the data set, if not the table's own, and the suffix."""
     data = "" if preset.preset == ("photographs" if name == "basis" else "digits") else f"_{preset.preset}"
-    return Path(config.out) / f"{name}{data}{config.suffix}.json"
+    pixels = "" if config.pixels == "linear" else f"_{config.pixels}"
+    return Path(config.out) / f"{name}{data}{pixels}{config.suffix}.json"
 
 
 class Runs:
@@ -139,7 +146,8 @@ class Runs:
         on_gpu = "-on-gpu" if self.device.type == "cuda" else ""
         limit = f"{row.steps}steps" if row.steps else f"{self.config.seconds_per_run:g}s{on_gpu}"
         parts = [f"{name}={value}" for name, value in sorted(row.model.items()) if getattr(preset.model, name) != value]
-        return Path(self.config.runs) / preset.preset / limit / (",".join(parts) or "preset") / f"seed{seed}"
+        data = preset.preset if self.config.pixels == "linear" else f"{preset.preset}-{self.config.pixels}"
+        return Path(self.config.runs) / data / limit / (",".join(parts) or "preset") / f"seed{seed}"
 
     def sampled_folder(self, preset: TrainConfig, row: Row, seed: int) -> Path:
         """Where a row's samples come from: its run, or a copy of that with a student of our form."""
@@ -167,7 +175,8 @@ class Runs:
         if self.finished(preset, row, seed):
             return
         folder = self.folder(preset, row, seed)
-        model = [part for name, value in row.model.items() for part in model_flag(name, value)]
+        changes = {"pixels": preset.model.pixels} | row.model
+        model = [part for name, value in changes.items() for part in model_flag(name, value)]
         quiet = ["--validate-every", 0, "--sample-every", 0, "--checkpoint-every", 1000]
         place = ["--out", folder, "--resume", "--seed", seed, "--data-root", self.config.data_root]
         self._run("train", "--preset", preset.preset, *place, *self._limit(row), *quiet, *model)

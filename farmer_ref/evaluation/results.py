@@ -79,6 +79,7 @@ class Result(Origin):
     title: str
     note: str
     data: str
+    pixels: str
     seconds_per_run: PositiveFloat
     steps_per_run: PositiveInt | None
     samples: PositiveInt

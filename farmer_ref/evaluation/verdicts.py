@@ -207,11 +207,11 @@ def section(path: Path) -> list[str]:
     seeds = f"{record['seeds']} seed{'s' * (record['seeds'] > 1)}"
     if fewer := record.get("other_seeds"):  # results of before this option have none
         seeds += f" ({fewer} of rows that no claim compares)"
-    _, *others = path.stem.split("_")  # other data, a longer run
+    _, *others = path.stem.split("_")  # other data or coordinates, a longer run
     kind = f" ({', '.join(others)})" if others else ""
     lines = [f"## {record['title']}{kind}", "", *([record["note"], ""] if record["note"] else [])]
     lines += [
-        f"`{record['command']}` (data: {record['data']}; {limit} a run, {seeds}, "
+        f"`{record['command']}` (data: {record['data']}, {record['pixels']} pixels; {limit} a run, {seeds}, "
         f"{record['samples']:,} samples each; {record['device']}, {record['date']}; [{path.name}]({path.name}))",
         *(f"and before it `{old['command']}` ({old['device']}, {old['date']})" for old in record.get("kept", ())),
         "",

@@ -217,7 +217,7 @@ PRESETS: dict[str, TrainConfig] = {
             checkpoint_every=50,
             warmup_steps=20,
         ),
-        _preset("digits", _DIGITS, **_DIGITS_RUN),
+        _preset("digits", dataclasses.replace(_DIGITS, pixels="histogram"), **_DIGITS_RUN),
         _preset("digits-noise", dataclasses.replace(_DIGITS, dequantisation="gaussian"), **_DIGITS_RUN),
         _preset("photographs", _PHOTOGRAPHS, dataset="photographs", flip=True, steps=4000, batch_size=32),
         _preset(

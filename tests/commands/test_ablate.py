@@ -33,9 +33,26 @@ def test_all_is_everything():
     assert names == {"table3", "table4", "table5", "figure6a", "figure6b", "figure7", "figure8", "basis"}
     chosen = chosen_tables(AblateConfig(table=("4",), figure=("6a",), basis=True, data="cifar10"))
     assert list(chosen) == ["table4", "figure6a", "basis"]
-    assert chosen["basis"][0] is PRESETS["cifar10"]
-    assert chosen_tables(AblateConfig(basis=True, data="mnist"))["basis"][0] is PRESETS["mnist"]
-    assert chosen_tables(AblateConfig(basis=True))["basis"][0] is PRESETS["photographs"]
+    assert chosen["basis"][0] == PRESETS["cifar10"]
+    assert chosen_tables(AblateConfig(basis=True, data="mnist"))["basis"][0].preset == "mnist"
+    assert chosen_tables(AblateConfig(basis=True))["basis"][0] == PRESETS["photographs"]
+
+
+@pytest.mark.parametrize("pixels", ["linear", "histogram"])
+def test_all_rows_have_the_same_coordinates_of_pixels(tmp_path, monkeypatch, pixels):
+    """Whatever the preset's are, and in files and folders of their own."""
+    config = AblateConfig(table=("3",), data="mnist", pixels=pixels, runs=str(tmp_path), out="o", device="cpu")
+    (name, (preset, table)), *_ = chosen_tables(config).items()
+    assert preset.model.pixels == pixels
+    written = "table3_mnist.json" if pixels == "linear" else "table3_mnist_histogram.json"
+    assert result_path(config, name, preset).name == written
+    ran, runs = [], Runs(config)
+    monkeypatch.setattr(Runs, "_run", lambda self, *line: ran.append([str(part) for part in line]))
+    folder = runs.folder(preset, table.rows[0], 0)
+    folder.mkdir(parents=True)
+    assert folder.is_relative_to(tmp_path / {"linear": "mnist"}.get(pixels, f"mnist-{pixels}"))
+    runs.train(preset, table.rows[0], 0)
+    assert ran[0][ran[0].index("--model.pixels") + 1] == pixels
     limited = chosen_tables(AblateConfig(all=True, steps_per_run=7))
     assert {row.steps for row in limited["table3"][1].rows} == {7}
     assert {row.steps for row in limited["basis"][1].rows} == {None, 400}  # at equal seconds, and at equal steps
