@@ -248,6 +248,7 @@ def main(argv: list[str] | None = None) -> None:
         f"relative error on validation images from Z^0 to Z^{len(model.flow.blocks) - 1}: {errors}; "
         f"student in {run / STUDENT}, teacher beside student in {folder / 'samples'}"
     )
+    trainer.leave()
 
 
 if __name__ == "__main__":

@@ -284,6 +284,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{how} at step {trainer.step} after {trainer.seconds / 60:.1f} minutes of training, {trainer.skipped} steps "
         f"skipped; {likelihood}; weights, samples and curve in {run}"
     )
+    trainer.leave()
 
 
 if __name__ == "__main__":

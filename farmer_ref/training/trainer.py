@@ -211,7 +211,7 @@ class Trainer:
         self.device = next(self.model.parameters()).device
         self.optimiser = make_optimiser(self.model, config)
         self.step, self.seconds, self.skipped, self.skipped_in_a_row = 0, 0.0, 0, 0
-        self._interrupted = False
+        self.interrupted_by = 0  # the number of a signal
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint by name: the weights, their average, and the optimiser's moments."""
@@ -269,7 +269,7 @@ class Trainer:
             for batch in self.batches(self.step):
                 logged = self._optimise(batch)
                 *means, self.seconds, interrupted = parallel.mean_over_processes(
-                    [*logged.values(), time.perf_counter() - began, float(self._interrupted)]
+                    [*logged.values(), time.perf_counter() - began, float(self.interrupted_by)]
                 )
                 finished, stop = self.progress >= 1, bool(interrupted) or self.progress >= 1
                 speed.step()
@@ -298,8 +298,14 @@ class Trainer:
                 signal.signal(number, handler)
         return self.progress >= 1
 
-    def _interrupt(self, *_: object) -> None:
-        self._interrupted = True
+    def _interrupt(self, number: int, _: object) -> None:
+        self.interrupted_by = number
+
+    def leave(self) -> None:
+        """End the command with the exit code of the signal that ended the run early, if one did: what was to follow,
+        in a Makefile or in a benchmark, must not take the run for a whole one."""
+        if self.progress < 1:
+            raise SystemExit(128 + (self.interrupted_by or signal.SIGTERM))  # or it came to another process
 
     def _optimise(self, batch: Batch) -> dict[str, float]:
         """Take one step. A non-finite gradient is skipped and counted; too many in a row end the run."""

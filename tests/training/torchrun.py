@@ -30,7 +30,11 @@ def run(command, steps, arguments):
         return logged
 
     Trainer._optimise, AutoregressivePrior.sample = interrupting, drawing_once
-    importlib.import_module(f"farmer_ref.{command}").main(arguments)
+    try:
+        importlib.import_module(f"farmer_ref.{command}").main(arguments)
+    except SystemExit as left:
+        if not steps or left.code != 128 + signal.SIGTERM:
+            raise
 
 
 def main():
