@@ -68,18 +68,6 @@ class Case:
     prepare: Callable[[Path], None] = lambda folder: None
 
 
-def flags(kind: type, prefix: str = "") -> Iterator[str]:
-    """The flags of a settings class and of those inside it."""
-    default = kind() if prefix or kind is not train.TrainConfig else train.PRESETS["tiny"]
-    for field in dataclasses.fields(kind):
-        value = getattr(default, field.name)
-        name = f"{prefix}{field.name.replace('_', '-')}"
-        if dataclasses.is_dataclass(value):
-            yield from flags(type(value), f"{name}.")
-        else:
-            yield f"--{name}"
-
-
 def flag_cases(run: Path) -> Iterator[Case]:
     """Every flag of every command with every hostile value; the last value of a flag counts."""
     few, on = ["--count", "1"], ["--run", str(run), "--device", "cpu"]
@@ -103,7 +91,7 @@ def flag_cases(run: Path) -> Iterator[Case]:
     for name, arguments in quick.items():
         commands[name] = (apply.main, type(apply.RUNS[name][0]), [name, *on, *few, *arguments])
     for name, (main, kind, arguments) in commands.items():
-        for flag in flags(kind):
+        for flag in cli.flags(kind()):
             for value in VALUES:
                 yield Case("flag", f"{name} {flag} {shown(value, 40)}", main, [*arguments, flag, value])
 
