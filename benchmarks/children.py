@@ -20,18 +20,18 @@ def seed_or_date(seed: int) -> int:
     return seed or int(datetime.date.today().strftime("%Y%m%d"))
 
 
-def start(main: Command, arguments: list[str], folder: Path, *, seconds: int = 0) -> int:
-    """Start a command in a child; its process id. SIGALRM ends it after so many `seconds` (0: never).
+def start(main: Command, arguments: list[str], folder: Path, *, seconds: int = 0, clock: int = 0) -> int:
+    """Start a command in a child, which works in `folder` and prints into stdout and stderr there; its process id.
 
-    The child works in `folder`, and prints into the files stdout and stderr there.
+    SIGPROF ends it after so many `seconds` of processor time, SIGALRM after those of the `clock` (0: never).
     """
     child = os.fork()
     if child:
         return child
     code = 70
     try:  # everything of the child ends here
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.alarm(clock)
         os.chdir(folder)
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
