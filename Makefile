@@ -66,6 +66,7 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.live
 	$(BIN)/python -m benchmarks.applications
 	$(BIN)/python -m benchmarks.fuzz
+	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))
 	$(BIN)/python -m book.refresh

@@ -255,8 +255,7 @@ def _channel_order(channels: int, informative: int, rule: str) -> Tensor:
     if rule == "first":
         return torch.arange(channels)
     chosen = torch.arange(informative) * channels // informative
-    rest = torch.ones(channels, dtype=torch.bool).index_fill(0, chosen, False)
-    return torch.cat([chosen, torch.arange(channels)[rest]])
+    return torch.ones(channels).index_fill(0, chosen, 0).argsort(stable=True)  # also without memory (device "meta")
 
 
 def _mixture_head(width: int, components: int, channels: int) -> nn.Linear:

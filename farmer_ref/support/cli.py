@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import difflib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO, TypeVar
 
 import torch
@@ -16,6 +19,7 @@ import tyro
 from farmer_ref.support import parallel
 from farmer_ref.support.errors import InputError, shown
 from farmer_ref.support.hub import pinned
+from farmer_ref.support.settings import allowed_of
 
 Settings = TypeVar("Settings")
 DEBUG = "FARMER_DEBUG"  # an environment variable: show tracebacks
@@ -31,18 +35,77 @@ TOO_LARGE = (  # in PyTorch's messages
 
 def parse(module: str, default: Settings, description: str, argv: list[str] | None = None) -> Settings:
     """Settings (a dataclass) from the arguments of `python -m <module>`; `--help` shows `default`."""
-    prog = f"python -m {module}"
-    return tyro.cli(type(default), prog=prog, description=description, default=default, args=argv)
+    prog, arguments = f"python -m {module}", sys.argv[1:] if argv is None else argv
+    with _one_line(prog, arguments, default):
+        return tyro.cli(type(default), prog=prog, description=description, default=default, args=arguments)
 
 
 def parse_one_of(module: str, defaults: dict[str, Any], description: str, argv: list[str] | None = None) -> Any:
     """Settings (a dataclass) of the subcommand of `python -m <module>` that the arguments name."""
+    prog, arguments = f"python -m {module}", sys.argv[1:] if argv is None else argv
     chosen = tyro.extras.subcommand_type_from_defaults(
         defaults,
         {name: (type(settings).__doc__ or "").strip() for name, settings in defaults.items()},
         prefix_names=False,
     )
-    return tyro.cli(chosen, prog=f"python -m {module}", description=description, args=argv)
+    command = next(iter(arguments), None)
+    if command not in (*defaults, "-h", "--help"):
+        given = "not given" if command is None else shown(command)
+        raise InputError(f"command is {given}; allowed: {', '.join(defaults)}")
+    with _one_line(f"{prog} {command}", arguments, defaults.get(command)):
+        return tyro.cli(chosen, prog=prog, description=description, args=arguments)
+
+
+def flags(settings: Any, prefix: str = "--") -> Iterator[str]:
+    """The flags of settings (a dataclass) and of those inside them: --steps, --model.flow-width."""
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), f"{prefix}{field.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value):
+            yield from flags(value, f"{name}.")
+        else:
+            yield name
+
+
+@contextlib.contextmanager
+def _one_line(prog: str, arguments: Sequence[str], settings: Any) -> Iterator[None]:
+    """Inside, arguments that tyro cannot parse raise `InputError`: one line in place of its box.
+
+    tyro offers this hook to those who accept that it may change; without it, its box appears, with the same exit code.
+    """
+    hook = getattr(getattr(tyro, "_errors", None), "on_parse_error", None)
+    with hook(lambda event: _refuse(event, prog, arguments, settings)) if hook else contextlib.nullcontext():
+        yield
+
+
+def _refuse(event: Any, prog: str, arguments: Sequence[str], settings: Any) -> None:
+    """Raise `InputError` for what tyro found: an argument that it does not know, or a value that does not fit."""
+    known = list(flags(settings))
+    if tokens := getattr(event, "tokens", None):
+        name = tokens[0].partition("=")[0].replace("_", "-")
+        same_end = [flag for flag in known if flag.endswith(f".{name.lstrip('-')}")]
+        near = same_end or difflib.get_close_matches(name, known, cutoff=0.75) if name.startswith("-") else []
+        question = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(f"argument is {shown(tokens[0])}; allowed: those of {prog} --help{question}")
+    if argument := getattr(event, "argument", None):
+        flag = argument.lowered.name_or_flags[0]
+        given = getattr(event, "value", None) or _given(arguments, flag)
+        field = flag.removeprefix("--").replace("-", "_")
+        what = "given no value" if given is None else shown(given)
+        raise InputError(f"{field} is {what}; allowed: {allowed_of(type(settings), field)}")
+
+
+def _given(arguments: Sequence[str], flag: str) -> str | None:
+    """What follows a flag (for the last time) on a command line."""
+    found: list[str] | None = None
+    reading = False
+    for token in arguments:
+        name, equals, value = token.partition("=")
+        if token.startswith("--"):
+            reading = name.replace("_", "-") == flag
+            found = ([value] if equals else []) if reading else found
+        elif reading and found is not None:
+            found.append(token)
+    return " ".join(found) if found else None
 
 
 def first_pass(argv: list[str] | None, **defaults: str | bool | None) -> tuple[argparse.Namespace, list[str]]:
@@ -50,13 +113,18 @@ def first_pass(argv: list[str] | None, **defaults: str | bool | None) -> tuple[a
 
     An option whose default is False is a flag.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, default in defaults.items():
         if default is False:
             parser.add_argument(f"--{name}", action="store_true")
         else:
             parser.add_argument(f"--{name}", default=default)
-    return parser.parse_known_args(argv)
+    try:
+        return parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        name = str(error.argument_name).removeprefix("--")
+        value = "" if defaults[name] is False else " VALUE"
+        raise InputError(f"{name} cannot be parsed ({error.message}); allowed: --{name}{value}") from None
 
 
 def split_run_and_guidance(default_run: str, argv: list[str] | None) -> tuple[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from farmer_ref.support import hub
 from farmer_ref.support.errors import InputError, not_finite, require
 from farmer_ref.support.settings import STRICT, Whole, parse_json
 
+CHECKSUM = "sha256"  # in the header of the safetensors files that we write
 PRETRAINED = Path(__file__).parent.parent / "weights"  # weights that ship with the package
 
 
@@ -99,20 +101,37 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, replaced by one rename; `metadata` goes into its header."""
+    """A safetensors file, replaced by one rename; `metadata` and a checksum of all of it go into its header."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    replace_file(path, lambda temporary: save_file(plain, temporary, metadata))
+    header = {**(metadata or {}), CHECKSUM: checksum(plain, metadata or {})}
+    replace_file(path, lambda temporary: save_file(plain, temporary, header))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file; a missing or damaged one, or values that are not finite, raise `InputError` with its name."""
+    """A safetensors file. One that is missing or damaged raises `InputError` with its name.
+
+    So do values that are not finite, and any change since `write_weights`, whose checksum a copy keeps: it is in the
+    file. Files that others wrote need none.
+    """
     try:
-        weights = load_file(path)
+        weights, metadata = load_file(path), read_metadata(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}); allowed: a whole safetensors file") from None
+    noted = metadata.pop(CHECKSUM, None)
+    if noted is not None and noted != checksum(weights, metadata):
+        raise InputError(f"{path} has changed since it was written (its checksum); allowed: an intact copy")
     if found := not_finite(weights):
         raise InputError(f"{path}: {found}; allowed: finite numbers, as training writes them")
     return weights
+
+
+def checksum(weights: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """The SHA-256 of tensors with their names, types and shapes, and of what the header says beside them."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -71,6 +71,13 @@ def parse_json(kind: Any, content: bytes | str, *, known_as: str = "") -> Any:
         raise InputError(_line(error, kind, known_as)) from None
 
 
+def allowed_of(kind: Any, name: str) -> str:
+    """What a settings class allows in a field, in words; dots lead into the classes inside it."""
+    found = _allowed(_at(kind, name.split(".")))
+    several = get_origin(found.kind) is tuple
+    return f"any number of: {_allowed(get_args(found.kind)[0])}" if several else str(found)
+
+
 _adapter = functools.cache(TypeAdapter)
 
 

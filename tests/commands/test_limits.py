@@ -56,6 +56,39 @@ def test_weights_that_are_not_finite_are_named(capsys, damaged, command, argumen
     assert not out.exists()
 
 
+@pytest.fixture(scope="module")
+def flipped(trained, tmp_path_factory):
+    """A run and its student; one bit of one weight has changed in each since, which is still a finite number."""
+    folder = tmp_path_factory.mktemp("flipped") / "run"
+    shutil.copytree(trained, folder)
+    distill.main(["--run", str(folder), *QUICK[2:], "--steps", "1"])
+    for name in ("model.safetensors", "student.safetensors"):
+        content = bytearray((folder / name).read_bytes())
+        content[-2] ^= 1
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(("command", "arguments"), COMMANDS)
+def test_a_flipped_bit_is_noticed_by_every_command(capsys, flipped, tmp_path, command, arguments):
+    out = tmp_path / "out.png"
+    first = arguments[:1] if command is apply.main else []
+    line = [*first, "--run", flipped, "--out", out, *arguments[len(first) :]]
+    fails_with_one_line(capsys, command, line, "model.safetensors has changed since it was written")
+    assert not out.exists()
+
+
+def test_a_flipped_bit_is_noticed_by_distill_and_in_a_student(capsys, flipped, trained, tmp_path):
+    fails_with_one_line(
+        capsys, distill.main, ["--run", flipped, "--out", tmp_path / "new", *QUICK[2:]], "model.safetensors has changed"
+    )
+    (tmp_path / "run").mkdir()
+    for source, name in ((trained, "config.json"), (trained, "model.safetensors"), (flipped, "student.safetensors")):
+        shutil.copy(source / name, tmp_path / "run" / name)
+    line = ["--run", tmp_path / "run", "--student", "--rows", "1", "--out", tmp_path / "a.png"]
+    fails_with_one_line(capsys, sample.main, line, "student.safetensors has changed since it was written")
+
+
 @pytest.mark.parametrize(("command", "arguments"), COMMANDS)
 def test_figures_that_are_not_finite_are_one_line(capsys, damaged, command, arguments):
     """Finite weights whose products are not."""

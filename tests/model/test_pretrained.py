@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import small_model
+from conftest import SPLITS, small_model
 
 from farmer_ref import Farmer
 from farmer_ref.support.errors import InputError
@@ -16,10 +16,12 @@ def images(model: Farmer, batch: int = 2) -> torch.Tensor:
     return torch.rand(batch, c.channels, c.image_size, c.image_size, generator=generator, dtype=torch.float64) * 2 - 1
 
 
-@pytest.mark.parametrize("basis", ["pixel", "pca"])
-def test_save_and_load(tmp_path, basis):
+@pytest.mark.parametrize(
+    "changes", [{}, {"patch_basis": "pca"}, *SPLITS, {"flow": "coupling"}, {"channel_mixing": "learned"}]
+)
+def test_save_and_load(tmp_path, changes):
     torch.manual_seed(0)
-    model = small_model(patch_basis=basis).float()
+    model = small_model(**changes).float()
     model.patchify.fit(images(model, 50))
     model.save_pretrained(tmp_path / "model")
     loaded = Farmer.from_pretrained(tmp_path / "model")

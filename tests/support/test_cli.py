@@ -8,8 +8,10 @@ import time
 
 import pytest
 import torch
+from helpers import fails_with_one_line
 
-from farmer_ref import InputError
+from farmer_ref import InputError, ablate, apply, distill, evaluate, parameters, sample, train
+from farmer_ref.data import __main__ as look
 from farmer_ref.support import cli
 
 
@@ -22,10 +24,42 @@ def test_help_shows_the_preset_s_own_values(command):
     assert "(default: runs/mnist)" in words
 
 
+@pytest.mark.parametrize(
+    ("main", "line", "parts"),
+    [
+        (train.main, "--seed abc", ["seed is 'abc'", "a whole number"]),
+        (train.main, "--steps=abc", ["steps is 'abc'", "1 or more"]),
+        (train.main, "--seed", ["seed is given no value", "a whole number"]),
+        (train.main, "--pixels histogram", ["'--pixels'", "farmer_ref.train --help", "did you mean --model.pixels?"]),
+        (train.main, "--model.pixels cubic", ["model.pixels is 'cubic'", "linear, histogram"]),
+        (train.main, "--model.max_log_scale abc", ["model.max_log_scale is 'abc'", "above 0, or None"]),
+        (train.main, "--preset", ["preset", "--preset VALUE"]),
+        (train.main, "--compile maybe", ["argument is 'maybe'"]),
+        (sample.main, "--labls 3", ["'--labls'", "did you mean --labels?"]),
+        (sample.main, "--labels 1 x", ["labels is '1 x'", "any number of: a whole number"]),
+        (sample.main, "--guidance x", ["guidance.scale is 'x'", "a finite number"]),
+        (sample.main, "--seed " + "9" * 5000, ["seed is '999"]),
+        (evaluate.main, "--images x", ["images is 'x'", "2 or more, or None"]),
+        (distill.main, "--form x", ["form is 'x'", "forward, inverse"]),
+        (ablate.main, "--table 9", ["table is '9'", "any number of: 3, 4, 5"]),
+        (parameters.main, "--presets tiny", ["did you mean --preset?"]),
+        (look.main, "folder:a folder:b", ["argument is 'folder:b'"]),
+        (apply.main, "", ["command is not given", "inpaint, edit, anomaly, classify"]),
+        (apply.main, "paint", ["command is 'paint'", "inpaint, edit, anomaly, classify"]),
+        (apply.main, "inpaint --partcles 3", ["did you mean --particles?", "apply inpaint --help"]),
+        (apply.main, "edit --change colour", ["change is 'colour'", "class, details, interpolate"]),
+        (apply.main, "edit --steps", ["steps is given no value"]),
+    ],
+)
+def test_arguments_that_cannot_be_parsed_are_one_line(capsys, main, line, parts):
+    fails_with_one_line(capsys, main, line.split(), *parts)
+
+
 def test_a_wrong_flag_ends_with_2_and_no_traceback(command):
     done = command("sample", "--labls", "3")
     assert done.returncode == 2
-    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
     done = command("sample", "--run", "nothing")
     assert done.returncode == 2
     assert done.stderr.startswith("error: model is 'nothing'")

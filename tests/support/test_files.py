@@ -1,10 +1,13 @@
 """Files on disk: replaced as a whole or not at all, and damaged ones named."""
 
+import contextlib
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from farmer_ref import InputError
-from farmer_ref.support.files import read_weights, replace_file, write_json, write_weights
+from farmer_ref.support.files import read_metadata, read_weights, replace_file, write_json, write_weights
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -28,6 +31,39 @@ def test_weights_come_back_as_they_were(tmp_path):
     write_weights(tmp_path / "w.safetensors", weights)
     found = read_weights(tmp_path / "w.safetensors")
     assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_any_flipped_bit_is_noticed(tmp_path):
+    """In values, names, types, shapes and metadata; only the checksum's own name may change, and then there is none."""
+    path = tmp_path / "w.safetensors"
+    weights = {
+        "a": torch.arange(3.0),
+        "b": torch.tensor(True),
+        "empty": torch.zeros(0),
+        "half": torch.ones(2).bfloat16(),
+    }
+    write_weights(path, weights, {"form": "inverse"})
+    assert read_weights(path).keys() == weights.keys() and read_metadata(path)["form"] == "inverse"
+    whole = path.read_bytes()
+    name = whole.index(b"sha256")
+    unnoticed = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with contextlib.suppress(InputError):
+            read_weights(path)
+            unnoticed.append(place)
+    assert set(unnoticed) <= set(range(name, name + len("sha256"))) | spaces_of(whole)
+
+
+def spaces_of(file):
+    """The places of the spaces that fill up the header of a safetensors file."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    return set(range(len(file[:end].rstrip()), end))
+
+
+def test_a_file_without_a_checksum_is_read(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors", {"format": "pt"})
+    assert read_weights(tmp_path / "w.safetensors").keys() == {"a"}
 
 
 @pytest.mark.parametrize("kept", [0, 5, -1, None])
