@@ -55,6 +55,7 @@ class DigitsConfig:
 def train_and_score(config: DigitsConfig, seed: int, folder: Path) -> dict:
     """Train the preset once, and measure it on the test split."""
     arguments = ["--preset", config.preset, "--max-minutes", "6", "--device", "cpu"]  # as in the Makefile
+    arguments += ["--threads", str(config.threads)]
     train.main([*arguments, "--out", str(folder), "--seed", str(seed)])
     state = last_state(folder)
     curve = [record for record in read_metrics(folder) if any(name.startswith("validation") for name in record)]

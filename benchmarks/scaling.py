@@ -101,6 +101,7 @@ def time_steps(preset: TrainConfig, variant: dict[str, Any], *, batch_size: int,
             loss=loss,
             batches=lambda _: iter(()),
             events=[],
+            tokens=config.model.tokens,
         )
         generator = torch.Generator().manual_seed(0)
         values = torch.randint(config.model.levels, (batch_size, *image_shape(config)), generator=generator)

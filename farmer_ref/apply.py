@@ -24,8 +24,9 @@ from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import output_file, replace_file, write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.plots import image_grid, to_bytes
-from farmer_ref.support.settings import Count, Factor, PositiveFactor, Whole, settings_class
+from farmer_ref.support.settings import Count, Factor, PositiveFactor, ThreadCount, Whole, settings_class
 from farmer_ref.training.runs import Run
+from farmer_ref.training.threads import choose_threads
 
 DESCRIPTION = """Applications of an exact likelihood, with a trained FARMER: on a folder of your own images, or on the
 data set that the run was trained on."""
@@ -60,6 +61,8 @@ class Source:
     """The same seed gives the same result on the same device."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
+    threads: ThreadCount | None = None
+    """CPU threads; default: as many as pay, by measuring the work itself, unless OMP_NUM_THREADS says otherwise."""
 
 
 @settings_class
@@ -151,6 +154,13 @@ class Inputs:
         self.values, self.labels = values.to(self.device), self.pictures.labels.to(self.device)
         if not classes:
             self.labels = torch.full_like(self.labels, NULL_LABEL)
+        choose_threads(
+            self.model,
+            images=len(self.values),
+            tokens=self.model.config.tokens,
+            device=self.device,
+            wanted=config.threads,
+        )
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
 
     def data(self, dataset: str, split: str) -> ImageData:

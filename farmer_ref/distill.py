@@ -231,6 +231,7 @@ def main(argv: list[str] | None = None) -> None:
         loss=loss,
         batches=steps_from,
         events=events,
+        tokens=model.config.tokens,
     )
     if config.resume:
         trainer.resume()

@@ -22,9 +22,10 @@ from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require, require_finite
 from farmer_ref.support.files import output_file, write_json
-from farmer_ref.support.settings import Count, Factor, Whole, settings_class
+from farmer_ref.support.settings import Count, Factor, ThreadCount, Whole, settings_class
 from farmer_ref.training.costs import require_room
 from farmer_ref.training.runs import Run
+from farmer_ref.training.threads import choose_threads
 
 DESCRIPTION = """Score a trained FARMER on a split of a data set.
 
@@ -82,6 +83,8 @@ class EvaluateConfig:
     """With --fid: a file with the extractor's weights, a pickle that you trust; default: torch-fidelity's download."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
+    threads: ThreadCount | None = None
+    """CPU threads; default: as many as pay, by measuring the work itself, unless OMP_NUM_THREADS says otherwise."""
     out: str | None = None
     """A JSON file to write the figures to."""
 
@@ -124,6 +127,8 @@ def evaluate(config: EvaluateConfig) -> dict:
     if samples:
         train = run.split("train", dataset, data_root=config.data_root, download=config.download)
         classifier = classifier_for(train)
+    at_once = min(config.batch_size, len(data))
+    choose_threads(model, images=at_once, tokens=model.config.tokens, device=device, wanted=config.threads)
     likelihood = evaluate_likelihood(
         model,
         data,
@@ -138,6 +143,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     if classifier is not None:
         real, real_labels = next(batches(data, len(data), config.images))
         labels = labels_in_turn(train, samples, device)
+        choose_threads(model, images=config.batch_size, tokens=1, device=device, wanted=config.threads)
         right, scores = sample_scores(classifier, model, labels, **sampling(config, student))
         figures["samples"] = samples
         figures["guidance"] = dataclasses.asdict(config.guidance)
@@ -178,6 +184,7 @@ def evaluate_images(config: EvaluateConfig) -> dict:
         student = run.load_student(model) if config.student else None
         count = config.samples or len(reference)
         labels = labels_in_turn(data, count, device)
+        choose_threads(model, images=config.batch_size, tokens=1, device=device, wanted=config.threads)
         labels = labels if shape.num_classes else torch.full_like(labels, NULL_LABEL)
         drawn = sample_batches(model, labels, **sampling(config, student))
         images = (fidelity.as_rgb(values, shape.levels) for values in drawn)

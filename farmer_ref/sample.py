@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 import zipfile
 from collections.abc import Iterator, Set
 from dataclasses import field
@@ -25,9 +26,10 @@ from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require, shown
 from farmer_ref.support.files import output_file, pretrained_folder, read_json, replace_file, write_json
 from farmer_ref.support.plots import class_labels, image_grid, to_bytes
-from farmer_ref.support.settings import Count, Factor, Whole, settings_class
+from farmer_ref.support.settings import Count, Factor, ThreadCount, Whole, settings_class
 from farmer_ref.training.costs import require_room
 from farmer_ref.training.runs import Run
+from farmer_ref.training.threads import choose_threads
 
 DESCRIPTION = """Draw samples from a trained FARMER.
 
@@ -70,6 +72,8 @@ class SampleConfig:
     """The same seed gives the same images on the same device."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
+    threads: ThreadCount | None = None
+    """CPU threads; default: as many as pay, by measuring the work itself, unless OMP_NUM_THREADS says otherwise."""
 
     def __post_init__(self) -> None:
         if self.student and self.method != "sequential":
@@ -96,6 +100,9 @@ class Sampler:
         require_room(run.model_config, self.device, images=config.batch_size)
         self.model = run.load(config.weights).to(self.device)
         self.student = run.load_student(self.model) if config.student else None
+        self.threads = choose_threads(
+            self.model, images=config.batch_size, tokens=1, device=self.device, wanted=config.threads
+        )
 
     def draw(self, labels: Tensor, *, batch: int, progress: bool) -> Tensor:
         """One image (n,C,H,W) per label (n,), on the CPU: a function of the seed and the batch's number."""
@@ -119,7 +126,10 @@ class Sampler:
                 first, count = batch * self.config.batch_size, len(parts[batch])
                 if not done.issuperset(range(first, first + count)):
                     progress = not quiet and len(parts) == 1
-                    yield range(first, first + count), self.draw(parts[batch], batch=batch, progress=progress)
+                    began = time.perf_counter()
+                    images = self.draw(parts[batch], batch=batch, progress=progress)
+                    self.threads.check(time.perf_counter() - began)
+                    yield range(first, first + count), images
                 bar.update(min(count * parallel.world_size(), len(labels) - bar.n))
 
     def images(self, labels: Tensor) -> Tensor:
@@ -230,7 +240,7 @@ def note_settings(config: SampleConfig, out: Path, deciding: dict[str, Any]) -> 
 def images_depend_on(config: SampleConfig, device: torch.device) -> dict[str, Any]:
     """Everything that decides image number k, as JSON values: the weights by their hash, not by their path."""
     values = json.loads(json.dumps({**dataclasses.asdict(config), "device": device.type}))
-    for name in ("run", "out", "rows", "count"):
+    for name in ("run", "out", "rows", "count", "threads"):
         del values[name]
     folder = pretrained_folder(config.run)
     for name in ("model.safetensors", *([STUDENT] if config.student else [])):

@@ -265,6 +265,7 @@ def main(argv: list[str] | None = None) -> None:
         loss=training.loss,
         batches=training.batches,
         events=[(config.validate_every, validate), (config.sample_every, training.draw_samples)],
+        tokens=config.model.tokens,
         flops_per_image=training_flops(config.model),
     )
     if config.resume:

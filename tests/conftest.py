@@ -21,6 +21,7 @@ from farmer_ref.model.flow import AutoregressiveFlow, Flow
 from farmer_ref.model.stepper import stepper
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start: one thread gives the same bits each time
 for name in ("c10d-NullHandler-dcp_logger", "torch.__trace"):  # hundreds of lines each
     logging.getLogger(name).propagate = False
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test asks the network

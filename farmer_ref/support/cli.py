@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 import torch
 import tyro
+from tqdm import tqdm
 
 from farmer_ref.support import parallel
 from farmer_ref.support.errors import InputError, shown
@@ -23,6 +25,7 @@ from farmer_ref.support.settings import allowed_of
 
 Settings = TypeVar("Settings")
 DEBUG = "FARMER_DEBUG"  # an environment variable: show tracebacks
+LOGGED_EVERY = 10.0  # seconds between two lines of a progress bar in a log file, where each line stays
 LONGEST_LINE = 2000  # characters of a message
 TOO_LARGE = (  # in PyTorch's messages
     "allocate memory",
@@ -145,7 +148,9 @@ def run(main: Callable[[], None]) -> None:
     we did not foresee; FARMER_DEBUG=1 shows the traceback of either. 130: Ctrl-C. 143: SIGTERM, which ends a command as
     Ctrl-C does, so that temporary files go. Printing needs neither a reader nor the terminal's encoding to be ours.
     """
-    streams = sys.stdout, sys.stderr
+    streams, bar = (sys.stdout, sys.stderr), tqdm.__init__
+    if not (sys.stderr and sys.stderr.isatty()):
+        tqdm.__init__ = functools.partialmethod(bar, mininterval=LOGGED_EVERY)
     sys.stdout, sys.stderr = (stream and Printer(stream) for stream in streams)
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
@@ -162,6 +167,7 @@ def run(main: Callable[[], None]) -> None:
         if in_main_thread:
             signal.signal(signal.SIGTERM, handler)
         sys.stdout, sys.stderr = streams
+        tqdm.__init__ = bar
 
 
 def ending_of(error: BaseException) -> tuple[str, int]:

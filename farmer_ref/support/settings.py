@@ -33,6 +33,7 @@ Whole = Annotated[int, Field(ge=0, lt=2**63)]  # a count or a seed that fits int
 Count = Annotated[int, Field(ge=1, le=1_000_000)]  # repetitions, each of which takes time or memory
 CountOrNone = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
+ThreadCount = Annotated[int, Field(ge=1, le=1024)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Factor = Annotated[float, Field(ge=0, le=1_000_000)]  # a temperature, say: products of them must fit into float32
 PositiveFactor = Annotated[float, Field(gt=0, le=1_000_000)]

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.support.errors import require
-from farmer_ref.support.settings import Count, Share, Whole, settings_class
+from farmer_ref.support.settings import Count, Share, ThreadCount, Whole, settings_class
 
 
 @settings_class
@@ -56,6 +56,8 @@ class RunConfig:
     GPU are rounded to 10 bits."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, cuda:1, ..."""
+    threads: ThreadCount | None = None
+    """CPU threads; default: as many as pay, by measuring the work itself, unless OMP_NUM_THREADS says otherwise."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that read images (for folder:PATH), per training process."""
     log_every: PositiveInt = 20

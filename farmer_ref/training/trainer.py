@@ -33,6 +33,7 @@ from farmer_ref.training import costs
 from farmer_ref.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from farmer_ref.training.config import RunConfig
 from farmer_ref.training.runs import keep_metrics_until
+from farmer_ref.training.threads import choose_threads
 
 STATE_FIELDS = ("step", "seconds", "skipped", "skipped_in_a_row")
 
@@ -177,8 +178,8 @@ class RunLog:
 class Trainer:
     """The optimisation loop: schedule, clipping, skipped steps, EMA, logs, checkpoints, resumption.
 
-    On a CPU, a resumed run equals one that was never stopped bit for bit; on a GPU, whose kernels may add in another
-    order each time, to rounding.
+    On a CPU with a fixed number of threads, a resumed run equals one that was never stopped bit for bit; where the
+    number changes, or on a GPU, whose kernels may add in another order each time, to rounding.
 
     The calling command supplies the loss, the batches, and periodic events (validation, samples). Under torchrun every
     process runs the same loop on its rows of each batch; joint decisions (when to stop, whether a gradient is finite)
@@ -196,15 +197,17 @@ class Trainer:
         loss: Loss,
         batches: Callable[[int], Iterator[Batch]],
         events: list[tuple[int, Callable[[int], dict[str, float]]]],
+        tokens: int,
         flops_per_image: float = 0.0,
     ):
         """`run` holds checkpoints and logs; `model` comes from `parallel.distribute`; `export()` writes the averaged
         weights where they are used, after each checkpoint; `batches(start)` iterates over the steps from `start`;
         `events` pair a period in steps (0: never) with a function of the step, whose result is logged.
-        `flops_per_image`, of a training step, is for the logged utilisation."""
+        `tokens` are those of an image; `flops_per_image`, of a training step, is for the logged utilisation."""
         self.config, self.distributed_model, self.loss, self.batches, self.events = config, model, loss, batches, events
         self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
-        self.run, self.export, self.average, self.flops_per_image = run, export, average, flops_per_image
+        self.run, self.export, self.average = run, export, average
+        self.tokens, self.flops_per_image = tokens, flops_per_image
         if config.compile:
             for part in compiled_parts(self.model):
                 part.compile()
@@ -265,9 +268,19 @@ class Trainer:
             dynamic_ncols=True,
             disable=parallel.rank() > 0,
         )
+        threads = choose_threads(
+            self.model,
+            images=self.config.batch_size // (self.config.accumulate * parallel.world_size()),
+            tokens=self.tokens,
+            device=self.device,
+            wanted=self.config.threads,
+        )
         try:
             for batch in self.batches(self.step):
+                step_began = time.perf_counter()
                 logged = self._optimise(batch)
+                with speed.pause():
+                    threads.check(time.perf_counter() - step_began)
                 *means, self.seconds, interrupted = parallel.mean_over_processes(
                     [*logged.values(), time.perf_counter() - began, float(self.interrupted_by)]
                 )

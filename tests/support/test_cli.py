@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, flags that are wrong, and how a command ends."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 import pytest
 import torch
 from helpers import fails_with_one_line
+from tqdm import tqdm
 
 from farmer_ref import InputError, ablate, apply, distill, evaluate, parameters, sample, train
 from farmer_ref.data import __main__ as look
@@ -176,3 +178,13 @@ def test_commands_run_in_a_thread():
     thread.start()
     thread.join()
     assert ended
+
+
+def test_progress_bars_write_few_lines_into_a_log(capsys):
+    def main():
+        for _ in tqdm(range(100)):
+            time.sleep(0.005)
+
+    cli.run(main)  # 0.5 seconds; on a terminal, five lines
+    assert capsys.readouterr().err.count("it/s") <= 2
+    assert tqdm(disable=False, file=io.StringIO()).mininterval < 1

@@ -34,6 +34,7 @@ def trainer_with_loss(tmp_path, loss, **changes):
         loss=lambda batch, progress, training: (loss(model, batch.step), {"loss": 0.0}),
         batches=batches,
         events=[],
+        tokens=config.model.tokens,
     )
 
 
