@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from farmer_ref.model.transformer import float32_at_least
+from farmer_ref.model.precision import float32_at_least
 from farmer_ref.support.errors import InputError
 
 TAIL = 1e-7  # F is kept this far from 0 and 1, so |z| < 5.2; float32 places a pixel in its cell no better
