@@ -83,7 +83,7 @@ class GaussianMixture:
         At patch 16 these would be 33 million an image. So the square is multiplied out, which leaves two matrix
         products; in float64, as terms of up to (z / sigma_k)^2 cancel there.
         """
-        if z[0].numel() * self.logits.shape[-1] <= DIRECTLY:
+        if z.shape[1] * self.mean.shape[1:].numel() <= DIRECTLY:
             return self.unsqueeze().log_prob(z)
         exact, mean, log_scale = z.double(), self.mean.double(), self.log_scale.double()
         precision = torch.exp(-2 * log_scale)  # (B,K,D)
