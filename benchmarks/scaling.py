@@ -78,7 +78,7 @@ def time_steps(preset: TrainConfig, variant: dict[str, Any], *, batch_size: int,
         average = MovingAverage(model, lambda: Farmer(config.model).to(device), decay=config.ema_decay)
         dimensions = config.model.dimensions
 
-        def loss(batch: Batch, progress: float, training: TrainingPass) -> tuple[torch.Tensor, dict[str, float]]:
+        def loss(batch: Batch, progress: float, training: TrainingPass) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             images, labels = training_images(
                 batch,
                 model.dequantiser,
@@ -90,7 +90,7 @@ def time_steps(preset: TrainConfig, variant: dict[str, Any], *, batch_size: int,
             with autocast(device, config.precision):
                 terms = model(images, labels if config.model.num_classes else None, training)
             value = negative_log_likelihood(terms, dimensions)
-            return value, {"nats_per_dim": value.item()}
+            return value, {"nats_per_dim": value.detach()}
 
         trainer = Trainer(
             config,

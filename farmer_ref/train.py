@@ -109,13 +109,13 @@ def holds_trained_weights(run: Path) -> bool:
     return Run.open(run).training is None or (metrics.exists() and metrics.stat().st_size > 0)
 
 
-def likelihood_figures(terms: LikelihoodTerms, config: ModelConfig) -> dict[str, float]:
+def likelihood_figures(terms: LikelihoodTerms, config: ModelConfig) -> dict[str, torch.Tensor | float]:
     """The values logged beside the loss: nats per dimension, the log-determinant's part of it, and bits/dim."""
-    log_prob = terms.total.detach().mean()
-    figures = {"nats_per_dim": -log_prob.item() / config.dimensions}
+    log_prob, logdet = terms.total.detach().mean(), terms.logdet.detach().mean()
+    figures = {"nats_per_dim": -log_prob.double() / config.dimensions}
     if config.dequantisation == "uniform":
-        figures["bits_per_dim"] = nats_to_bits_per_dim(log_prob, config.dimensions, config.levels).item()
-    figures["logdet_nats_per_dim"] = -terms.logdet.mean().item() / config.dimensions
+        figures["bits_per_dim"] = nats_to_bits_per_dim(log_prob, config.dimensions, config.levels)
+    figures["logdet_nats_per_dim"] = -logdet.double() / config.dimensions
     return figures
 
 
@@ -170,7 +170,9 @@ class Training:
             rows=rows,
         )
 
-    def loss(self, batch: Batch, progress: float, training: TrainingPass) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(
+        self, batch: Batch, progress: float, training: TrainingPass
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor | float]]:
         """The negative log-likelihood of dequantised images per dimension (Eq. 13), and the values to log."""
         config = self.config
         images, labels = training_images(

@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from farmer_ref import Farmer, ModelConfig
 from farmer_ref.model import flow as flow_module
@@ -112,6 +113,22 @@ def logdet_error(flow: Flow, x: Tensor) -> float:
     """The largest difference between the flow's log-determinant and that of autograd's Jacobian."""
     exact = torch.stack([torch.linalg.slogdet(jacobian(lambda y: flow(y)[0], one[None])).logabsdet for one in x])
     return float((flow(x)[1] - exact).detach().abs().max())
+
+
+class Dispatched(TorchDispatchMode):
+    """Every operation that runs inside, with whether it multiplies float32 matrices in TF32 where there is a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.products: list[tuple[torch.dtype, bool, tuple[int, ...]]] = []  # dtype, rounded, shape of the result
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.names.append(func._overloadpacket.__name__)
+        if self.names[-1] in ("mm", "addmm", "bmm", "baddbmm", "linalg_solve_triangular"):
+            self.products.append((result.dtype, torch.get_float32_matmul_precision() != "highest", result.shape))
+        return result
 
 
 @pytest.fixture

@@ -144,6 +144,18 @@ class ModelConfig:
         return self.tokens * self.token_channels
 
     @property
+    def gradient_bytes(self) -> int:
+        """About what a gradient takes for one image where layers are recomputed, in float32 (`training.costs` counts).
+
+        The inputs of all layers; the flow's tokens and the mixtures, some numbers for each; and one layer's own.
+        """
+        blocks, read = self.flow_blocks * self.tokens, self.condition_repeats + self.tokens
+        layers = blocks * (self.flow_layers + 1) * self.flow_width + read * self.prior_layers * self.prior_width
+        mixtures = self.tokens * self.components * (1 + 2 * (self.informative or self.token_channels))
+        own = 25 * read * max(self.flow_width, self.prior_width)
+        return 4 * (layers + 7 * blocks * self.token_channels + 6 * mixtures + own)
+
+    @property
     def prior_reversed(self) -> bool:
         """Whether the prior reads the tokens back to front: against the last flow block's order, or with it (§4.3)."""
         last_block_reversed = self.flow_blocks % 2 == 0

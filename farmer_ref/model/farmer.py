@@ -34,7 +34,7 @@ from farmer_ref.model.tokens import Dequantiser, Patchify
 from farmer_ref.model.transformer import TrainingPass
 from farmer_ref.support.errors import InputError, require_finite
 
-DENOISED_AT_ONCE = 32  # images: their activations are kept for a gradient
+DENOISING_BYTES = 2**31  # of activations that are kept for a gradient at a time
 
 
 class LikelihoodTerms(NamedTuple):
@@ -232,12 +232,14 @@ class Farmer(Pretrained, nn.Module):
         """
         self._require_noise()
         labels = self._labels(labels, len(images))
-        parts = [None] * len(images) if labels is None else labels.split(DENOISED_AT_ONCE)
+        count = max(1, DENOISING_BYTES // self.config.gradient_bytes)  # images at a time, so that memory is bounded
+        parts = [None] * len(images) if labels is None else labels.split(count)
         scores = [torch.empty_like(images[:0])]
-        for some, those in zip(images.split(DENOISED_AT_ONCE), parts, strict=False):
+        for some, those in zip(checked_images(images).split(count), parts, strict=False):
             with evaluating(self), with_gradients(some, those) as (noisy, own):
-                noisy.requires_grad_()
-                scores += torch.autograd.grad(self.log_prob(noisy, own).sum(), noisy)
+                recomputing = TrainingPass(torch.arange(len(noisy)), len(noisy), recompute=True)
+                log_prob = self(noisy.requires_grad_(), own, recomputing).total
+                scores += torch.autograd.grad(log_prob.sum(), noisy)
         return images + self.config.noise_final**2 * torch.cat(scores)
 
     def _require_noise(self) -> None:

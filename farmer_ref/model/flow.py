@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from farmer_ref.model.precision import full_precision, without_autocast
 from farmer_ref.model.stepper import Step, stepper
-from farmer_ref.model.transformer import TrainingPass, Transformer, full_precision
+from farmer_ref.model.transformer import TrainingPass, Transformer
 from farmer_ref.support.errors import InputError
 
 
@@ -120,10 +121,10 @@ class FlowBlock(nn.Module):
 
     def shift_and_log_scale(self, x: Tensor, positions: Tensor, run: Step | None = None) -> tuple[Tensor, Tensor]:
         """mu and log sigma (B,T,D) of the tokens that follow x (B,T,D); `run`: the transformer, or a step of it."""
-        with full_precision(x):
+        with without_autocast(x):
             hidden = self.project_in(x.to(positions.dtype)) + positions  # (B,T,W), in the weights' dtype
         hidden = (run or self.transformer)(hidden)
-        with full_precision(x):
+        with without_autocast(x):
             shift, log_scale = self.project_out(hidden.to(positions.dtype)).to(x.dtype).chunk(2, -1)
             if self.max_log_scale is not None:
                 log_scale = self.max_log_scale * torch.tanh(log_scale / self.max_log_scale)

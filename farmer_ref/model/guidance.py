@@ -22,7 +22,6 @@ from farmer_ref.model.checks import draw_places
 from farmer_ref.model.mixture import GaussianMixture
 from farmer_ref.support.settings import Count, CountOrNone, Factor, PositiveFactor, settings_class
 
-SCORED_AT_ONCE = 16  # candidates: the shared mixture of a large model has 10^5 numbers, for each candidate again
 NAIVE_TRIES, TRIES_AT_ONCE = 1000, 20  # as published; ours, to bound memory
 GRID_REACH, GRID_STEP = 10.0, 0.02  # the naive rule's envelope is found on 1,001 points around mu_c (as published)
 
@@ -141,8 +140,7 @@ def weighed_candidates(
     candidates = torch.cat(drawn, 1)  # (B,S,D)
     scoring = guidance.scoring_weight_temperature, guidance.scoring_scale_temperature
     log_conditional, log_unconditional = (
-        torch.cat([mixture.log_prob(part) for part in candidates.split(SCORED_AT_ONCE, 1)], 1)
-        for mixture in (m.tempered(*scoring).unsqueeze() for m in (conditional, unconditional))
+        mixture.tempered(*scoring).log_prob_shared(candidates) for mixture in (conditional, unconditional)
     )
     exponent = candidates.new_tensor([guidance.scale] * counts[0] + [guidance.scale + 1] * counts[1])
     return candidates, guidance.resampling_temperature * exponent * (log_conditional - log_unconditional)

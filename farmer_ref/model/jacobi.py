@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from farmer_ref.model.flow import AutoregressiveFlow, FlowBlock
-from farmer_ref.model.transformer import full_precision
+from farmer_ref.model.precision import full_precision
 from farmer_ref.support.errors import InputError
 
 CONVERGED = 0.1  # a token has converged when a sweep changes it by at most this share of the tolerance

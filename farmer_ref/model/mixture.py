@@ -10,14 +10,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from farmer_ref.model.checks import draw_places
-from farmer_ref.model.transformer import float32_at_least
+from farmer_ref.model.precision import float32_at_least
 
-# Elements of a shared mixture evaluated at once (a quarter of a GiB in float32); larger batches are chunked.
-AT_ONCE = 2**26
+DIRECTLY = 2**15  # numbers of a shared mixture and its vectors, up to which they are subtracted one by one
 LOG_SCALE_FLOOR = -7.0  # a component is never narrower than e^-7 = .0009: well below the paper's final noise of .005
 
 
@@ -79,6 +77,21 @@ class GaussianMixture:
         log_normal = -0.5 * (standardised.square() + math.log(2 * math.pi)) - self.log_scale
         return torch.logsumexp(torch.log_softmax(self.logits, -1) + log_normal.sum(-1), -1)
 
+    def log_prob_shared(self, z: Tensor) -> Tensor:
+        """log p(z) (B,T) of T vectors z (B,T,D) each, under B mixtures: `log_prob` without its T K D numbers   (Eq. 14)
+
+        At patch 16 these would be 33 million an image. So the square is multiplied out, which leaves two matrix
+        products; in float64, as terms of up to (z / sigma_k)^2 cancel there.
+        """
+        if z.shape[1] * self.mean.shape[1:].numel() <= DIRECTLY:
+            return self.unsqueeze().log_prob(z)
+        exact, mean, log_scale = z.double(), self.mean.double(), self.log_scale.double()
+        precision = torch.exp(-2 * log_scale)  # (B,K,D)
+        square = exact.square() @ precision.mT - 2 * exact @ (precision * mean).mT  # (B,T,K)
+        rest = precision * mean.square() + 2 * log_scale + math.log(2 * math.pi)  # (B,K,D)
+        log_weighted = torch.log_softmax(self.logits.double(), -1) - 0.5 * rest.sum(-1)
+        return torch.logsumexp(log_weighted[:, None] - 0.5 * square, -1).to(z.dtype)
+
     def draw_component(self, generator: torch.Generator | None = None) -> Tensor:
         """The number k (...) of a component of each mixture, drawn by weight."""
         weights = torch.softmax(self.logits, -1).reshape(-1, self.logits.shape[-1])
@@ -103,24 +116,3 @@ class GaussianMixture:
         """
         log_factor = math.log(scale_temperature) if scale_temperature > 0 else -math.inf
         return GaussianMixture(self.logits * weight_temperature, self.mean, self.log_scale + log_factor)
-
-
-class SharedDensity(nn.Module):
-    """log p of tokens that share a mixture, the redundant channels of an image (Eq. 14). No weights of its own.
-
-    A module, so that it can be compiled: all components, for all tokens, are N K R numbers an image (33 million at
-    patch 16), which a compiled kernel adds up without ever storing them. Otherwise a large batch is computed for a few
-    tokens at a time, and again for the backward pass: the same numbers, in bounded memory.
-    """
-
-    def forward(self, mixture: GaussianMixture, z: Tensor) -> Tensor:
-        """Mixtures of batch shape (B,) and z (B,N,R) to log p (B,N), nats summed over R."""
-        shared = mixture.unsqueeze()
-        numbers = z.numel() * mixture.logits.shape[-1]
-        if torch.compiler.is_compiling() or numbers <= AT_ONCE:
-            return shared.log_prob(z)
-        tokens = max(1, AT_ONCE * z.shape[1] // numbers)
-        parts = z.split(tokens, 1)
-        if not torch.is_grad_enabled():
-            return torch.cat([shared.log_prob(part) for part in parts], 1)
-        return torch.cat([checkpoint(shared.log_prob, part, use_reentrant=False) for part in parts], 1)

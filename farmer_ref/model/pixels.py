@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from farmer_ref.model.transformer import float32_at_least
+from farmer_ref.model.precision import float32_at_least
 from farmer_ref.support.errors import InputError
 
 TAIL = 1e-7  # F is kept this far from 0 and 1, so |z| < 5.2; float32 places a pixel in its cell no better
@@ -91,6 +91,7 @@ class HistogramPixels(nn.Module):
         super().__init__()
         self.channels, self.levels = channels, levels
         self.register_buffer("counts", torch.zeros(channels, levels, dtype=torch.long))  # (C,L); 0: not fitted yet
+        self._seen_fitted = False
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -104,8 +105,10 @@ class HistogramPixels(nn.Module):
 
     def check_fitted(self) -> None:
         """Raise `InputError` where `fit` was not called; a graph that is exported has no check."""
-        if not torch.compiler.is_exporting() and not self.counts.any():
-            raise InputError("pixels are 'histogram' and not fitted; call pixels.fit(training images) once")
+        if not self._seen_fitted and not torch.compiler.is_exporting():
+            if not self.counts.any():
+                raise InputError("pixels are 'histogram' and not fitted; call pixels.fit(training images) once")
+            self._seen_fitted = True  # reading a tensor makes a GPU wait, so only once
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         """P(v) (C,L) and F at the lower edge of v's cell (C,L), in float64."""

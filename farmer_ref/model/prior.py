@@ -18,9 +18,10 @@ from tqdm import trange
 
 from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.model.guidance import Guidance, draw_pool, draw_token
-from farmer_ref.model.mixture import GaussianMixture, SharedDensity
+from farmer_ref.model.mixture import GaussianMixture
+from farmer_ref.model.precision import float32_at_least, full_precision, without_autocast
 from farmer_ref.model.stepper import Step, stepper
-from farmer_ref.model.transformer import TrainingPass, Transformer, float32_at_least, full_precision
+from farmer_ref.model.transformer import TrainingPass, Transformer
 
 
 class PriorLogProb(NamedTuple):
@@ -93,7 +94,6 @@ class AutoregressivePrior(nn.Module):
         self.transformer = Transformer(layers, width, head_dim=head_dim, dropout=dropout)
         self.norm_out = nn.LayerNorm(width)
         self.token_head = _mixture_head(width, components, self.informative)
-        self.shared_density = SharedDensity()
         self.redundant_head: nn.Linear | None = None
         if self.redundant and redundant_prior == "shared":
             self.redundant_head = _mixture_head(width, redundant_components, self.redundant)
@@ -120,18 +120,18 @@ class AutoregressivePrior(nn.Module):
 
     def _embed(self, z_informative: Tensor, positions: Tensor) -> Tensor:
         """Informative channels (...,I) in reading order, with their positions (...,W), to inputs (...,W)."""
-        with full_precision(z_informative):
+        with without_autocast(z_informative):
             return self.project_in(z_informative.to(positions.dtype)) + positions
 
     def _hidden(self, inputs: Tensor, run: Step) -> Tensor:
         """Inputs (B,T,W) to hidden states (B,T,W), normalised and in the densities' dtype; `run` is the transformer."""
         hidden = run(inputs)
-        with full_precision(inputs):
+        with without_autocast(inputs):
             return self.norm_out(hidden.to(inputs.dtype))
 
     def _token_mixture(self, hidden: Tensor) -> GaussianMixture:
         """Hidden states (...,W) to the mixture of the token that follows, K_I components over I channels."""
-        with full_precision(hidden):
+        with without_autocast(hidden):
             return GaussianMixture.from_raw(self.token_head(hidden), self.components)
 
     def _redundant_mixture(self, hidden: Tensor) -> GaussianMixture:
@@ -140,7 +140,7 @@ class AutoregressivePrior(nn.Module):
             dtype = float32_at_least(hidden.dtype)
             zeros = hidden.new_zeros(hidden.shape[0], 1, self.redundant, dtype=dtype)
             return GaussianMixture(zeros[..., 0], zeros, zeros)
-        with full_precision(hidden):
+        with without_autocast(hidden):
             return GaussianMixture.from_raw(self.redundant_head(hidden), self.redundant_components)
 
     def _all_hidden(self, z_informative: Tensor, labels: Tensor | None, training: TrainingPass | None = None) -> Tensor:
@@ -168,7 +168,7 @@ class AutoregressivePrior(nn.Module):
             informative = token_mixtures.log_prob(z_informative).sum(1)
             if shared is None:
                 return PriorLogProb(informative, torch.zeros_like(informative))
-            return PriorLogProb(informative, self.shared_density(shared, z_redundant).sum(1))
+            return PriorLogProb(informative, shared.log_prob_shared(z_redundant).sum(1))
 
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(Z | c) (B,), nats per image, of latents z (B,N,D) and labels (B,) or None   (Eq. 14)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from farmer_ref.model.bases import dct_basis, pca_basis
-from farmer_ref.model.transformer import float32_at_least
+from farmer_ref.model.precision import float32_at_least, full_precision
 from farmer_ref.support.errors import InputError
 
 
@@ -108,6 +108,7 @@ class Patchify(nn.Module):
         self.register_buffer("mean", torch.zeros(token_channels))  # (D,)
         self.register_buffer("matrix", torch.eye(token_channels))  # (D,D), rows are the basis vectors
         self.register_buffer("fitted", torch.tensor(basis != "pca"))
+        self._seen_fitted = basis != "pca"
         if basis == "dct":
             self.matrix.copy_(dct_basis(channels, patch_size))
 
@@ -154,7 +155,7 @@ class Patchify(nn.Module):
         if self.basis == "pixel":
             return patches
         self.check_fitted()
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             return (patches - self.mean) @ self._rows().T
 
     def check_images(self, images: Tensor) -> None:
@@ -172,7 +173,7 @@ class Patchify(nn.Module):
         tokens = tokens.to(self.dtype)
         if self.basis != "pixel":
             self.check_fitted()
-            with torch.autocast(tokens.device.type, enabled=False):
+            with full_precision(tokens):
                 tokens = tokens @ self._rows() + self.mean
         batch, p, side = tokens.shape[0], self.patch_size, self.image_size // self.patch_size
         patches = tokens.reshape(batch, side, side, self.channels, p, p)  # B,row,column,C,p,p
@@ -180,7 +181,9 @@ class Patchify(nn.Module):
 
     def check_fitted(self) -> None:
         """Raise `InputError` where the basis is PCA and `fit` was not called; a graph that is exported has no check."""
-        if self.basis == "pca" and not torch.compiler.is_exporting() and not self.fitted:
-            raise InputError(
-                "patch_basis is 'pca' and not fitted; call patchify.fit(training images) once, before training"
-            )
+        if not self._seen_fitted and not torch.compiler.is_exporting():
+            if not self.fitted:
+                raise InputError(
+                    "patch_basis is 'pca' and not fitted; call patchify.fit(training images) once, before training"
+                )
+            self._seen_fitted = True  # reading a tensor makes a GPU wait, so only once

@@ -14,16 +14,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def full_precision(tensor: Tensor) -> torch.autocast:
-    """A context in which autocast is off: densities, projections into and out of a transformer, and heads."""
-    return torch.autocast(tensor.device.type, enabled=False)
-
-
-def float32_at_least(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of images, latents and densities where the weights are `dtype`: at least float32."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 class TrainingPass(NamedTuple):
     """How a training step runs the transformers; models take it as an optional last argument and pass it on (ours)."""
 

@@ -52,8 +52,8 @@ class RunConfig:
     compile: bool = False
     """Compile the transformer layers and the shared mixture's density: slow to start, then faster on a GPU."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """bfloat16: transformer layers under autocast; densities stay in float32. tf32: float32, but matrix products on a
-    GPU are rounded to 10 bits."""
+    """bfloat16: transformer layers under autocast, and a GPU's other matrix products in a step as with tf32. tf32:
+    float32, but these are rounded to 10 bits. Densities and log-determinants stay in float32 in either."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, cuda:1, ..."""
     threads: ThreadCount | None = None

@@ -24,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from farmer_ref.data.order import Batch, random_seed
-from farmer_ref.model.mixture import SharedDensity
-from farmer_ref.model.transformer import TrainingPass, TransformerLayer
+from farmer_ref.model.precision import rounded_products
+from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import parallel
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.parallel import full_tensor, is_sharded, local_tensor
@@ -46,7 +46,7 @@ def learning_rate_at(config: RunConfig, *, step: int, progress: float) -> float:
 
 
 def set_up(config: RunConfig) -> torch.device:
-    """Join the other processes, if any; returns this one's device, with the run's matrix-product precision set."""
+    """Join the other processes, if any; returns this one's device."""
     device = parallel.join(config.device)
     share = parallel.world_size() * config.accumulate
     require(
@@ -61,13 +61,20 @@ def set_up(config: RunConfig) -> torch.device:
         require(
             found, "compile", True, f"False, or with a C++ compiler: there is no {compiler} here (CXX names another)"
         )
-    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
     return device
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bfloat16 for the transformer layers, or nothing; the densities disable it for their own computation."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def products(precision: str) -> contextlib.AbstractContextManager[None]:
+    """TF32 for the products of a training step that autocast leaves in float32, unless all is to be float32.
+
+    Where layers are bfloat16, these are a few per cent of the operations, and on tensor cores alone also of the time.
+    """
+    return contextlib.nullcontext() if precision == "float32" else rounded_products()
 
 
 class MovingAverage:
@@ -104,14 +111,6 @@ class MovingAverage:
         return averaged
 
 
-def compiled_parts(model: nn.Module) -> list[nn.Module]:
-    """The modules that `compile` compiles: the layers, and the computation whose intermediates outweigh a layer's.
-
-    All layers run the same code, so the compiler works for a minute, not for an hour.
-    """
-    return [module for module in model.modules() if isinstance(module, TransformerLayer | SharedDensity)]
-
-
 def make_optimiser(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     """AdamW(.9, .95); weight decay on matrices, none on biases and norms."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
@@ -137,8 +136,9 @@ def moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Ten
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
-Loss = Callable[[Batch, float, TrainingPass], tuple[Tensor, dict[str, float]]]
-"""(batch, progress, training pass) -> the loss, a mean over the batch, and values to log with it, also means."""
+Loss = Callable[[Batch, float, TrainingPass], tuple[Tensor, dict[str, Tensor | float]]]
+"""(batch, progress, training pass) -> the loss, a mean over the batch, and values to log with it, also means: tensors,
+not numbers, where these would make the backward pass wait for the forward one."""
 
 
 class RunLog:
@@ -209,8 +209,8 @@ class Trainer:
         self.run, self.export, self.average = run, export, average
         self.tokens, self.flops_per_image = tokens, flops_per_image
         if config.compile:
-            for part in compiled_parts(self.model):
-                part.compile()
+            for layer in transformer_layers(self.model):  # all the same code: a minute of compiling, not an hour
+                layer.compile()
         self.device = next(self.model.parameters()).device
         self.optimiser = make_optimiser(self.model, config)
         self.step, self.seconds, self.skipped, self.skipped_in_a_row = 0, 0.0, 0, 0
@@ -343,9 +343,10 @@ class Trainer:
                     "The newest checkpoint is intact"
                 )
         self.step += 1
-        return {**logged, "gradient_norm": norm, "learning_rate": rate, "skipped": self.skipped}
+        figures = {name: float(value) for name, value in logged.items()}
+        return {**figures, "gradient_norm": norm, "learning_rate": rate, "skipped": self.skipped}
 
-    def _gradients(self, batch: Batch, progress: float) -> dict[str, float]:
+    def _gradients(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """Accumulate the gradient of the step's mean loss, part by part; returns the mean logged values."""
         count, sums = self.config.accumulate, {}
         for number, part in enumerate(batch.parts(count), 1):
@@ -357,7 +358,8 @@ class Trainer:
                 batch_size=self.config.batch_size,
                 recompute=self.config.checkpoint_activations,
             )
-            with parallel.gradients_averaged(self.distributed_model, number == count):
+            average = parallel.gradients_averaged(self.distributed_model, number == count)
+            with average, products(self.config.precision):
                 loss, logged = self.loss(part, progress, training)
                 (loss / count).backward()
             for name, value in logged.items():

@@ -242,8 +242,9 @@ def test_grey_levels_given_as_images_are_one_line():
     assert bits_per_dim(model, small[:0]).shape == (0,)
 
 
-def test_denoising_works_in_chunks_and_under_inference_mode():
+def test_denoising_works_in_chunks_and_under_inference_mode(monkeypatch):
     noisy = small_model(dequantisation="gaussian")
+    monkeypatch.setattr("farmer_ref.model.farmer.DENOISING_BYTES", 9 * noisy.config.gradient_bytes)
     x, labels = images(noisy, 40), torch.arange(40) % 3
     outside = noisy.denoise(x, labels)
     alone = torch.cat([noisy.denoise(x[k : k + 1], labels[k : k + 1]) for k in range(40)])

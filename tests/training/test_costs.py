@@ -1,6 +1,7 @@
 """What a model costs, computed, against what PyTorch counts."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -85,6 +86,39 @@ def test_memory_is_what_forward_keeps(checkpointed, precision):
     assert saved_bytes(config, checkpoint_activations=checkpointed, precision=precision) == pytest.approx(
         measured, rel=0.02
     )
+
+
+@pytest.mark.parametrize("name", ["digits-noise", "imagenet64", *PAPER])
+def test_the_model_s_own_estimate_of_a_gradient_is_above_what_forward_keeps(name):
+    """It decides how many images are denoised at a time, and leaves room for what is recomputed."""
+    config = PRESETS[name].model
+    kept = saved_bytes(config, checkpoint_activations=True, precision="float32")
+    assert 1.2 <= config.gradient_bytes / kept <= 2.5
+
+
+def test_memory_of_denoising_does_not_grow_with_the_batch(monkeypatch):
+    """What is kept for backward at a time; without recomputation and chunks it was 600 GiB for the largest preset."""
+    model = Farmer(dataclasses.replace(PRESETS["digits-noise"].model, flow_blocks=8, flow_layers=6))
+
+    def most_kept(images, at_once):
+        monkeypatch.setattr("farmer_ref.model.farmer.DENOISING_BYTES", at_once * model.config.gradient_bytes)
+        alive, sizes = weakref.WeakValueDictionary(), []
+
+        def keep(tensor):
+            alive[id(tensor)] = tensor
+            storages = {kept.untyped_storage().data_ptr(): kept.untyped_storage().nbytes() for kept in alive.values()}
+            sizes.append(sum(storages.values()))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.denoise(torch.rand(images, 1, 8, 8), torch.zeros(images, dtype=torch.long))
+        return max(sizes)
+
+    largest = {(at_once, images): most_kept(images, at_once) for at_once in (2, 6) for images in (6, 24)}
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    assert largest[6, 24] <= 6 * model.config.gradient_bytes + weights
+    assert largest[2, 24] == pytest.approx(largest[2, 6], rel=0.05)
+    assert largest[6, 24] == pytest.approx(largest[6, 6], rel=0.05)
 
 
 def test_memory_falls_with_checkpoints_and_processes():

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_model
+from conftest import Dispatched, small_model
 from helpers import QUICK, weights_of
 
 from farmer_ref import PRESETS, Farmer, InputError, train
 from farmer_ref.data.order import Batch
+from farmer_ref.model.transformer import transformer_layers
 from farmer_ref.support.plots import training_curve
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import TrainConfig
-from farmer_ref.training.trainer import MovingAverage, Speed, Trainer, compiled_parts, learning_rate_at, make_optimiser
+from farmer_ref.training.trainer import MovingAverage, Speed, Trainer, learning_rate_at, make_optimiser
 
 
 def trainer_with_loss(tmp_path, loss, **changes):
@@ -123,15 +124,14 @@ def test_speed_is_that_of_the_device_in_use(monkeypatch):
     assert set(Speed(8, flops_per_image=65e12, device=torch.device("cpu")).measured()) == {"images_per_second"}
 
 
-def test_what_is_compiled_is_captured_whole(monkeypatch):
-    """Traced forward and backward without a break, in parts or not; a compiler proper takes a minute (`slow`)."""
-    monkeypatch.setattr("farmer_ref.model.mixture.AT_ONCE", 1)
+def test_what_is_compiled_is_captured_whole():
+    """Traced forward and backward without a break; a compiler proper takes a minute (`slow`)."""
     model = small_model()
     images = torch.rand(4, 2, 6, 6, dtype=torch.float64) * 2 - 1
     wanted = model.log_prob(images)
     (gradient,) = torch.autograd.grad(wanted.sum(), model.flow.blocks[0].positions)
-    for part in compiled_parts(model):
-        part.compile(backend="aot_eager", fullgraph=True)
+    for layer in transformer_layers(model):
+        layer.compile(backend="aot_eager", fullgraph=True)
     found = model.log_prob(images)
     (traced,) = torch.autograd.grad(found.sum(), model.flow.blocks[0].positions)
     assert torch.allclose(found, wanted, atol=1e-9) and torch.allclose(traced, gradient, atol=1e-8)
@@ -146,3 +146,48 @@ def test_compiled_training_is_the_eager_one(tmp_path):
         for name in ("eager", "compiled")
     )
     assert compiled == pytest.approx(eager, rel=1e-4)
+
+
+MIXED = ["--model.patch-basis", "pca", "--model.channel-mixing", "learned"]  # a step with products in its density
+
+
+@pytest.fixture(params=["float32", "tf32", "bfloat16"])
+def traced_step(request, tmp_path, monkeypatch):
+    """Precision, and what a step of training dispatched: all of it, and what came before the backward pass."""
+    gradients, backward, steps = Trainer._gradients, torch.Tensor.backward, []
+
+    def traced(trainer, batch, progress):
+        with Dispatched() as mode, monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "backward", lambda loss: steps.append(list(mode.names)) or backward(loss))
+            logged = gradients(trainer, batch, progress)
+        steps.append(mode)
+        return logged
+
+    monkeypatch.setattr(Trainer, "_gradients", traced)
+    train.main([*QUICK, *MIXED, "--steps", "1", "--precision", request.param, "--out", str(tmp_path)])
+    return request.param, steps[1], steps[0]
+
+
+def test_nothing_waits_for_the_gpu_between_forward_and_backward(traced_step):
+    _, mode, before = traced_step
+    assert len(before) > 100 and len(mode.names) > 2 * len(before)
+    assert mode.names.count("_local_scalar_dense") == 1  # .item() and the like: is the basis fitted, once a run
+    assert not {"nonzero", "equal"} & {*mode.names}
+
+
+def test_products_of_a_step_are_rounded_but_for_the_density(traced_step):
+    """In float32: projections and heads, forward and backward, in TF32 if the precision allows; A x, A and the basis
+    of the patches not. A GPU's rate in float32 proper is a fifteenth of that in bfloat16."""
+    precision, mode, _ = traced_step
+    rounded = [shape for dtype, rounded, shape in mode.products if dtype == torch.float32 and rounded]
+    exact = [shape for dtype, rounded, shape in mode.products if dtype == torch.float32 and not rounded]
+    tokens, channels, blocks = 64 * 16, 4, 2
+    assert torch.get_float32_matmul_precision() == "highest"  # what is measured between two steps is not rounded
+    if precision == "float32":
+        assert not rounded
+        return
+    basis, mixing, factors = (tokens, channels), (tokens, channels), (channels, channels)
+    assert sorted(map(tuple, exact)) == sorted([basis, *[mixing, factors, factors] * blocks])
+    assert len([dtype for dtype, _, _ in mode.products if dtype == torch.bfloat16]) == (
+        3 * 4 * 3 if precision == "bfloat16" else 0
+    )

@@ -1,0 +1,62 @@
+"""Which numbers may be rounded: densities never, a network's layers under autocast, its other products in TF32.
+
+TF32: the products of float32 matrices on a GPU's tensor cores, with inputs rounded to 10 bits and sums in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+EXACT = ("none", "ieee")  # the settings under which products of float32 matrices are not rounded
+
+
+def float32_at_least(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of images, latents and densities where the weights are `dtype`: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """A context in which autocast is off: projections into and out of a transformer, and heads.
+
+    A training step may still run their products in TF32 (`rounded_products`).
+    """
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+@contextlib.contextmanager
+def full_precision(tensor: Tensor) -> Iterator[None]:
+    """A context in which nothing is rounded below the tensor's own precision: densities, log-determinants, inverses.
+
+    Autocast is off, and so is TF32, whatever the settings outside.
+    """
+    matmul = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    settings = {backend.fp32_precision for backend in matmul}
+    with without_autocast(tensor):
+        if settings <= {*EXACT}:
+            yield
+            return
+        with _products("highest", "medium" if "bf16" in settings else "high"):
+            yield
+
+
+@contextlib.contextmanager
+def rounded_products() -> Iterator[None]:
+    """A context in which a GPU computes products of float32 matrices in TF32, forward and backward.
+
+    For a training step alone: what is measured or drawn between two steps is not rounded.
+    """
+    with _products("high", "highest"):
+        yield
+
+
+@contextlib.contextmanager
+def _products(inside: str, outside: str) -> Iterator[None]:
+    torch.set_float32_matmul_precision(inside)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(outside)
