@@ -68,6 +68,7 @@ class CardModel(BaseModel):
     image_size: int
     channels: int
     num_classes: int
+    class_names: tuple[str, ...] = ()
 
 
 class CardRun(BaseModel):
@@ -287,7 +288,8 @@ def model_card(repository: str, config: CardFacts, *, license: str, with_student
     model, dataset = config.model, config.training.dataset
     side, channels, classes = model.image_size, model.channels, model.num_classes
     facts = [f"{side}×{side} images", f"{channels} colour channel{'s' if channels > 1 else ''}"]
-    facts += [f"classes 0 to {classes - 1}"] if classes else []
+    names = [f"{label} `{name.replace('`', '')}`" for label, name in enumerate(model.class_names) if name != str(label)]
+    facts += [f"classes 0 to {classes - 1}" + f" ({', '.join(names)})" * bool(names)] if classes else []
     facts += [f"trained on `{dataset}`"] if dataset else []
     facts += ["with a one-step student of the flow's inverse"] if with_student else []
     load = [f'model = Farmer.from_pretrained("{repository}")']
