@@ -3,10 +3,10 @@
 Every flag of every command with hostile values; every field of a run's JSON files; pictures, .npz and safetensors files
 with random damage. A case runs in a child process of its own, in a folder of its own. It is a finding where the child
 prints a traceback, ends in an error that was not foreseen, dies of a signal, takes more than 20 seconds of processor
-time (or two minutes of the clock: it may wait for something), or ends well with a wrong result. Of what ends well, the
-files are read: what was asked for is there, in the number asked for, all figures are finite, the settings that were
-recorded are those that were given, and a damaged array or tensor was not used. The seed decides the damage and the
-order; it is the date unless given, so that another day tries other cases. A finding becomes a test.
+time (or, twice, two minutes of the clock: it may wait for something), or ends well with a wrong result. Of what ends
+well, the files are read: what was asked for is there, in the number asked for, all figures are finite, the settings
+that were recorded are those that were given, and a damaged array or tensor was not used. The seed decides the damage
+and the order; it is the date unless given, so that another day tries other cases. A finding becomes a test.
 """
 
 from __future__ import annotations
@@ -187,15 +187,19 @@ def figures_in(path: Path) -> dict[str, Any]:
 
 
 def check_evaluate(case: Case, folder: Path) -> str:
-    """Finite figures, of the images, draws, samples and settings given."""
+    """Finite figures, of the images, draws, samples and settings given, if they were to be written."""
+    if not case.given("--out"):
+        return check_printed(case, folder)
     return not_as_given(case, figures_in(folder / str(case.given("--out"))), but=("dataset",))
 
 
 def check_images(case: Case, folder: Path) -> str:
-    """A row of figures for each image; probabilities that add up to 1."""
+    """A row of figures for each image, if they were to be written; probabilities that add up to 1."""
+    if not case.given("--out"):
+        return check_printed(case, folder)
     figures = figures_in(folder / str(case.given("--out")))
     rows, wanted = figures["images"], number(case.given("--count")) or 1
-    if len(rows) != wanted:
+    if not 1 <= len(rows) <= wanted:
         return f"{len(rows)} rows for {wanted} images"
     sums = [sum(row["probabilities"]) for row in rows if "probabilities" in row]
     if any(abs(total - 1) > 1e-6 for total in sums):
@@ -209,7 +213,7 @@ def check_table(case: Case, folder: Path) -> str:
     counts = {len(row["bits_per_dim"]["seeds"]) for row in figures["rows"]}
     if counts != {figures["seeds"]}:
         return f"{counts} figures for {figures['seeds']} seeds"
-    return not_as_given(case, figures)
+    return not_as_given(case, figures, but=("device",))
 
 
 def check_printed(case: Case, folder: Path) -> str:
@@ -422,8 +426,15 @@ def file_cases(run: Path, folder: Path, generator: random.Random) -> Iterator[Ca
 
 def attempt(case: Case, folder: Path) -> tuple[str, str]:
     """Run a case in a child: its outcome in a word, and its last line on standard error, or what is wrong."""
-    case.prepare(folder)
-    code = ended(start(case.main, case.arguments, folder, seconds=SECONDS, clock=CLOCK))
+    code, here = 0, folder
+    for number in range(2):  # the clock goes on where the machine is too busy for the child
+        here = folder / str(number) / "here"  # so that ../../x stays inside
+        here.mkdir(parents=True)
+        case.prepare(here)
+        code = ended(start(case.main, case.arguments, here, seconds=SECONDS, clock=CLOCK))
+        if code != -signal.SIGALRM:
+            break
+    folder = here
     if code in (-signal.SIGALRM, -signal.SIGPROF):
         return "hang", last_line(folder)
     if "Traceback" in printed(folder):
@@ -476,8 +487,7 @@ def main(argv: list[str] | None = None) -> None:
         for number, case in enumerate(cases):
             if config.minutes is not None and time.monotonic() - began > 60 * config.minutes:
                 break
-            folder = home / "a" / "b" / str(number)  # deep, so that ../../x stays inside
-            folder.mkdir(parents=True)
+            folder = home / "cases" / str(number)
             outcome, line = attempt(case, folder)
             outcomes.setdefault(case.kind, Counter())[outcome] += 1
             if outcome not in ("refused", "accepted"):

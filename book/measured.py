@@ -16,6 +16,7 @@ from farmer_ref.data.sets import load_split
 from farmer_ref.evaluation.tables import MEASURES
 from farmer_ref.evaluation.verdicts import cell
 from farmer_ref.parameters import count
+from farmer_ref.support.hub import PATIENCE, STALLED
 from farmer_ref.training.presets import PRESETS
 
 COORDINATES = ("linear", "histogram")
@@ -55,7 +56,8 @@ def time_limit() -> str:
 def numbers() -> dict[str, str]:
     """Every number that a page's text uses, by name."""
     digits = (of_the_digits, of_the_sizes, of_healthy_runs, of_sampling, of_the_tables, of_the_uses)
-    found = {name: text for kind in (*digits, of_the_pixels, of_mnist) for name, text in kind().items()}
+    others = (of_the_pixels, of_mnist, of_hostile_input)
+    found = {name: text for kind in (*digits, *others) for name, text in kind().items()}
     return {name: text.replace(" ± ", "\u00a0±\u00a0") for name, text in found.items()}
 
 
@@ -177,6 +179,25 @@ def of_the_pixels() -> dict[str, str]:
         **{f"black_{name}": bits for name, bits in lost.items()},
         "pixels_steps": f"{measured['settings']['steps']:,}",
         "pixels_samples": f"{measured['settings']['samples']:,}",
+    }
+
+
+def of_hostile_input() -> dict[str, str]:
+    """What hostile input and kills did, and how long a server is waited for."""
+    tried, kills = load("fuzz"), load("kills")
+    commands = [kills["train"], kills["distill"]]
+    outcomes = tried["outcomes"].values()
+    return {
+        "fuzz_inputs": f"{tried['inputs']:,}",
+        "fuzz_of": f"{tried['of']:,}",
+        "fuzz_refused": f"{sum(counts.get('refused', 0) for counts in outcomes):,}",
+        "fuzz_accepted": f"{sum(counts.get('accepted', 0) for counts in outcomes):,}",
+        "fuzz_findings": in_words(len(tried["findings"])),
+        "hub_patience": str(PATIENCE),
+        "hub_stalled": str(STALLED),
+        "kills_of_each": in_words(kills["kills"]),
+        "kills_in_a_write": in_words(sum(command["in_a_write"] for command in commands)),
+        "kills_lost": in_words(sum(len(command["lost"]) for command in commands)),
     }
 
 

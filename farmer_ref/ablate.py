@@ -45,7 +45,7 @@ from farmer_ref.support.files import read_json, replace_file, write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.plots import class_labels, comparison, labelled_grids
 from farmer_ref.support.record import over_seeds, provenance, timed
-from farmer_ref.support.settings import settings_class
+from farmer_ref.support.settings import Count, settings_class
 from farmer_ref.training.checkpoint import last_state
 from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.presets import PRESETS
@@ -82,9 +82,9 @@ class AblateConfig:
     """Steps of each run of the paper's tables, instead of --seconds-per-run: the same on a busy or slower machine."""
     basis_steps: PositiveInt = 400
     """Steps of the runs of --basis that are compared at equal steps."""
-    seeds: PositiveInt = 1
+    seeds: Count = 1
     """Runs of each row: seeds 0, 1, ..."""
-    other_seeds: PositiveInt | None = None
+    other_seeds: Count | None = None
     """Runs of rows that no claim compares, whose deviation is not needed; default: as many."""
     samples: PositiveInt = 1000
     """Samples per row and seed."""

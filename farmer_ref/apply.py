@@ -174,11 +174,6 @@ class Inputs:
         moved = self.run.read_these(self.scored)
         return self.config.dataset if moved else self.run.dataset(otherwise=self.config.dataset)
 
-    def class_name(self, label: int) -> str:
-        """A class in words: its label, and its name where the model stores one that says more."""
-        name = (self.run.class_names() or ("",) * (label + 1))[label]
-        return f"{label} ({name})" if name not in ("", str(label)) else str(label)
-
     def as_bytes(self, values: Tensor) -> Tensor:
         """Grey levels 0..L-1 as bytes 0..255, on the CPU."""
         return (values.cpu().double() * 255 / (self.levels - 1)).round().to(torch.uint8)
@@ -290,7 +285,7 @@ def run_edit(config: EditConfig) -> str:
             change_class(model, images, old, torch.full_like(old, c), guidance=guidance, generator=inputs.generator)
             for c in classes
         ]
-        what = f"under the labels {', '.join(map(str, classes))}"
+        what = f"under the labels {', '.join(map(inputs.run.class_name, classes))}"
     else:
         edits = [change_details(model, images, inputs.labels, generator=inputs.generator) for _ in range(config.steps)]
         what = f"with {config.steps} other details"
@@ -334,11 +329,12 @@ def run_classify(config: ClassifyConfig) -> str:
             {"image": name, "label": int(label), "class": int(c), "probabilities": row.tolist()}
             for name, label, c, row in zip(names, labels, classes, probabilities, strict=True)
         ]
-        write_json(out, {"run": config.run, "temperature": config.temperature, "images": rows})
+        known = {"run": config.run, "class_names": list(inputs.run.class_names()), "temperature": config.temperature}
+        write_json(out, {**known, "images": rows})
     lines = []
     if config.images:
         triples = zip(inputs.pictures.names, classes, confidence, strict=True)
-        lines = [f"  class {inputs.class_name(int(c))}  {float(share):6.1%}  {name}" for name, c, share in triples]
+        lines = [f"  class {inputs.run.class_name(int(c))}  {float(share):6.1%}  {name}" for name, c, share in triples]
     known = inputs.pictures.labels != NULL_LABEL
     if bool(known.any()):
         accuracy = (classes == inputs.pictures.labels)[known].double().mean()

@@ -96,10 +96,10 @@ class Sampler:
 
     def __init__(self, config: SampleConfig):
         self.config, self.device = config, parallel.join(config.device)
-        run = Run.open(config.run)
-        require_room(run.model_config, self.device, images=config.batch_size)
-        self.model = run.load(config.weights).to(self.device)
-        self.student = run.load_student(self.model) if config.student else None
+        self.run = Run.open(config.run)
+        require_room(self.run.model_config, self.device, images=config.batch_size)
+        self.model = self.run.load(config.weights).to(self.device)
+        self.student = self.run.load_student(self.model) if config.student else None
         self.threads = choose_threads(
             self.model, images=config.batch_size, tokens=1, device=self.device, wanted=config.threads
         )
@@ -159,7 +159,8 @@ def write_picture(sampler: Sampler, out: Path) -> str:
     labels = columns.repeat(config.rows)
     grid = image_grid(sampler.images(labels), columns=len(columns))
     parallel.on_rank_zero(lambda: replace_file(out, lambda path: grid.save(path, format="PNG")))
-    return f"{len(labels)} samples of {config.run}, columns {', '.join(map(str, columns.tolist()))}: {out}"
+    classes = ", ".join(map(sampler.run.class_name, columns.tolist()))
+    return f"{len(labels)} samples of {config.run}, columns {classes}: {out}"
 
 
 def write_array(sampler: Sampler, out: Path) -> str:

@@ -6,6 +6,8 @@ package, trained by `python -m benchmarks.mnist --stage classifier`.
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from farmer_ref.data.sets import ImageData
-from farmer_ref.evaluation.metrics import PixelClassifier, sample_batches
+from farmer_ref.evaluation.metrics import Moments, PixelClassifier, sample_batches
 from farmer_ref.model.farmer import Farmer
 from farmer_ref.support import parallel
 from farmer_ref.support.files import PRETRAINED, load_weights
@@ -85,14 +87,27 @@ def classifier_for(train: ImageData) -> ConvClassifier | PixelClassifier:
 
 def sample_scores(
     classifier: ConvClassifier | PixelClassifier, model: Farmer, labels: Tensor, **options: Any
-) -> tuple[float, Tensor]:
-    """The accuracy of the samples of `sample_batches`, which takes the options, and their features, `scores` (n,F).
+) -> tuple[float, Moments]:
+    """The accuracy of the samples of `sample_batches`, which takes the options, and the moments of their `scores`.
 
-    The images themselves are not kept: memory does not grow with their size.
+    Neither images nor scores are kept: memory grows neither with their size nor with their number.
     """
     batch_size = options.get("batch_size", 100)
-    parts, mine = labels.split(batch_size)[parallel.rank() :: parallel.world_size()], []
+    parts, mine = labels.split(batch_size)[parallel.rank() :: parallel.world_size()], Judged(0, None)
     for part, values in zip(parts, sample_batches(model, labels, **options), strict=True):
-        mine.append((classifier.predict(values) == part.cpu(), classifier.scores(values)))
-    right, scores = zip(*parallel.gather_interleaved(mine), strict=True)
-    return float(torch.cat(right).double().mean()), torch.cat(scores)
+        right = int((classifier.predict(values) == part.cpu()).sum())
+        mine += Judged(right, Moments.of(classifier.scores(values)))
+    judged = functools.reduce(Judged.__add__, parallel.gather(mine))
+    return judged.right / len(labels), judged.moments
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge says of some samples: how many are of their label, and the moments of their scores; None of none."""
+
+    right: int
+    moments: Moments | None
+
+    def __add__(self, other: Judged) -> Judged:
+        known = [part.moments for part in (self, other) if part.moments is not None]
+        return Judged(self.right + other.right, functools.reduce(Moments.__add__, known) if known else None)

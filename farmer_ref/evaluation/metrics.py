@@ -243,15 +243,46 @@ class PixelClassifier:
         return float((self.predict(values) == labels.cpu()).double().mean())
 
 
-def frechet_distance(features: Tensor, other: Tensor) -> float:
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of features (n,F), in float64: all that a Fréchet distance reads, and flat in n.
+
+    Moments of parts add up to those of the whole (Chan, Golub and LeVeque 1979), to rounding.
+    """
+
+    count: int
+    mean: Tensor
+    """(F,)"""
+    scatter: Tensor
+    """(F,F): the sum of (f - mean) (f - mean)^T over features f."""
+
+    @classmethod
+    def of(cls, features: Tensor) -> Moments:
+        """The moments of features (n,F)."""
+        features = features.double()
+        mean = features.mean(0)
+        return cls(len(features), mean, (features - mean).T @ (features - mean))
+
+    def __add__(self, other: Moments) -> Moments:
+        count, apart = self.count + other.count, other.mean - self.mean
+        between = torch.outer(apart, apart) * (self.count * other.count / count)
+        return Moments(count, self.mean + apart * (other.count / count), self.scatter + other.scatter + between)
+
+    @property
+    def covariance(self) -> Tensor:
+        """(F,F), unbiased."""
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(features: Tensor | Moments, other: Tensor | Moments) -> float:
     """|m - m'|^2 + tr(C + C' - 2 (C C')^{1/2}) of two sets of features (n,F), (n',F), in float64 (Heusel et al. 2017).
 
-    tr (C C')^{1/2} is the sum of the square roots of the eigenvalues of C^{1/2} C' C^{1/2}, which is symmetric.
+    Their `Moments` will do. tr (C C')^{1/2} is the sum of the square roots of the eigenvalues of C^{1/2} C' C^{1/2},
+    which is symmetric.
     """
-    a, b = features.double(), other.double()
-    covariance, other_covariance = torch.atleast_2d(torch.cov(a.T)), torch.atleast_2d(torch.cov(b.T))
-    values, vectors = torch.linalg.eigh(covariance)
+    a, b = (given if isinstance(given, Moments) else Moments.of(given) for given in (features, other))
+    values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp(min=0).sqrt().sum()
-    mean = (a.mean(0) - b.mean(0)).square().sum()
-    return float(mean + covariance.trace() + other_covariance.trace() - 2 * cross)
+    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    mean = (a.mean - b.mean).square().sum()
+    return float(mean + a.covariance.trace() + b.covariance.trace() - 2 * cross)

@@ -19,6 +19,8 @@ FARTHEST = 100.0  # images without a negative pixel that reach so far are grey l
 
 def checked_images(images: Tensor) -> Tensor:
     """Images as given. Raises `InputError` for grey levels in place of images in [-1, 1], the usual mistake."""
+    if not torch.is_tensor(images):
+        raise InputError(f"images are a {type(images).__name__}; allowed: a tensor of numbers in [-1, 1]")
     if images.is_floating_point() and images.numel() and not torch.compiler.is_exporting():
         smallest, largest = (float(end) for end in images.detach().aminmax())
         whole = largest >= 2 and bool((images == images.round()).all())

@@ -205,7 +205,8 @@ class Farmer(Pretrained, nn.Module):
         >>> images.shape, bool(images.abs().max() <= 1)
         (torch.Size([10, 1, 8, 8]), True)
         """
-        labels = self._labels(labels)
+        if (labels := self._labels(labels)) is None:
+            raise InputError("labels are None; allowed: one for each image, -1 for any class")
         if guidance is not None and guidance.scale and not self.config.num_classes:
             raise InputError(f"guidance scale is {guidance.scale}; allowed: 0 in a model without labels")
         _check_method(method, student)

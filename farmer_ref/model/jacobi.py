@@ -60,6 +60,8 @@ def inverse_jacobi(
     if tolerance <= 0:
         raise InputError(f"tolerance is {tolerance}; allowed: above 0")
     flow.check_shape("z", z)
+    if not len(z):
+        return z, JacobiReport([0] * len(flow.blocks), [0.0] * len(flow.blocks))
     sweeps, residual = [], []
     for block, window in zip(reversed(flow.blocks), reversed(windows), strict=True):
         z, block_sweeps, block_residual = _block_inverse(block, z, labels, tolerance, window)

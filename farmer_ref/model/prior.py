@@ -199,7 +199,7 @@ class AutoregressivePrior(nn.Module):
         guidance = guidance or Guidance()
         # Guidance needs p_c and p_u: one pass over 2 B rows gives both, the labelled ones first.
         rows = _with_null_rows(labels, guidance)  # (B',)
-        copies = rows.shape[0] // labels.shape[0]
+        copies = 2 if guidance.scale else 1
         # The transformer reads the M condition tokens; the state after the last of them predicts token 1.
         condition, positions = self._condition(rows, rows.shape[0]), self.flip_if_reversed(self.positions)
         step = stepper(self.transformer, self.condition_repeats + self.tokens, like=condition)

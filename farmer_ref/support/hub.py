@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
+from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,8 +25,10 @@ from farmer_ref.support.settings import parse_json
 LIBRARY = "farmer_ref"
 PAPER = "https://arxiv.org/abs/2510.23588"
 REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\S+))?")  # owner/name, or owner/name@revision
-COMMIT, PATIENCE = re.compile(r"[0-9a-f]{40}"), 30  # seconds for an answer about a repository
-FILES, SUBFOLDERS = ["config.json", "*.safetensors"], ["*/*"]  # downloaded, and skipped (checkpoints/)
+COMMIT, HASH = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # they name folders and files
+PATIENCE, STALLED = 30, 120  # seconds for an answer, and in which a download must bring something (10 MB at a time)
+FILES = ("config.json", "*.safetensors")  # downloaded, unless they are in a folder (checkpoints/)
+LAST = "model.safetensors"
 _folders: dict[str, Path] = {}  # by the names that `pinned` has returned in this process
 
 
@@ -63,6 +68,7 @@ class CardModel(BaseModel):
     image_size: int
     channels: int
     num_classes: int
+    class_names: tuple[str, ...] = ()
 
 
 class CardRun(BaseModel):
@@ -98,77 +104,124 @@ def download(
     """
     if name in _folders and not (revision or cache_dir or force_download):
         return _folders[name]
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
 
     repository, given = REPOSITORY.fullmatch(name).groups()
-    wanted = revision or given
+    wanted, about = revision or given, None
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+    own = cache / f"models--{repository.replace('/', '--')}"
     try:
-        commit = None if local_files_only else _commit(repository, wanted, token)
-        folder = snapshot_download(
-            repository,
-            revision=commit or wanted,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            allow_patterns=FILES,
-            ignore_patterns=SUBFOLDERS,
+        if not local_files_only:
+            known = own / "snapshots" / wanted if wanted and COMMIT.fullmatch(wanted) else None
+            if known and (known / LAST).is_file() and not force_download:
+                return known
+            about = _in_time(lambda: _about(repository, wanted, token), lambda: 0, PATIENCE)
+        if about is None or isinstance(about, Exception):  # not reached: what is cached will do
+            return Path(snapshot_download(repository, revision=wanted, cache_dir=cache, local_files_only=True))
+        commit, files = about
+        folder = _in_time(
+            lambda: _fetched(repository, commit, files, token=token, cache_dir=cache, force_download=force_download),
+            lambda: sum(path.lstat().st_size for path in own.rglob("*")),
+            STALLED,
         )
-        if commit and commit != wanted:  # so that the name is known without a network, too
-            reference = Path(folder).parent.parent / "refs" / (wanted or "main")
+        if commit != wanted:  # so that the name is known without a network, too
+            reference = own / "refs" / (wanted or "main")
             reference.parent.mkdir(parents=True, exist_ok=True)
             reference.write_text(commit)
+        return folder
     except InputError:
         raise
     except errors.LocalEntryNotFoundError:
         reason = "the Hugging Face Hub cannot be reached, and the local cache has no complete copy"
+        if isinstance(about, errors.HfHubHTTPError):
+            reason = f"the Hugging Face Hub says: {_first_line(about)}"
     except errors.RevisionNotFoundError:
-        reason = f"the repository on the Hugging Face Hub has no revision {revision or given!r}"
+        reason = f"the repository on the Hugging Face Hub has no revision {wanted!r}"
     except errors.GatedRepoError:
         reason = "its owner on the Hugging Face Hub grants access on request: see its page, then `hf auth login`"
     except errors.RepositoryNotFoundError:
         reason = "the Hugging Face Hub has no such repository, or a private one: `hf auth login`"
     except Exception as error:  # from whichever HTTP library it uses
         reason = f"the Hugging Face Hub says: {_first_line(error)}"
-    else:
-        return Path(folder)
     raise InputError(
         f"model is {name!r}, which is not a local folder, and {reason}; "
         "allowed: a run folder, a repository (owner/name), or a model that ships with the package"
     )
 
 
-def _commit(repository: str, revision: str | None, token: str | bool | None) -> str | None:
-    """The hash of a revision's commit; None where the Hub cannot be reached, or does not answer in time.
+def _about(repository: str, revision: str | None, token: str | bool | None) -> tuple[str, list[str]] | Exception:
+    """The commit of a revision and the names of the files to download; the exception where the Hub is not reached.
 
-    It names a folder of the cache, so a server's word for it is checked first. A server that sends a byte now and then
-    never runs into the library's own time limit: hence the thread.
+    Both name folders and files of the cache, so a server's word for them is checked first.
     """
     from huggingface_hub import HfApi, errors
 
-    if revision and COMMIT.fullmatch(revision):
-        return revision
-    answer: list[Any] = []
+    try:
+        about = HfApi(token=token).model_info(repository, revision=revision or "main", timeout=PATIENCE)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise
+    except Exception as error:
+        return error
+    if not COMMIT.fullmatch(str(about.sha)):
+        raise InputError(f"commit of {repository} on the Hub is {shown(about.sha)}; allowed: 40 hexadecimal digits")
+    names = [str(file.rfilename) for file in about.siblings or ()]
+    chosen = [name for name in names if not set("/\\:") & set(name) and any(fnmatch(name, kind) for kind in FILES)]
+    return str(about.sha), sorted(chosen, key=lambda name: (name == LAST, name))
 
-    def ask() -> None:
+
+def _fetched(
+    repository: str, commit: str, names: list[str], *, token: str | bool | None, cache_dir: Path, force_download: bool
+) -> Path:
+    """The folder of a commit in the cache, with these files; the model comes last, so where it is, all are."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    folder = cache_dir
+    for name in names:
+        about = get_hf_file_metadata(hf_hub_url(repository, name, revision=commit), token=token)
+        for what, said, allowed in (("commit", about.commit_hash, COMMIT), ("hash", about.etag, HASH)):
+            if not allowed.fullmatch(str(said)):
+                raise InputError(
+                    f"{what} of {name} in {repository} on the Hub is {shown(said)}; allowed: hexadecimal digits"
+                )
+        options = {"cache_dir": cache_dir, "token": token, "force_download": force_download}
+        folder = Path(hf_hub_download(repository, name, revision=commit, **options)).parent
+    return folder
+
+
+def _in_time(work: Callable[[], Any], progress: Callable[[], int], seconds: float) -> Any:
+    """The result of work with a server. Raises `InputError` once `progress` has stood still for so many seconds.
+
+    A server that sends a byte now and then never runs into the library's own time limit. Hence a thread, which the end
+    of the program does not wait for.
+    """
+    results: list[Any] = []
+
+    def run() -> None:
         try:
-            answer.append(HfApi(token=token).model_info(repository, revision=revision or "main", timeout=PATIENCE).sha)
-        except Exception as error:
-            answer.append(error)
+            results.append(work())
+        except BaseException as error:
+            results.append(_Raised(error))
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
-    if not answer:
-        raise InputError(f"the Hugging Face Hub did not answer in {PATIENCE} s; allowed: HF_HUB_OFFLINE=1, or wait")
-    (commit,) = answer
-    if isinstance(commit, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
-        raise commit
-    if isinstance(commit, Exception):
-        return None  # `snapshot_download` says why, or takes what is cached
-    if not COMMIT.fullmatch(str(commit)):
-        raise InputError(f"commit of {repository} on the Hub is {shown(commit)}; allowed: 40 hexadecimal digits")
-    return commit
+    done, since = progress(), time.monotonic()
+    while thread.is_alive():
+        thread.join(0.2)
+        if (now := progress()) != done:
+            done, since = now, time.monotonic()
+        if thread.is_alive() and time.monotonic() - since > seconds:
+            raise InputError(f"the Hugging Face Hub sent nothing in {seconds} s; allowed: HF_HUB_OFFLINE=1, or wait")
+    (result,) = results
+    if isinstance(result, _Raised):
+        raise result.error
+    return result
+
+
+class _Raised:
+    """What a thread raised."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
 
 
 def pinned(name: str) -> str:
@@ -235,7 +288,8 @@ def model_card(repository: str, config: CardFacts, *, license: str, with_student
     model, dataset = config.model, config.training.dataset
     side, channels, classes = model.image_size, model.channels, model.num_classes
     facts = [f"{side}×{side} images", f"{channels} colour channel{'s' if channels > 1 else ''}"]
-    facts += [f"classes 0 to {classes - 1}"] if classes else []
+    names = [f"{label} `{name.replace('`', '')}`" for label, name in enumerate(model.class_names) if name != str(label)]
+    facts += [f"classes 0 to {classes - 1}" + f" ({', '.join(names)})" * bool(names)] if classes else []
     facts += [f"trained on `{dataset}`"] if dataset else []
     facts += ["with a one-step student of the flow's inverse"] if with_student else []
     load = [f'model = Farmer.from_pretrained("{repository}")']

@@ -66,6 +66,11 @@ class Run:
         known = CLASS_NAMES.get(self.training.dataset, ()) if self.training else ()
         return self.model_config.class_names or (known if len(known) == self.model_config.num_classes else ())
 
+    def class_name(self, label: int) -> str:
+        """A class in words: its label, and its name where one is known that says more."""
+        name = dict(enumerate(self.class_names())).get(label, "")
+        return f"{label} ({printable(name)})" if name not in ("", str(label)) else str(label)
+
     def split(self, part: str, dataset: str = "", *, data_root: str, download: bool) -> ImageData:
         """One split ("train", "validation", "test") of the run's data set, or of another, for this model.
 

@@ -205,8 +205,10 @@ def test_rows_that_no_claim_compares_may_have_fewer_seeds():
     ("arguments", "parts"),
     [
         ([], ["table is None", "--basis, --all"]),
-        (["--table", "3", "--seeds", "0"], ["seeds is 0", "1 or more"]),
-        (["--table", "3", "--other-seeds", "0"], ["other_seeds is 0", "1 or more"]),
+        (["--table", "3", "--seeds", "0"], ["seeds is 0", "1 to 1,000,000"]),
+        (["--table", "3", "--seeds", str(10**18)], ["seeds is 1000000000000000000", "1 to 1,000,000"]),
+        (["--table", "3", "--other-seeds", "0"], ["other_seeds is 0", "1 to 1,000,000"]),
+        (["--table", "3", "--other-seeds", str(10**18)], ["other_seeds is 1000000000000000000"]),
         (["--table", "3", "--images", "0"], ["images is 0"]),
         (["--table", "3", "--steps-per-run", "0"], ["steps_per_run is 0"]),
         (["--figure", "8", "--samples", "49"], ["samples is 49", "50 or more for figure8"]),

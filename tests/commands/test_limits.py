@@ -10,8 +10,9 @@ from helpers import QUICK, fails_with_one_line
 from safetensors.torch import load_file, save_file
 
 from farmer_ref import apply, distill, evaluate, sample, train
+from farmer_ref.data.sets import load_split
 from farmer_ref.evaluation.classifier import sample_scores
-from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance, sample_values
+from farmer_ref.evaluation.metrics import Moments, PixelClassifier, frechet_distance, sample_values
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.pretrained import least_parameters
 from farmer_ref.parameters import count
@@ -174,14 +175,24 @@ def test_an_array_is_written_as_its_images_come(trained, tmp_path, monkeypatch):
     assert array["arr_0"].shape == (45, 8, 8, 3) and array["arr_1"].shape == (45,)
 
 
-def test_scores_of_samples_are_those_of_all_samples_at_once(digits):
-    from farmer_ref.data.sets import load_split
-
+def test_the_figures_of_samples_are_those_of_all_at_once_and_their_memory_is_flat(digits, monkeypatch):
     classifier = PixelClassifier(load_split("digits", "train", digits.config))
-    labels = torch.arange(25) % 10
+    labels = torch.arange(45) % 10
     options = {"seed": 3, "batch_size": 10}
-    right, scores = sample_scores(classifier, digits, labels, **options)
+    seen, of = [], Moments.of
+
+    def counted(features):
+        seen.append(len(features))
+        return of(features)
+
+    monkeypatch.setattr(Moments, "of", counted)
+    right, moments = sample_scores(classifier, digits, labels, **options)
+    assert seen == [10, 10, 10, 10, 5]
     values = sample_values(digits, labels, **options)
     assert right == classifier.accuracy(values, labels)
-    assert torch.equal(scores, classifier.scores(values))
-    assert frechet_distance(scores, scores) < 1e-6
+    scores = classifier.scores(values)
+    assert moments.count == 45 and moments.scatter.shape == (10, 10)
+    torch.testing.assert_close(moments.covariance, torch.cov(scores.double().T), rtol=1e-12, atol=1e-12)
+    other = scores.flip(1) + 1
+    assert frechet_distance(moments, other) == pytest.approx(frechet_distance(scores, other), rel=1e-10)
+    assert frechet_distance(moments, scores) < 1e-6

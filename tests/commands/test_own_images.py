@@ -9,9 +9,10 @@ import pytest
 from helpers import QUICK, draw, fails_with_one_line, folder_of_images
 from PIL import Image
 
-from farmer_ref import Farmer, apply, distill, evaluate, train
+from farmer_ref import Farmer, apply, distill, evaluate, sample, train
 from farmer_ref.data.folders import ImageFolder
 from farmer_ref.support import parallel
+from farmer_ref.support.hub import CardFacts, model_card
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.runs import Run
 
@@ -74,6 +75,20 @@ def test_a_run_stores_its_classes_and_what_it_held_out(home, tmp_path):
     }
     Farmer.from_pretrained(home / "run").save_pretrained(tmp_path / "exported")  # as `push_to_hub` does
     assert Farmer.from_pretrained(tmp_path / "exported").config.class_names == ("cat", "dog")
+
+
+def test_what_is_printed_of_classes_has_their_names(home, tmp_path, capsys):
+    run, out = home / "run", tmp_path / "a.png"
+    main(sample, "--run", run, "--rows", 1, "--device", "cpu", "--out", out)
+    assert "columns 0 (cat), 1 (dog)" in capsys.readouterr().out
+    main(sample, "--run", run, "--rows", 1, "--labels", 1, -1, "--device", "cpu", "--out", out)
+    assert "columns 1 (dog), -1" in capsys.readouterr().out
+    main(apply, "edit", "--run", run, "--count", 1, "--device", "cpu", "--out", out)
+    assert "0 (cat), 1 (dog)" in capsys.readouterr().out
+    main(apply, "classify", "--run", run, "--count", 2, "--draws", 1, "--device", "cpu", "--out", tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text())["class_names"] == ["cat", "dog"]
+    facts = CardFacts.model_validate_json((run / "config.json").read_text())
+    assert "0 `cat`, 1 `dog`" in model_card("me/pets", facts, license="mit", with_student=False)
 
 
 def test_a_folder_with_fewer_classes_keeps_their_labels(home, copy, tmp_path, capsys):

@@ -11,6 +11,7 @@ from farmer_ref import PRESETS, InputError, bits_per_dim
 from farmer_ref.data.order import random_seed
 from farmer_ref.data.sets import load_split
 from farmer_ref.evaluation.metrics import (
+    Moments,
     PixelClassifier,
     evaluate_likelihood,
     frechet_distance,
@@ -92,6 +93,16 @@ def test_frechet_distance_against_scipy():
     assert frechet_distance(a, b) == pytest.approx(float(exact), rel=1e-6)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(a, a + 1) == pytest.approx(6)
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    """Far from zero, too, where a sum of squares would lose all digits."""
+    features = torch.randn(1001, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1e6
+    parts = features.split([1, 400, 7, 593])
+    added = Moments.of(parts[0]) + (Moments.of(parts[1]) + Moments.of(parts[2])) + Moments.of(parts[3])
+    assert added.count == 1001
+    torch.testing.assert_close(added.mean, features.mean(0), rtol=1e-14, atol=0)
+    torch.testing.assert_close(added.covariance, torch.cov(features.T), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,20 @@ def test_labels_whose_meaning_is_certain_are_accepted():
     assert model.log_prob(x[:0], []).shape == (0,)
 
 
+@pytest.mark.parametrize("method", ["sequential", "jacobi"])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_no_labels_give_no_images(method, scale):
+    assert small_model().sample([], Guidance(scale=scale), method=method).shape == (0, 2, 6, 6)
+
+
+def test_what_is_no_tensor_of_images_and_no_label_at_all_is_one_line():
+    model = small_model()
+    with pytest.raises(InputError, match="images are a ndarray"):
+        model.log_prob(images(model).numpy())
+    with pytest.raises(InputError, match="labels are None; allowed: .* -1 for any class"):
+        model.sample(None)
+
+
 def test_grey_levels_given_as_images_are_one_line():
     model = small_model()
     for given in (images(model).abs().mul(255).round(), (images(model) + 1) * 127.5, images(model) * torch.nan):

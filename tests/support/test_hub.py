@@ -1,11 +1,14 @@
 """Models on the Hub: a local cache in its layout, a server that answers as it does, and a faked upload. No network."""
 
+import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -178,6 +181,79 @@ OneStepStudent.from_pretrained(sys.argv[1])
     for error, name, part in zip(errors, names[1:], wanted, strict=True):
         assert error.startswith(f"model is {name!r}, which is not a local folder") and part in error
     assert set(Hub.asked) == {"config.json", "model.safetensors", "student.safetensors"}
+
+
+class HostileHub(Hub):
+    """Names that lead out of the cache, and answers that never come, or byte by byte."""
+
+    def do_GET(self):
+        path, self.close_connection = self.path.partition("?")[0], True
+        owner, name, *_ = path.removeprefix("/api/models").strip("/").split("/")
+        if path.startswith("/api/models"):
+            commit = "../../../../outside" if name == "commit" else COMMIT
+            names = ["../../../../outside.safetensors", "/outside.safetensors"] if name == "names" else []
+            siblings = [{"rfilename": file} for file in [*names, "config.json", "model.safetensors"]]
+            body = json.dumps({"id": f"{owner}/{name}", "sha": commit, "siblings": siblings}).encode()
+            (self.drip if name == "slow-to-answer" else partial(self.answer, 200))(body)
+            return
+        self.asked.append(path)
+        etag = "../../../../outside" if name == "hash" else hashlib.sha1(path.encode()).hexdigest()
+        length = 0 if name == "names" else 1000
+        self.send_response(200)
+        for key, value in {"Content-Length": str(length), "ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET" and name == "silent":
+            time.sleep(60)
+        elif self.command == "GET":
+            self.drip(bytes(length))
+
+    def drip(self, content):
+        with contextlib.suppress(ConnectionError):  # nobody waits any more
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.5)
+
+
+def test_a_hostile_server_names_nothing_outside_of_the_cache_and_is_not_waited_for(tmp_path):
+    HostileHub.asked = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HostileHub)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = """
+import sys, time
+from farmer_ref.support import hub
+from farmer_ref.support.errors import InputError
+hub.PATIENCE = hub.STALLED = 2
+for name in sys.argv[1:]:
+    began = time.monotonic()
+    try:
+        print(sorted(path.name for path in hub.download(name).iterdir()))
+    except InputError as error:
+        print(f"{time.monotonic() - began < 20} {error}")
+"""
+    home = tmp_path / "a" / "b" / "c" / "d"
+    home.mkdir(parents=True)
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    names = ["owner/commit", "owner/names", "owner/hash", "owner/dripping", "owner/silent", "owner/slow-to-answer"]
+    line = [sys.executable, "-c", code, *names]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    commit, files, digest, *slow = done.stdout.splitlines()
+    assert commit.startswith("True commit of owner/commit") and "allowed: 40 hexadecimal digits" in commit
+    assert files == "['config.json', 'model.safetensors']"
+    assert digest.startswith("True hash of config.json in owner/hash") and "hexadecimal digits" in digest
+    assert len(slow) == 3
+    assert all(error.startswith("True the Hugging Face Hub sent nothing in 2 s") for error in slow), slow
+    assert not list(tmp_path.rglob("*outside*"))
+    assert not [path for path in HostileHub.asked if "outside" in path]
 
 
 @pytest.fixture
