@@ -24,7 +24,7 @@ from pydantic import NonNegativeInt, PositiveFloat
 from benchmarks.cpu_training import training_step
 from farmer_ref import Farmer
 from farmer_ref.support import cli
-from farmer_ref.support.files import write_json
+from farmer_ref.support.files import read_json, write_json
 from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import settings_class
 from farmer_ref.training.threads import choose_threads
@@ -46,8 +46,8 @@ class ThreadsBenchmark:
     """The length of the measurements."""
 
     neighbours: tuple[NonNegativeInt, ...] = (0, 1, 2)
-    """Numbers of other programs at work."""
-    seconds: PositiveFloat = 4.0
+    """Numbers of other programs at work; rows of other numbers stay in the file."""
+    seconds: PositiveFloat = 3.0
     """Seconds of steps, and half as many of samples, for each row."""
     row: str = ""
     """Measure one row in this process and print it, as the benchmark asks of the processes that it starts."""
@@ -100,7 +100,9 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(one_row(config)))
         return
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MKL_"))}
-    rows = []
+    path = ROOT / "results" / "threads.json"
+    rows = read_json(path, dict[str, Any])["rows"] if path.exists() else []
+    rows = [row for row in rows if row["neighbours"] not in config.neighbours]
     for neighbours in config.neighbours:
         for name, environment in WAYS.items():
             line = [sys.executable, "-m", "benchmarks.threads", "--row", name, "--seconds", str(config.seconds)]
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"sample {sample['median']:6.1f} ms (90%: {sample['p90']:6.1f})",
                 flush=True,
             )
-    path = ROOT / "results" / "threads.json"
+    rows.sort(key=lambda row: row["neighbours"])
     write_json(path, {**provenance(torch.device("cpu")), "seconds": config.seconds, "rows": rows})
 
 
