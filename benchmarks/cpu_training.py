@@ -264,9 +264,10 @@ def main(argv: list[str] | None = None) -> None:
             check_out(config.before, before)
             record["before"] = config.before
         record["presets"] = {preset: compare(config, preset, before) for preset in config.presets}
+    path = ROOT / "results" / "cpu_training.json"
+    write_json(path, record)
     if config.processes:
-        record["processes"] = processes_and_threads("digits")
-    write_json(ROOT / "results" / "cpu_training.json", record)
+        write_json(path, record | {"processes": processes_and_threads("digits")})
 
 
 if __name__ == "__main__":
