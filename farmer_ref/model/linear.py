@@ -44,12 +44,13 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Of the loss with respect to x, W and b. Products again, so that they can be differentiated once more."""
         (x, weight), (x_wanted, weight_wanted, bias_wanted) = ctx.saved_tensors, ctx.needs_input_grad
-        to_x = Product.apply(gradient, weight.T, None) if x_wanted else None
+        product = Product.apply if torch.is_grad_enabled() else Product.forward
+        to_x = product(gradient, weight.T, None) if x_wanted else None
         to_weight = None
         if weight_wanted and len(weight) > weight.shape[1]:  # oneDNN is faster with the shorter side first
-            to_weight = Product.apply(x.T, gradient.T, None).T
+            to_weight = product(x.T, gradient.T, None).T
         elif weight_wanted:
-            to_weight = Product.apply(gradient.T, x.T, None)
+            to_weight = product(gradient.T, x.T, None)
         return to_x, to_weight, gradient.sum(0) if bias_wanted else None
 
 
