@@ -60,11 +60,12 @@ AXES: dict[str, tuple[str, list[ModelConfig]]] = {
         [dataclasses.replace(BASE, redundant_components=components) for components in (8, 64, 512, 4096)],
     ),
 }
-WORKS = ("training step", "sequential sample", "sweep", "student's pass")
+LABEL_HEIGHT = 0.2  # of a label of the figure, in decades
+WORKS = ("training step", "sequential sample", "one sweep", "student's pass")
 THEORY = {  # exponents from the smallest to the largest: what does not grow first, then what does
-    "N": {"training step": "1 to 2", "sequential sample": "1 to 2", "sweep": "1 to 2", "student's pass": "1 to 2"},
+    "N": {"training step": "1 to 2", "sequential sample": "1 to 2", "one sweep": "1 to 2", "student's pass": "1 to 2"},
     "D": dict.fromkeys(WORKS, "0 to 1"),
-    "K R": {"training step": "0 to 1", "sequential sample": "0 to 1", "sweep": "0", "student's pass": "0"},
+    "K R": {"training step": "0 to 1", "sequential sample": "0 to 1", "one sweep": "0", "student's pass": "0"},
 }
 
 
@@ -162,6 +163,15 @@ def slopes(values: list[int], numbers: list[float]) -> list[float]:
     return [math.log(max(after, 1e-12) / max(before, 1e-12)) / math.log(b / a) for (a, before), (b, after) in points]
 
 
+def apart(heights: dict[Any, float]) -> dict[Any, float]:
+    """The heights of labels, moved up where they would cover one another."""
+    placed, lowest = {}, -math.inf
+    for label, height in sorted(heights.items(), key=lambda item: item[1]):
+        placed[label] = max(height, lowest)
+        lowest = placed[label] + LABEL_HEIGHT
+    return placed
+
+
 def draw(found: dict[str, Any]) -> Figure:
     """Seconds above, memory below, a column for each axis; the exponents beside the ends of the lines."""
     with matplotlib.rc_context(STYLE):
@@ -171,19 +181,15 @@ def draw(found: dict[str, Any]) -> Figure:
             for row, (kind, unit) in enumerate((("seconds", 1000), ("bytes", 2**-20))):
                 axes = panels[row][column]
                 values = found[axis]["values"]
+                ends = {}
                 for name, measured in found[axis]["work"].items():
-                    exponent = measured[f"exponent_of_{kind}"]
                     numbers = [number * unit for number in measured[kind]]
                     (line,) = axes.plot(values, numbers, marker="o", ms=4, label=name)
-                    axes.annotate(
-                        f"{exponent:.1f}",
-                        (values[-1], numbers[-1]),
-                        xytext=(6, 0),
-                        textcoords="offset points",
-                        va="center",
-                        fontsize=8,
-                        color=line.get_color(),
-                    )
+                    text = f"{round(measured[f'exponent_of_{kind}'], 1) + 0.0:.1f}"  # never -0.0
+                    ends[text, line.get_color()] = math.log10(numbers[-1])
+                for (text, colour), height in apart(ends).items():
+                    place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+                    axes.annotate(text, (values[-1], 10**height), **place, fontsize=8, color=colour)
                 axes.set(xscale="log", yscale="log")
                 axes.xaxis.set_major_locator(FixedLocator(values))
                 axes.xaxis.set_minor_locator(NullLocator())

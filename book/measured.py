@@ -361,9 +361,10 @@ def growth() -> str:
         cells = []
         for work in works:
             row = found["work"][work]
-            cells.append(f"{row['exponent_of_seconds']:.1f}, {row['exponent_of_bytes']:.1f} ({row['theory']})")
+            time, memory = (round(row[f"exponent_of_{kind}"], 1) + 0.0 for kind in ("seconds", "bytes"))
+            cells.append(f"{time:.1f} ({row['theory']}); {memory:.1f}")
         lines.append([f"${axis}$ from {found['values'][-2]:,} to {found['values'][-1]:,}", *cells])
-    return table(["exponent of time, of memory (theory)", *works], lines)
+    return table(["exponent of time (theory); of memory", *works], lines)
 
 
 def anomalies() -> str:
