@@ -281,6 +281,10 @@ def parts() -> dict[str, str]:
         "headline": headline(),
         "digits_runs": digits_runs(),
         "sweeps": sweeps(),
+        "threads": threads(),
+        "cpu_training": cpu_training(),
+        "processes": processes(),
+        "growth": growth(),
         "anomalies": anomalies(),
         "pixels": pixels(),
         "presets": presets(),
@@ -325,6 +329,63 @@ def sweeps() -> str:
     sums = {tokens: {row["rule"]: row["sum"] for row in found} for tokens, found in record["sweeps"].items()}
     lines = [[name, *(str(sums[tokens][rule]) for tokens in lengths)] for rule, name in SWEEPS.items()]
     return table(["sweeps, summed over the blocks", *(f"$N = {tokens}$" for tokens in lengths)], lines)
+
+
+def threads() -> str:
+    """Milliseconds of a digits step and of one sample, with other programs at work."""
+    record = load("threads")
+    names = list(dict.fromkeys(row["threads"] for row in record["rows"]))
+    others = sorted({row["neighbours"] for row in record["rows"]})
+    found = {(row["threads"], row["neighbours"]): row for row in record["rows"]}
+
+    def milliseconds(name: str, count: int, work: str) -> str:
+        figures = found[name, count][work]
+        return f"{figures['median']:,.0f} ({figures['p90']:,.0f})"
+
+    lines = [[name, *(milliseconds(name, n, work) for n in others for work in ("step", "sample"))] for name in names]
+    heads = [f"{work}, {in_words(n)} other{'' if n == 1 else 's'}" for n in others for work in ("step", "sample")]
+    return f"{source('threads')}\n\n{table(['milliseconds: median (90%)', *heads], lines, numbers=True)}"
+
+
+def cpu_training() -> str:
+    """Speed of training on one thread of a CPU: as it is, without each of its parts, and with what was not taken."""
+    record = load("cpu_training")
+    lines = []
+    for preset, found in record["presets"].items():
+        for row in found["rows"]:
+            lines.append(
+                [
+                    f"`{preset}`, {row['row']}",
+                    f"{row['milliseconds']:,.0f}",
+                    f"{row['tokens_per_second']:,.0f}",
+                    f"{row['share_of_matrix_peak']:.0%}",
+                    f"{row['times_before']:.2f}",
+                    f"{row['loss']:.5f}",
+                ]
+            )
+    heads = ["one thread", "ms a step", "tokens a second", "of the matrix peak", "times before", "loss after 3 steps"]
+    return f"{source('cpu_training')}\n\n{table(heads, lines, numbers=True)}"
+
+
+def processes() -> str:
+    """Images a second of the digits with processes and with threads."""
+    record = load("cpu_training")["processes"]
+    return table(["the digits", "images a second"], [[name, f"{rate:,.0f}"] for name, rate in record.items()], True)
+
+
+def growth() -> str:
+    """The exponents of time and memory, beside what theory says."""
+    record = load("growth")["axes"]
+    works = next(iter(record.values()))["work"]
+    lines = []
+    for axis, found in record.items():
+        cells = []
+        for work in works:
+            row = found["work"][work]
+            time, memory = (round(row[f"exponent_of_{kind}"], 1) + 0.0 for kind in ("seconds", "bytes"))
+            cells.append(f"{time:.1f} ({row['theory']}); {memory:.1f}")
+        lines.append([f"${axis}$ from {found['values'][-2]:,} to {found['values'][-1]:,}", *cells])
+    return table(["exponent of time (theory); of memory", *works], lines)
 
 
 def anomalies() -> str:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from farmer_ref.model.linear import Linear
 from farmer_ref.model.precision import full_precision, without_autocast
 from farmer_ref.model.stepper import Step, stepper
 from farmer_ref.model.transformer import TrainingPass, Transformer
@@ -96,11 +97,11 @@ class FlowBlock(nn.Module):
         super().__init__()
         self.reverse, self.max_log_scale = reverse, max_log_scale
         self.mixing = ChannelMixing(channels) if channel_mixing else None
-        self.project_in = nn.Linear(channels, width)
+        self.project_in = Linear(channels, width)
         self.positions = nn.Parameter(torch.randn(tokens, width) * 0.02)  # of the image, not of the reading order
         self.class_embedding = None if num_classes is None else nn.Parameter(torch.randn(num_classes, width) * 0.02)
         self.transformer = Transformer(layers, width, head_dim=head_dim, causal=causal, dropout=dropout)
-        self.project_out = nn.Linear(width, 2 * channels)
+        self.project_out = Linear(width, 2 * channels)
         nn.init.zeros_(self.project_out.weight)
         nn.init.zeros_(self.project_out.bias)
 

@@ -18,6 +18,7 @@ from tqdm import trange
 
 from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.model.guidance import Guidance, draw_pool, draw_token
+from farmer_ref.model.linear import Linear
 from farmer_ref.model.mixture import GaussianMixture
 from farmer_ref.model.precision import float32_at_least, full_precision, without_autocast
 from farmer_ref.model.stepper import Step, stepper
@@ -89,7 +90,7 @@ class AutoregressivePrior(nn.Module):
 
         self.class_embedding = nn.Embedding(num_classes + 1, width)  # the last row is the null class
         self.condition_positions = nn.Parameter(torch.randn(condition_repeats, width) * 0.02)
-        self.project_in = nn.Linear(self.informative, width)
+        self.project_in = Linear(self.informative, width)
         self.positions = nn.Parameter(torch.randn(tokens, width) * 0.02)  # of the image, not of the reading order
         self.transformer = Transformer(layers, width, head_dim=head_dim, dropout=dropout)
         self.norm_out = nn.LayerNorm(width)
@@ -263,7 +264,7 @@ def _mixture_head(width: int, components: int, channels: int) -> nn.Linear:
 
     Measured against scattered wide means on the digits, 750 steps: 2.25 instead of 2.48 bits/dim.
     """
-    head = nn.Linear(width, components * (1 + 2 * channels))
+    head = Linear(width, components * (1 + 2 * channels))
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     nn.init.normal_(head.bias.data[components : components * (1 + channels)], std=0.1 / math.sqrt(channels))

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from farmer_ref.model.linear import Linear
+
 
 class TrainingPass(NamedTuple):
     """How a training step runs the transformers; models take it as an optional last argument and pass it on (ours)."""
@@ -84,11 +86,11 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.heads, self.head_dim, self.causal = width // head_dim, head_dim, causal
         self.attention_norm = nn.LayerNorm(width)
-        self.attention_in = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
+        self.attention_in = Linear(width, 3 * width)
+        self.attention_out = Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp_in = nn.Linear(width, 4 * width)
-        self.mlp_out = nn.Linear(4 * width, width)
+        self.mlp_in = Linear(width, 4 * width)
+        self.mlp_out = Linear(4 * width, width)
         self.dropout = TokenDropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None, *, training: TrainingPass | None = None) -> Tensor:

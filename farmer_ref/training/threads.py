@@ -29,10 +29,11 @@ LEAST_SECONDS = 0.02  # of a measurement
 WORTH = 0.95  # more threads are taken where they need less than this share of the time
 HOPELESS = 1.5  # a number of threads this many times slower than the best so far is not timed again
 SLOW = 1.5  # a unit of work this many times longer than the shortest since the choice has lost time
-FIRST_WAIT, LONGEST_WAIT = 5.0, 60.0  # seconds until the next choice: doubled while it stays the same
+FIRST_WAIT, LONGEST_WAIT = 5.0, 80.0  # seconds until the next choice: doubled while it stays the same
 LOST = 0.1  # share of that wait which, lost by slow units, brings the next choice forward
 
 _chosen = MOST  # the number that this module has set last
+_said: int | None = None  # and the one that it has told the user
 
 
 def choose_threads(
@@ -44,7 +45,7 @@ def choose_threads(
     user's.
     """
     global _chosen
-    set_by_user = "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() not in (MOST, _chosen)
+    set_by_user = bool(os.environ.get("OMP_NUM_THREADS")) or torch.get_num_threads() not in (MOST, _chosen)
     if wanted is not None:
         _chosen = wanted
         torch.set_num_threads(wanted)
@@ -66,17 +67,17 @@ class ThreadChoice:
     def __init__(self, work: Callable[[], object] | None):
         self.work, self._wait = work, FIRST_WAIT
         if work is not None:
-            self._choose(work, first=True)
+            self._choose(work)
 
-    def _choose(self, work: Callable[[], object], *, first: bool = False) -> None:
+    def _choose(self, work: Callable[[], object]) -> None:
         """Take the number of threads that is fastest now, and say it if it is new."""
-        global _chosen
+        global _chosen, _said
         before, _chosen = torch.get_num_threads(), fastest(work, candidates())
         torch.set_num_threads(_chosen)
-        new = first or _chosen != before
-        self._wait = FIRST_WAIT if new else min(2 * self._wait, LONGEST_WAIT)
+        self._wait = min(2 * self._wait, LONGEST_WAIT) if _chosen == before else FIRST_WAIT
         self._began, self._least, self._lost = time.perf_counter(), float("inf"), 0.0
-        if new:
+        if _chosen != _said:
+            _said = _chosen
             threads = "1 thread" if _chosen == 1 else f"{_chosen} threads"
             tqdm.write(f"note: {threads}, the fastest now (--threads N: always N)", file=sys.stderr)
 

@@ -25,6 +25,7 @@ def machine(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads, "MOST", 4)
     monkeypatch.setattr(threads, "_chosen", 4)
+    monkeypatch.setattr(threads, "_said", None)
     monkeypatch.setattr(threads.time, "perf_counter", lambda: made.now)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: setattr(made, "threads", number))
     monkeypatch.setattr(torch, "get_num_threads", lambda: made.threads)

@@ -1,0 +1,39 @@
+"""Linear layers by oneDNN: the numbers and gradients of PyTorch's own, to rounding."""
+
+import pytest
+import torch
+
+from farmer_ref.model import linear
+from farmer_ref.model.linear import Linear
+
+needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch without oneDNN")
+
+
+def layer_and_input(monkeypatch, used, shape=(20, 16, 12), out=7):
+    monkeypatch.setattr(linear, "half_used_processor", lambda: used)
+    torch.manual_seed(0)
+    return Linear(shape[-1], out), torch.randn(shape, requires_grad=True)
+
+
+@needs_onednn
+@pytest.mark.parametrize("out", [7, 30])  # fewer and more than go in: two ways to the gradient of the weights
+def test_numbers_and_gradients_are_those_of_pytorch(monkeypatch, out):
+    found = []
+    for used in (True, False):
+        layer, x = layer_and_input(monkeypatch, used, out=out)
+        y = layer(x)
+        assert (type(y.grad_fn.next_functions[0][0]).__name__ == "ProductBackward") == used
+        gradients = torch.autograd.grad(y.sin().sum(), [x, layer.weight, layer.bias], create_graph=True)
+        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), [x, layer.weight])
+        found.append([y, *gradients, *second])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_small_and_other_inputs_go_to_pytorch(monkeypatch):
+    layer, x = layer_and_input(monkeypatch, True, shape=(2, 3, 12))
+    assert "Product" not in type(layer(x).grad_fn.next_functions[0][0]).__name__
+    layer, x = layer_and_input(monkeypatch, True)
+    assert layer.double()(x.double()).dtype == torch.float64
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer.float()(x).dtype == torch.bfloat16
