@@ -203,7 +203,9 @@ class FixedMemory:
 
     def recorded(self, layers: list[LayerStep], bucket: int) -> Callable[[], Tensor]:
         """A function without arguments that takes the step at `here` from `input` (B,W), and returns its output."""
-        output = torch.empty_like(self._run(layers, bucket))
+        found = self._run(layers, bucket)
+        with torch.inference_mode(False):
+            output = torch.empty_like(found)
         replay = record(lambda: output.copy_(self._run(layers, bucket)), self.input.device)
 
         def step() -> Tensor:
