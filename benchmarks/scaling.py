@@ -75,7 +75,7 @@ def time_steps(preset: TrainConfig, variant: dict[str, Any], *, batch_size: int,
             model = Farmer(config.model)
         if config.model.patch_basis == "pca":
             model.patchify.fit(torch.rand(64, *image_shape(config), device=device) * 2 - 1)
-        average = MovingAverage(model, lambda: Farmer(config.model).to(device), decay=config.ema_decay)
+        average = MovingAverage(model, lambda: Farmer(config.model), decay=config.ema_decay)
         dimensions = config.model.dimensions
 
         def loss(batch: Batch, progress: float, training: TrainingPass) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -153,13 +153,16 @@ def main(argv: list[str] | None = None) -> None:
 
     torch.manual_seed(random_seed(config.seed, "heads"))
 
-    def new_distillation() -> Distillation:
-        student = OneStepStudent.from_teacher(model.flow, form=config.form, dropout=config.dropout)
-        return Distillation(
-            student, config.loss, channels=model.config.token_channels, width=model.config.flow_width
-        ).to(device)
+    def distillation_of(student: OneStepStudent) -> Distillation:
+        width = model.config.flow_width
+        return Distillation(student, config.loss, channels=model.config.token_channels, width=width)
 
-    distillation = new_distillation()
+    def new_distillation() -> Distillation:
+        options = {**model.flow.options, "dropout": config.dropout}
+        return distillation_of(OneStepStudent(model.flow.tokens, model.flow.channels, form=config.form, **options))
+
+    student = OneStepStudent.from_teacher(model.flow, form=config.form, dropout=config.dropout)
+    distillation = distillation_of(student).to(device)
     distributed_distillation = parallel.distribute(
         distillation, transformer_layers(distillation), how="ddp", precision=config.precision, device=device
     )

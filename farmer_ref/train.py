@@ -125,7 +125,7 @@ class Training:
     def __init__(self, config: TrainConfig, device: torch.device, *, run: Path, data: ImageData, validation: ImageData):
         self.config, self.device, self.run, self.data, self.validation = config, device, run, data, validation
         torch.manual_seed(random_seed(config.seed, "weights"))
-        self.model = self.new_model()
+        self.model = Farmer(config.model).to(device)
         self.resuming = config.resume and bool(checkpoints(run))
         if (config.model.patch_basis == "pca" or config.model.pixels == "histogram") and not self.resuming:
             self.fit_to_data()
@@ -136,11 +136,7 @@ class Training:
             precision=config.precision,
             device=device,
         )
-        self.average = MovingAverage(self.model, self.new_model, decay=config.ema_decay)
-
-    def new_model(self) -> Farmer:
-        """A new model on this process's device."""
-        return Farmer(self.config.model).to(self.device)
+        self.average = MovingAverage(self.model, lambda: Farmer(config.model), decay=config.ema_decay)
 
     def fit_to_data(self) -> None:
         """Count the histograms of the pixels and fit the PCA basis on training images, the same for all processes."""
@@ -228,7 +224,7 @@ class Training:
 
     def export(self) -> None:
         """Write the averaged weights as the run's model."""
-        weights = self.average.module().state_dict()
+        weights = self.average.state_on_rank_zero()
         parallel.on_rank_zero(lambda: write_weights(self.run / "model.safetensors", weights))
 
 

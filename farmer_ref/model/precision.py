@@ -19,12 +19,13 @@ def float32_at_least(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def without_autocast(tensor: Tensor) -> torch.autocast:
+def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """A context in which autocast is off: projections into and out of a transformer, and heads.
 
     A training step may still run their products in TF32 (`rounded_products`).
     """
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -255,8 +255,8 @@ def _channel_order(channels: int, informative: int, rule: str) -> Tensor:
     """The channels (D,), informative ones first: the first I, or I spread evenly over the token."""
     if rule == "first":
         return torch.arange(channels)
-    chosen = torch.arange(informative) * channels // informative
-    return torch.ones(channels).index_fill(0, chosen, 0).argsort(stable=True)  # also without memory (device "meta")
+    chosen = [k * channels // informative for k in range(informative)]
+    return torch.tensor([*chosen, *(k for k in range(channels) if k not in chosen)])
 
 
 def _mixture_head(width: int, components: int, channels: int) -> nn.Linear:

@@ -1,8 +1,9 @@
-"""A causal transformer run position by position: a cache, and CUDA graphs on a GPU.
+"""A causal transformer run position by position, in as few operations as it takes; on a GPU, as CUDA graphs.
 
-Decoding runs dozens of small kernels per token, and launching them takes longer than running them. On a GPU, one step
-of the transformer is therefore recorded as a CUDA graph, in memory of fixed shape, and replayed. Elsewhere the cache
-grows with the positions.
+Decoding runs dozens of small operations per token, and starting them takes longer than computing them. So one position
+has a path of its own here: each layer's four products and what lies between them, on keys and values in memory that is
+allocated once. On a GPU, that step is recorded as a CUDA graph, in memory of fixed shape, and replayed. Memory and
+graphs are kept for the next batch of the same shape.
 
 Legend: B batch, T positions, W width, d width of an attention head.
 """
@@ -10,80 +11,220 @@ Legend: B batch, T positions, W width, d width of an attention head.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from farmer_ref.model.transformer import Transformer
+from farmer_ref.model.precision import without_autocast
+from farmer_ref.model.transformer import GrowingCache, Transformer, TransformerLayer
 
 Step = Callable[[Tensor], Tensor]
 """Inputs (B,T,W) at the next T positions to the transformer's outputs there (B,T,W)."""
+Graphs = dict[int, Callable[[], Tensor]]
+"""Recorded steps by the positions that they read."""
+
+RECORDED_FROM = 48  # positions: a graph takes longer to record than it saves over fewer (our guess)
+SMALLEST_BUCKET = 64  # positions that a recorded step reads at least; then 128, 256, ...
+KEPT_MEMORIES = 4  # a full batch and the last one, each of the prior and of the flow
+PACKED_FROM = 4  # rows: below it, putting weights in oneDNN's order gains nothing
 
 
 def stepper(transformer: Transformer, capacity: int, *, like: Tensor, fixed: bool | None = None) -> Step:
     """A function of the next positions' inputs that remembers all earlier ones, up to `capacity` positions in all.
 
-    `like` gives batch size, dtype and device. `fixed` chooses the fixed-shape path, on a GPU as a CUDA graph; by
-    default it is used on a GPU only, and tests compare the two. An output is valid until the next call.
+    `like` gives batch size, dtype and device. `fixed` chooses the fixed-shape path, on a GPU as CUDA graphs; by default
+    it is used on a GPU only, and not for few positions; tests compare the two. There is no dropout. An output is valid
+    until the next call.
     """
-    if like.is_cuda if fixed is None else fixed:
-        return FixedStepper(transformer, capacity, like)
-    cache = transformer.new_cache(capacity)
-    return lambda x: transformer(x, cache)
+    recorded = like.is_cuda and capacity >= RECORDED_FROM
+    return (FixedStepper if recorded or fixed else GrowingStepper)(transformer, capacity, like)
 
 
-class FixedCache:
-    """One layer's keys and values in memory of one shape, addressed by a *tensor*: every step runs the same kernels."""
+class LayerStep:
+    """`TransformerLayer.forward` at one position, in two halves around the attention; x is (B,W).
 
-    position: Tensor  # (T,), where the current step's keys and values go
-    visible: Tensor  # (T,capacity), what each of these positions may attend to
+    `dtype` is that of the products, as under autocast; the residual stream keeps its own.
+    """
 
-    def __init__(self, batch: int, heads: int, capacity: int, head_dim: int, *, like: Tensor, dtype: torch.dtype):
-        # Zeros rather than `empty`: hidden values are multiplied by 0, and 0 times a stray NaN is NaN.
-        self.keys, self.values = (like.new_zeros(batch, heads, capacity, head_dim, dtype=dtype) for _ in range(2))
+    def __init__(self, layer: TransformerLayer, *, rows: int, dtype: torch.dtype):
+        self.heads, self.head_dim = layer.heads, layer.head_dim
+        self.attention_norm, self.mlp_norm = _norm(layer.attention_norm), _norm(layer.mlp_norm)
+        self.attention_in, self.attention_out, self.mlp_in, self.mlp_out = (
+            _linear(linear, rows=rows, dtype=dtype)
+            for linear in (layer.attention_in, layer.attention_out, layer.mlp_in, layer.mlp_out)
+        )
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store at `position`; returns the whole memory, and the mask that hides what lies after each position."""
-        self.keys.index_copy_(2, self.position, keys)
-        self.values.index_copy_(2, self.position, values)
-        return self.keys, self.values, self.visible
+    def before(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B,heads,1,d), and keys and values (2,B,heads,1,d)."""
+        made = self.attention_in(self.attention_norm(x)).view(x.shape[0], 3, self.heads, 1, self.head_dim)
+        return made[:, 0], made[:, 1:].transpose(0, 1)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output (B,W), given what attention made of x (B,heads,1,d)."""
+        x = x + self.attention_out(attended.reshape(x.shape[0], -1))
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
 
 
-class FixedStepper:
-    """The fixed-shape `Step`: single positions replay a CUDA graph (on a CPU, they run the very same step)."""
+def _norm(norm: nn.LayerNorm) -> Step:
+    shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
-    def __init__(self, transformer: Transformer, capacity: int, like: Tensor):
-        kind = like.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
-        self.transformer, self.length = transformer, 0
-        self._cache = [
-            FixedCache(like.shape[0], layer.heads, capacity, layer.head_dim, like=like, dtype=dtype)
+
+def _linear(linear: nn.Linear, *, rows: int, dtype: torch.dtype) -> Step:
+    """The layer with its weights in `dtype`; on a CPU in oneDNN's own order: twice the speed from some rows on."""
+    weight, bias = linear.weight.detach().to(dtype), linear.bias.detach().to(dtype)
+    if weight.device.type == "cpu" and dtype == torch.float32 and rows >= PACKED_FROM and _has_onednn():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return lambda x: F.linear(x.to(dtype), weight, bias)
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    """Whether the operations exist that PyTorch's own compiler uses for a layer with constant weights."""
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+
+def products_dtype(like: Tensor) -> torch.dtype:
+    """The dtype of the products of layers whose inputs are `like`, under autocast or not."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+
+
+class GrowingStepper:
+    """The `Step` that reads the positions so far and nothing else."""
+
+    def __init__(self, transformer: Transformer, capacity: int, like: Tensor, *, memory: list[Tensor] | None = None):
+        """`memory`: keys and values of each layer, (2,B,heads,capacity,d); by default, new."""
+        self.transformer, self.capacity, self.length, dtype = transformer, capacity, 0, products_dtype(like)
+        self.layers = [LayerStep(layer, rows=like.shape[0], dtype=dtype) for layer in transformer.layers]
+        self.memory = memory or [
+            like.new_empty(2, like.shape[0], layer.heads, capacity, layer.head_dim, dtype=dtype)
             for layer in transformer.layers
         ]
-        self._places = torch.arange(capacity, device=like.device)
-        self._here = torch.zeros(1, dtype=torch.long, device=like.device)
-        self._replay: Callable[[], object] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Inputs (B,T,W) at the next T positions to outputs (B,T,W); with T = 1 the replayed step."""
+        """Inputs (B,T,W) at the next T positions to outputs (B,T,W)."""
         begin, self.length = self.length, self.length + x.shape[1]
         if x.shape[1] > 1:  # the condition tokens, once
-            return self._run(x, torch.arange(begin, self.length, device=x.device))
-        if self._replay is None:
-            self._input = x.clone()
-            self._output = torch.empty_like(self._run(x, self._here.fill_(begin)))
-            self._replay = record(lambda: self._output.copy_(self._run(self._input, self._here)), x.device)
-        self._input.copy_(x)
-        self._here.fill_(begin)
-        self._replay()
-        return self._output
+            return self.transformer(x, [GrowingCache(self.capacity, memory, begin) for memory in self.memory])
+        with without_autocast(x):  # the products' dtype is chosen already
+            return self._step(x[:, 0], begin)[:, None]
 
-    def _run(self, x: Tensor, positions: Tensor) -> Tensor:
-        visible = self._places <= positions[:, None]
-        for layer in self._cache:
-            layer.position, layer.visible = positions, visible
-        return self.transformer(x, self._cache)
+    def _step(self, x: Tensor, place: int) -> Tensor:
+        """x (B,W) at a place to the outputs (B,W) there."""
+        for layer, memory in zip(self.layers, self.memory, strict=True):
+            query, new = layer.before(x)
+            memory[:, :, :, place : place + 1] = new
+            keys, values = memory[:, :, :, : place + 1].unbind()
+            x = layer.after(x, F.scaled_dot_product_attention(query, keys, values, attn_mask=None, is_causal=False))
+        return x
+
+
+class FixedStepper(GrowingStepper):
+    """The `Step` of fixed shapes: single positions replay a CUDA graph (on a CPU, they run the very same step)."""
+
+    def __init__(self, transformer: Transformer, capacity: int, like: Tensor):
+        self._fixed = FixedMemory.taken(transformer, capacity, like)
+        super().__init__(transformer, capacity, like, memory=self._fixed.layers)
+        self._graphs = self._fixed.graphs_of(transformer)
+        weakref.finalize(self, self._fixed.give_back)
+
+    def _step(self, x: Tensor, place: int) -> Tensor:
+        self._fixed.input.copy_(x)
+        self._fixed.here.fill_(place)
+        bucket = bucket_of(place + 1, len(self._fixed.places))
+        if bucket not in self._graphs:
+            self._graphs[bucket] = self._fixed.recorded(self.layers, bucket)
+        return self._graphs[bucket]()
+
+
+def bucket_of(length: int, capacity: int) -> int:
+    """The positions that a recorded step reads where there are `length`: 64, 128, 256, ..., or all."""
+    return min(max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()), capacity)
+
+
+class FixedMemory:
+    """What recorded steps of one shape read and write, at addresses that stay, with the graphs that know them.
+
+    Whoever takes it has it alone, and gives it back: blocks of one shape use the same memory in turn.
+    """
+
+    _free: ClassVar[list[FixedMemory]] = []
+
+    def __init__(self, shapes: list[tuple[int, ...]], *, like: Tensor, dtype: torch.dtype):
+        _, batch, heads, capacity, head_dim = shapes[0]
+        options = {"device": like.device, "dtype": dtype}
+        with torch.inference_mode(False):  # else it could be used under inference mode only
+            self.layers = [torch.zeros(shape, **options) for shape in shapes]
+            self.input = torch.zeros(batch, heads * head_dim, device=like.device, dtype=like.dtype)
+            self.here = torch.zeros(1, device=like.device, dtype=torch.long)
+            self.places = torch.arange(capacity, device=like.device)
+        self._graphs: WeakKeyDictionary[Transformer, tuple[list[tuple[int, int]], Graphs]] = WeakKeyDictionary()
+
+    @classmethod
+    def taken(cls, transformer: Transformer, capacity: int, like: Tensor) -> FixedMemory:
+        """Memory for at least `capacity` positions, all zeros: kept from before, or new."""
+        rounded = -(-capacity // SMALLEST_BUCKET) * SMALLEST_BUCKET  # kernels with a bias want round numbers
+        shapes = [(2, like.shape[0], layer.heads, rounded, layer.head_dim) for layer in transformer.layers]
+        dtype = products_dtype(like)
+        for number, memory in enumerate(cls._free):
+            same = memory.input.dtype == like.dtype and memory.input.device == like.device
+            if same and memory.layers[0].dtype == dtype and [layer.shape for layer in memory.layers] == shapes:
+                for layer in memory.layers:  # hidden values are multiplied by 0, and 0 times a stray NaN is NaN
+                    layer.zero_()
+                return cls._free.pop(number)
+        return cls(shapes, like=like, dtype=dtype)
+
+    def give_back(self) -> None:
+        """Keep it for the next batch. What nobody has used for longest is freed."""
+        self._free.append(self)
+        self.forget(KEPT_MEMORIES)
+
+    @classmethod
+    def forget(cls, keep: int = 0) -> None:
+        """Free all but the last few: before training goes on, which needs the memory."""
+        for memory in cls._free[: len(cls._free) - keep]:
+            memory._graphs.clear()  # they point back to it
+        del cls._free[: len(cls._free) - keep]
+
+    def graphs_of(self, transformer: Transformer) -> Graphs:
+        """The graphs of a transformer's steps by their bucket; none if its weights have changed or moved since."""
+        weights = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in transformer.parameters()]
+        if self._graphs.get(transformer, (None,))[0] != weights:
+            self._graphs[transformer] = (weights, {})
+        return self._graphs[transformer][1]
+
+    def recorded(self, layers: list[LayerStep], bucket: int) -> Callable[[], Tensor]:
+        """A function without arguments that takes the step at `here` from `input` (B,W), and returns its output."""
+        found = self._run(layers, bucket)
+        with torch.inference_mode(False):
+            output = torch.empty_like(found)
+        replay = record(lambda: output.copy_(self._run(layers, bucket)), self.input.device)
+
+        def step() -> Tensor:
+            replay()
+            return output
+
+        return step
+
+    def _run(self, layers: list[LayerStep], bucket: int) -> Tensor:
+        x = self.input
+        # What lies after the present position is hidden, by one bias for all layers.
+        bias = torch.zeros(bucket, device=x.device, dtype=self.layers[0].dtype)
+        bias = bias.masked_fill(self.places[:bucket] > self.here, -torch.inf).expand(x.shape[0], 1, 1, bucket)
+        for layer, memory in zip(layers, self.layers, strict=True):
+            query, new = layer.before(x)
+            memory.index_copy_(3, self.here, new)
+            keys, values = memory[:, :, :, :bucket].unbind()
+            x = layer.after(x, F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, is_causal=False))
+        return x
 
 
 @functools.cache
@@ -92,11 +233,17 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+@functools.cache
+def _pool(device: torch.device) -> tuple[int, int]:
+    """The memory that all graphs share: nothing in it outlives a step, whose output is copied out of it."""
+    return torch.cuda.graph_pool_handle()
+
+
 def record(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """`step` as a CUDA graph: the same kernels on the same memory, launched at once. Off CUDA, `step` itself.
 
-    `step` must read and write tensors that stay where they are. It runs twice before it is recorded, so the caller
-    sets its state afterwards.
+    `step` must read and write tensors that stay where they are. It runs twice before it is recorded, and must change
+    nothing by running again.
     """
     if device.type != "cuda":
         return step
@@ -108,7 +255,7 @@ def record(step: Callable[[], object], device: torch.device) -> Callable[[], obj
                 step()
         torch.cuda.current_stream().wait_stream(aside)
         # thread_local: another thread may use the GPU meanwhile, to pin a data loader's batches, say.
-        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=_pool(device), stream=aside, capture_error_mode="thread_local"):
             step()
 
     def replay(memory: object = step) -> None:  # a graph knows only addresses: `memory` keeps alive what lies there

@@ -38,24 +38,22 @@ class LayerCache(Protocol):
 class GrowingCache:
     """A `LayerCache` of positions 0 .. length-1. Memory for `capacity` positions is allocated once, on first use."""
 
-    def __init__(self, capacity: int):
-        self.capacity, self.length = capacity, 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+    def __init__(self, capacity: int, memory: Tensor | None = None, length: int = 0):
+        """`memory`, if there is one already, is (2,B,heads,capacity,d): keys, then values."""
+        self.capacity, self.memory, self.length = capacity, memory, length
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store the next T positions, whatever T. Lowering `length` forgets the last ones."""
-        if self._keys is None or self._values is None:
-            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
-            self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        if self.memory is None:
+            self.memory = keys.new_empty(2, *keys.shape[:2], self.capacity, keys.shape[3])
         start, count = self.length, keys.shape[2]
         self.length += count
-        self._keys[:, :, start : self.length] = keys
-        self._values[:, :, start : self.length] = values
+        self.memory[0, :, :, start : self.length] = keys
+        self.memory[1, :, :, start : self.length] = values
         visible = None
         if start and count > 1:
             visible = torch.ones(count, self.length, dtype=torch.bool, device=keys.device).tril(start)
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length], visible
+        return *self.memory[:, :, :, : self.length].unbind(), visible
 
 
 class TokenDropout(nn.Module):

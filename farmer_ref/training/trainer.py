@@ -99,7 +99,7 @@ class MovingAverage:
     """
 
     def __init__(self, source: nn.Module, new: Callable[[], nn.Module], *, decay: float):
-        """`new()` builds an unsharded module of the source's shape on this process's device."""
+        """`new()` builds an unsharded module of the source's shape; called on the meta device, it allocates nothing."""
         self.source, self.new, self.decay = source, new, decay
         self.weights = {name: parameter.detach().clone() for name, parameter in source.named_parameters()}
         self._module: nn.Module | None = None
@@ -118,12 +118,29 @@ class MovingAverage:
         """
         if self._module is not None:
             return self._module
-        averaged = self.new().requires_grad_(False).eval()
-        weights = {name: full_tensor(weight) for name, weight in self.weights.items()}
-        averaged.load_state_dict({**self.source.state_dict(), **weights}, assign=True)
+        with torch.device("meta"):
+            averaged = self.new().eval()
+        for name, buffer in self.source.named_buffers():
+            module, _, last = name.rpartition(".")
+            setattr(averaged.get_submodule(module), last, buffer)
+        for name, weight in self.weights.items():
+            module, _, last = name.rpartition(".")
+            setattr(averaged.get_submodule(module), last, nn.Parameter(full_tensor(weight), requires_grad=False))
         if not any(is_sharded(weight) for weight in self.weights.values()):
             self._module = averaged
         return averaged
+
+    def state_on_rank_zero(self) -> dict[str, Tensor]:
+        """The averaged module's state dict on rank 0, nothing elsewhere; all processes must call it together.
+
+        Sharded averages are gathered one by one, so that no GPU, and no CPU but that of rank 0, holds all of them.
+        """
+        state = self.source.state_dict()
+        for name, weight in self.weights.items():
+            whole = full_tensor(weight)
+            if parallel.rank() == 0:
+                state[name] = whole.cpu() if is_sharded(weight) else whole
+        return state if parallel.rank() == 0 else {}
 
 
 def make_optimiser(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:

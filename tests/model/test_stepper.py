@@ -1,11 +1,29 @@
 """Steps of fixed shape, which a GPU records, against the cache that grows."""
 
+import gc
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import SPLITS, VARIANTS, mild_flow, small_model
 from conftest import some_tokens as tokens
 
-from farmer_ref.model.stepper import stepper
+from farmer_ref.model import stepper as module
+from farmer_ref.model.stepper import FixedMemory, bucket_of, stepper
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """The buckets of the steps that were recorded so far; few positions fill several of them."""
+    monkeypatch.setattr(module, "SMALLEST_BUCKET", 4)
+    FixedMemory.forget()
+    recorded, buckets = FixedMemory.recorded, []
+    monkeypatch.setattr(
+        FixedMemory, "recorded", lambda memory, layers, b: buckets.append(b) or recorded(memory, layers, b)
+    )
+    yield buckets
+    FixedMemory.forget()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -40,3 +58,118 @@ def test_fixed_steps_under_autocast(fixed_steps):
             drawn.append(prior.sample(labels, generator=torch.Generator().manual_seed(0)))
     assert drawn[0].dtype == drawn[1].dtype == torch.float32
     assert torch.allclose(*drawn, atol=0.1)
+
+
+def test_buckets():
+    assert [bucket_of(length, 320) for length in (1, 64, 65, 128, 129, 256, 257, 320)] == [
+        64, 64, 128, 128, 256, 256, 320, 320
+    ]  # fmt: skip
+
+
+def test_few_positions_are_not_recorded(monkeypatch):
+    """On a GPU; at N = 16 a graph takes longer to record than it saves."""
+    transformer, made = small_model().prior.transformer, []
+    monkeypatch.setattr(module, "FixedStepper", lambda *_: made.append("fixed"))
+    monkeypatch.setattr(module, "GrowingStepper", lambda *_: made.append("growing"))
+    for capacity in (15, 17, 63, 255):
+        stepper(transformer, capacity, like=SimpleNamespace(is_cuda=True))
+    assert made == ["growing", "growing", "fixed", "fixed"]
+
+
+def test_graphs_are_kept_by_block_shape_and_bucket(recordings, fixed_steps):
+    """It was a graph per block and batch: 14,500 for 50,000 images of the paper's model."""
+    flow = mild_flow(count=12)
+    z, _ = flow(tokens(6, 12))
+    exact = flow.inverse(z)
+    fixed_steps()
+    for batch in (6, 6, 2, 6):  # the last batch of a file is smaller
+        assert torch.allclose(flow.inverse(z[:batch]), exact[:batch], atol=1e-12)
+    assert recordings == [4, 8, 12] * 3 * 2  # of three blocks, two shapes
+    assert len(FixedMemory._free) == 2  # blocks of one shape use the same memory in turn
+    flow.blocks[0].transformer.layers[0].mlp_out.weight.data.mul_(1.0)  # in place, as a moving average does
+    with torch.no_grad():
+        flow.blocks[0].transformer.layers[0].mlp_in.weight.mul_(2.0)
+    wanted, before = flow(tokens(6, 12)), len(recordings)
+    assert torch.allclose(flow.inverse(wanted[0]), tokens(6, 12), atol=1e-9)
+    assert recordings[before:] == [4, 8, 12]  # of that block alone
+
+
+def test_a_stray_nan_does_not_stay_in_kept_memory(recordings, fixed_steps):
+    flow = mild_flow(count=12)
+    z, _ = flow(tokens(count=12))
+    exact = flow.inverse(z)
+    fixed_steps()
+    flow.inverse(torch.full_like(z, torch.nan))
+    assert torch.allclose(flow.inverse(z), exact, atol=1e-12)
+
+
+@torch.no_grad()
+def test_two_steppers_at_once_do_not_share_memory(recordings):
+    transformer = small_model().prior.transformer
+    inputs = torch.randn(2, 3, 11, 16, dtype=torch.float64)
+    steps = [stepper(transformer, 11, like=part, fixed=True) for part in inputs]
+    outputs = [[], []]
+    for places in inputs.split(1, 2):  # in turn, position by position
+        for output, step, one in zip(outputs, steps, places, strict=True):
+            output.append(step(one).clone())
+    for found, part in zip(outputs, inputs, strict=True):
+        assert torch.allclose(torch.cat(found, 1), transformer(part), atol=1e-12)
+
+
+def test_kept_graphs_go_with_their_model(recordings, fixed_steps):
+    flow = mild_flow(count=12)
+    fixed_steps()
+    flow.inverse(tokens(count=12))
+    (memory,), gone = FixedMemory._free, weakref.ref(flow)
+    assert len(memory._graphs) == 3
+    del flow
+    gc.collect()
+    assert gone() is None and len(memory._graphs) == 0
+    kept = weakref.ref(memory)
+    del memory
+    FixedMemory.forget()
+    assert kept() is None
+
+
+def test_memory_first_used_under_inference_mode_can_be_used_after_it(recordings, fixed_steps):
+    flow = mild_flow(count=12)
+    z, _ = flow(tokens(count=12))
+    fixed_steps()
+    with torch.inference_mode():
+        inside = flow.inverse(z.detach().clone())
+    assert torch.equal(flow.inverse(z), inside)
+
+
+def test_all_graphs_share_one_pool(monkeypatch):
+    """With a CUDA that is not there: each capture into a pool of its own would keep its memory to itself."""
+    pools, context = [], torch.no_grad()
+    fake = SimpleNamespace(
+        Stream=lambda device: SimpleNamespace(wait_stream=lambda other: None),
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: pools.append("replay")),
+        device=lambda device: context,
+        stream=lambda stream: context,
+        current_stream=lambda: SimpleNamespace(wait_stream=lambda other: None),
+        graph_pool_handle=object,
+        graph=lambda graph, pool, stream, capture_error_mode: pools.append(pool) or context,
+    )
+    monkeypatch.setattr(module.torch, "cuda", fake)
+    for name in ("_pool", "_side_stream"):
+        getattr(module, name).cache_clear()
+    ran = []
+    replays = [module.record(lambda: ran.append(1), torch.device("cuda:0")) for _ in range(3)]
+    for name in ("_pool", "_side_stream"):
+        getattr(module, name).cache_clear()
+    assert len(set(pools)) == 1 and len(pools) == 3 and len(ran) == 9
+    replays[0]()
+    assert pools[-1] == "replay" and len(ran) == 9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_step_in_float32_is_the_layer_s(rows):
+    """With its weights in oneDNN's order from some rows on, and as they are below."""
+    transformer = small_model().prior.transformer.float()
+    inputs = torch.randn(rows, 11, 16)
+    step = stepper(transformer, 11, like=inputs)
+    found = torch.cat([step(part).clone() for part in inputs.split([2, *[1] * 9], 1)], 1)
+    assert torch.allclose(found, transformer(inputs), atol=1e-5)

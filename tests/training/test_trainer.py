@@ -105,6 +105,30 @@ def test_moving_average():
     assert torch.allclose(target.weight, start + 0.91)
 
 
+@pytest.mark.parametrize("changes", [{"patch_basis": "dct", "channel_mixing": "learned"}, {"flow": "coupling"}])
+def test_the_averaged_module_is_built_without_memory(monkeypatch, changes):
+    """It was built on every process's CPU, and filled with random numbers, at each export."""
+    config = dataclasses.replace(PRESETS["tiny"].model, informative_channels="interleaved", **changes)
+    source, made = Farmer(config), []
+
+    def new():
+        made.append(Farmer(config))
+        assert all(parameter.is_meta for parameter in made[-1].parameters())
+        return made[-1]
+
+    average = MovingAverage(source, new, decay=0.9)
+    averaged = average.module()
+    assert made == [averaged]
+    assert not [name for name, tensor in averaged.named_parameters() if tensor.is_meta or tensor.requires_grad]
+    assert not [name for name, tensor in averaged.named_buffers() if tensor.is_meta]
+    assert averaged.log_prob(torch.zeros(2, 1, 8, 8)).isfinite().all()
+    assert dict.fromkeys(averaged.state_dict(), True) == {
+        name: torch.equal(tensor, averaged.state_dict()[name]) for name, tensor in average.state_on_rank_zero().items()
+    }
+    monkeypatch.setattr("farmer_ref.support.parallel.rank", lambda: 1)
+    assert average.state_on_rank_zero() == {}
+
+
 def test_weight_decay_is_for_matrices():
     groups = make_optimiser(Farmer(PRESETS["tiny"].model), PRESETS["tiny"]).param_groups
     assert all(p.dim() >= 2 for p in groups[0]["params"])
