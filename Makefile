@@ -64,6 +64,7 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.early_guidance
 	$(BIN)/python -m benchmarks.healthy
 	$(BIN)/python -m benchmarks.live
+	$(BIN)/python -m benchmarks.course
 	$(BIN)/python -m benchmarks.applications
 	$(BIN)/python -m benchmarks.fuzz
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))

@@ -22,7 +22,7 @@ import yaml
 from sklearn.datasets import load_digits
 
 import farmer_ref
-from book import figures, live, measured, pages
+from book import course, figures, live, measured, pages
 from book.equations import HERE, REPOSITORY, ROOT
 from book.smaller import make_smaller
 from farmer_ref.support.drawings import drawings
@@ -53,7 +53,7 @@ def build(out: Path) -> Path:
     configuration = yaml.safe_load((HERE / "_config.yml").read_text(encoding="utf-8"))
     configuration["parse"]["myst_substitutions"] = measured.numbers()
     (source / "_config.yml").write_text(yaml.safe_dump(configuration, allow_unicode=True), encoding="utf-8")
-    for name, text in {**pages.parts(), **measured.parts()}.items():
+    for name, text in {**pages.parts(), **measured.parts(), **course.parts()}.items():
         (source / "_generated" / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     live.write(source / "_static" / "live", MODEL)
     (source / "logo.svg").write_text(logo(), encoding="utf-8")

@@ -119,12 +119,12 @@ def without_needless_scripts(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
     """Without a service that runs code from the page, which this book does not offer, and without the live page's
-    scripts, which Jupyter Book finds in _static: the pages with a widget load them (`Live`).
+    and the slides' scripts, which Jupyter Book finds in _static: the pages that need them load them (`Live`, `Slides`).
     """
     context["script_files"] = [
         script
         for script in context["script_files"]
-        if not re.search(r"thebe|_static/live/", f"{script.filename} {script.attributes.get('body')}".lower())
+        if not re.search(r"thebe|_static/(live|slides)/", f"{script.filename} {script.attributes.get('body')}".lower())
     ]
 
 
@@ -146,10 +146,25 @@ class Live(SphinxDirective):
         return [nodes.raw("", found, format="html")]
 
 
+class Slides(SphinxDirective):
+    """```{slides}```: the page's sections are slides, to be shown one at a time."""
+
+    def run(self) -> list[nodes.Node]:
+        """The button that starts them, and the script behind it."""
+        script = "../" * self.env.docname.count("/") + "_static/slides/slides.js"
+        bar = (
+            '<p class="slides-bar"><button class="present">Present</button> '
+            "arrow keys turn the slides, Escape ends; print while presenting for a PDF</p>"
+        )
+        sheet = f'<link rel="stylesheet" href="{script.removesuffix("js")}css">'
+        return [nodes.raw("", f'{bar}{sheet}<script src="{script}" defer></script>', format="html")]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     bibliography.register()
     app.add_directive("live", Live)
+    app.add_directive("slides", Slides)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("doctree-resolved", link_names)
     app.connect("html-page-context", without_needless_scripts, priority=999)
