@@ -36,6 +36,7 @@ LIVE = {  # widgets of the live page, by notebook and the heading that they foll
     "04_guided_resampling": {"How many candidates?": ["guidance"]},
     "05_distillation": {"Speed": ["race"]},
 }
+WANTED = {"04_guided_resampling": ("CFG", "classifier-free guidance")}  # notebooks that the search finds by other words
 STRINGS = re.compile(r"""(?:title|suptitle|set_title)(?:\(|=)\s*(["'])([^"'{}\\]+)\1""")
 
 
@@ -85,6 +86,9 @@ def write_notebook(path: Path, target: Path) -> None:
     if missing := [place for place in places if not re.search(rf"^#+ {re.escape(place)}$", text_of(notebook), re.M)]:
         raise SystemExit(f"{path.name} has no heading {missing[0]!r}, which a widget of the live page should follow")
     notebook.cells = [more for cell in notebook.cells for more in with_widgets(cell, places)]
+    if words := WANTED.get(path.stem):
+        entries = "\n".join(f"single: ! {word}" for word in words)
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(f"```{{index}}\n{entries}\n```", id="index"))
     notebook.cells.append(nbformat.v4.new_markdown_cell(sources(notebook, path.stem), id="sources"))
     nbformat.write(notebook, target)
 

@@ -27,8 +27,8 @@ BADGES = {
     "holds weakly": "{bdg-warning}`✓ weakly`",
 }
 SEEN = {  # pictures of samples; all others are plots of the rows
-    "figure7": "The same digits nine times, with the deviations of their redundant channels scaled by 0 to 4: they hardly "
-    "differ",
+    "figure7": "The same digits nine times, with the deviations of their redundant channels scaled by 0 to 4: they "
+    "hardly differ",
     "figure8": "Digits in five groups, from the smallest to the largest log-determinants: all are about as sharp",
 }
 MADE = "Commands and machines"
