@@ -53,6 +53,7 @@ def build(out: Path) -> Path:
     figures.main(str(source / "_generated"))
     configuration = yaml.safe_load((HERE / "_config.yml").read_text(encoding="utf-8"))
     configuration["parse"]["myst_substitutions"] = measured.numbers()
+    configuration["sphinx"]["config"]["html_search_scorer"] = str(source / "_ext" / "scorer.js")
     (source / "_config.yml").write_text(yaml.safe_dump(configuration, allow_unicode=True), encoding="utf-8")
     for name, text in {**pages.parts(), **measured.parts(), **course.parts()}.items():
         (source / "_generated" / f"{name}.md").write_text(text + "\n", encoding="utf-8")
@@ -87,8 +88,8 @@ def write_notebook(path: Path, target: Path) -> None:
         raise SystemExit(f"{path.name} has no heading {missing[0]!r}, which a widget of the live page should follow")
     notebook.cells = [more for cell in notebook.cells for more in with_widgets(cell, places)]
     if words := WANTED.get(path.stem):
-        entries = "\n".join(f"single: ! {word}" for word in words)
-        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(f"```{{index}}\n{entries}\n```", id="index"))
+        entries = "\n\n".join(f"```{{index}} single: ! {word}\n```" for word in words)
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(entries, id="index"))
     notebook.cells.append(nbformat.v4.new_markdown_cell(sources(notebook, path.stem), id="sources"))
     nbformat.write(notebook, target)
 
