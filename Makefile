@@ -67,6 +67,7 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.threads
 	$(BIN)/python -m benchmarks.cpu_training --before a9edf06
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.course
 	$(BIN)/python -m benchmarks.applications
 	$(BIN)/python -m benchmarks.fuzz
 	$(BIN)/python -m benchmarks.kills

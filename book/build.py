@@ -22,7 +22,7 @@ import yaml
 from sklearn.datasets import load_digits
 
 import farmer_ref
-from book import figures, live, measured, pages
+from book import course, figures, live, measured, pages
 from book.equations import HERE, REPOSITORY, ROOT
 from book.smaller import make_smaller
 from farmer_ref.support.drawings import drawings
@@ -36,6 +36,7 @@ LIVE = {  # widgets of the live page, by notebook and the heading that they foll
     "04_guided_resampling": {"How many candidates?": ["guidance"]},
     "05_distillation": {"Speed": ["race"]},
 }
+WANTED = {"04_guided_resampling": ("CFG", "classifier-free guidance")}  # notebooks that the search finds by other words
 STRINGS = re.compile(r"""(?:title|suptitle|set_title)(?:\(|=)\s*(["'])([^"'{}\\]+)\1""")
 
 
@@ -52,8 +53,9 @@ def build(out: Path) -> Path:
     figures.main(str(source / "_generated"))
     configuration = yaml.safe_load((HERE / "_config.yml").read_text(encoding="utf-8"))
     configuration["parse"]["myst_substitutions"] = measured.numbers()
+    configuration["sphinx"]["config"]["html_search_scorer"] = str(source / "_ext" / "scorer.js")
     (source / "_config.yml").write_text(yaml.safe_dump(configuration, allow_unicode=True), encoding="utf-8")
-    for name, text in {**pages.parts(), **measured.parts()}.items():
+    for name, text in {**pages.parts(), **measured.parts(), **course.parts()}.items():
         (source / "_generated" / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     live.write(source / "_static" / "live", MODEL)
     (source / "logo.svg").write_text(logo(), encoding="utf-8")
@@ -85,6 +87,9 @@ def write_notebook(path: Path, target: Path) -> None:
     if missing := [place for place in places if not re.search(rf"^#+ {re.escape(place)}$", text_of(notebook), re.M)]:
         raise SystemExit(f"{path.name} has no heading {missing[0]!r}, which a widget of the live page should follow")
     notebook.cells = [more for cell in notebook.cells for more in with_widgets(cell, places)]
+    if words := WANTED.get(path.stem):
+        entries = "\n\n".join(f"```{{index}} single: ! {word}\n```" for word in words)
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(entries, id="index"))
     notebook.cells.append(nbformat.v4.new_markdown_cell(sources(notebook, path.stem), id="sources"))
     nbformat.write(notebook, target)
 

@@ -20,6 +20,7 @@ from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.costs import peak_flops_of, training_flops
 from farmer_ref.training.presets import PRESETS
 
+GAP = 2  # pixels between samples
 TABLES = {  # columns of `step_costs`, and their headings
     "memory": (
         (2, "state, 1 GPU (GiB)"),
@@ -42,11 +43,21 @@ def one_picture(folder: Path) -> None:
 
 
 def samples(folder: Path) -> None:
-    """Samples of the shipped model, one column for each class: five rows without guidance, five at w = 1."""
-    model, labels = Farmer.from_pretrained("digits"), torch.arange(10).repeat(5)
-    generator = torch.Generator().manual_seed(0)
-    drawn = [model.sample(labels, Guidance(scale=w), generator=generator) for w in (0.0, 1.0)]
-    image_grid(torch.cat(drawn), columns=10).save(folder / "samples.png")
+    """Samples of the shipped model of 28x28 digits, a column for each class: without guidance, and at w = 1."""
+    model, labels = Farmer.from_pretrained("mnist-p2"), torch.arange(10).repeat(6)
+    middles = [(place + 0.5) * (model.config.image_size + GAP) for place in range(10)]
+    for name, title, scale in (("unguided", "without guidance", 0.0), ("guided", "guidance scale $w = 1$", 1.0)):
+        images = model.sample(labels, Guidance(scale=scale), generator=torch.Generator().manual_seed(0))
+        with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+            figure = Figure(figsize=(4.4, 3), layout="constrained")
+            axes = figure.subplots()
+            axes.imshow(image_grid(images, columns=10, cell=28, gap=GAP), cmap="gray", vmin=0, vmax=255)
+            axes.set_xticks(middles, [str(label) for label in range(10)])
+            axes.set_yticks([])
+            axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+            axes.spines[:].set_visible(False)
+            axes.set_xlabel(title, fontsize=11)
+            figure.savefig(folder / f"{name}.svg")
 
 
 def change_of_variables(folder: Path) -> None:

@@ -289,6 +289,8 @@ def parts() -> dict[str, str]:
         "pixels": pixels(),
         "presets": presets(),
         "result_files": result_files(),
+        "minutes": minutes(),
+        "machines": machines(),
     }
 
 
@@ -426,6 +428,34 @@ def result_files() -> str:
         module = record["command"].split()[2]
         lines.append([link(path.stem), f"`{module}`", f"`{record['commit'][:7]}`", record["device"]])
     return table(["result", "made by", "at commit", "on"], lines)
+
+
+def machine_of(record: dict[str, Any]) -> str:
+    """The device of a result, and the machine's cores."""
+    return f"{record['device']}, {in_words(record['cpu_count'])} cores"
+
+
+def minutes() -> str:
+    """How long training took, and on which machine."""
+    lines = []
+    for name in ("digits", "digits-noise"):
+        record = load(name)
+        spent, steps = record["training_minutes"]["mean"], record["settings"]["steps"]
+        lines.append([f"train `{name}`", machine_of(record), f"{steps:,}", f"{spent:.1f}"])
+    mnist, judge = load("mnist-p2"), load("mnist_classifier")
+    steps = f"{mnist['training_steps']:,}"
+    lines.append(["train `mnist-p2`", machine_of(mnist), steps, f"{mnist['training_minutes']:.0f}"])
+    lines.append(["train the classifier of MNIST", machine_of(judge), "", f"{judge['seconds'] / 60:.0f}"])
+    return table(["what", "machine", "steps", "minutes"], lines)
+
+
+def machines() -> str:
+    """Every machine, and what was measured on it."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        record = load(path.stem)
+        places.setdefault(machine_of(record), []).append(link(path.stem))
+    return table(["machine", "results"], [[machine, ", ".join(files)] for machine, files in places.items()])
 
 
 # -- the README --------------------------------------------------------------------------------------------------------

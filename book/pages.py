@@ -26,6 +26,12 @@ BADGES = {
     "inconclusive": "{bdg-light}`? open`",
     "holds weakly": "{bdg-warning}`✓ weakly`",
 }
+SEEN = {  # pictures of samples; all others are plots of the rows
+    "figure7": "The same digits nine times, with the deviations of their redundant channels scaled by 0 to 4: they "
+    "hardly differ",
+    "figure8": "Digits in five groups, from the smallest to the largest log-determinants: all are about as sharp",
+}
+MADE = "Commands and machines"
 COMMANDS = ("train", "evaluate", "sample", "distill", "apply", "ablate", "parameters")
 
 BASES = sorted(RESULTS.glob("basis*.json"))  # a table of our own: short runs, longer ones, other data
@@ -113,18 +119,66 @@ def claims() -> str:
         for sentence in record["sentences"]
         if not sentence.startswith('"')
     ]
-    return "\n\n".join([counts, table(heads, rows), "Timings:", "\n".join(timed)])
+    return "\n\n".join([counts, table(heads, rows), folded("Timings", "\n".join(timed))])
+
+
+def folded(title: str, *texts: str) -> str:
+    """Markdown that is shown when its title is clicked."""
+    return "\n\n".join([f":::{{dropdown}} {title}", *filter(None, texts), ":::"])
+
+
+def measures_table(record: dict[str, Any]) -> str:
+    """The rows of a result of `farmer_ref.ablate`, without the columns that say the same in every row."""
+    columns = {heading: [cell(row[name], form) for row in record["rows"]] for name, (heading, form) in MEASURES.items()}
+    columns["the paper"] = [row["paper"] for row in record["rows"]]
+    varying = {head: cells for head, cells in columns.items() if len(record["rows"]) == 1 or len(set(cells)) > 1}
+    lines = zip([row["name"] for row in record["rows"]], *varying.values(), strict=True)
+    return table(["", *varying], [list(line) for line in lines], numbers=True)
+
+
+def bases_table(record: dict[str, Any]) -> str:
+    """Bits/dim of the rows of equal steps: a line for each basis, a column for each treatment of the channels."""
+    bits = {row["name"]: cell(row["bits_per_dim"], ".3f") for row in record["rows"] if row["name"].endswith(" steps")}
+    steps = next(iter(bits)).rsplit(", ", 1)[1]
+    splits = ("no split", "I = 12", "I = 12, Z_R ~ N(0, I)")
+    end = f", {splits[0]}, {steps}"
+    bases = [name.removesuffix(end) for name in bits if name.endswith(end)]
+    lines = [[basis, *(bits.get(f"{basis}, {split}, {steps}", "") for split in splits)] for basis in bases]
+    return table([f"bits/dim after {int(steps.split()[0]):,} steps", *splits], lines, numbers=True)
+
+
+def how_measured(path: Path) -> str:
+    """The note, the commands, the sentences and the times of a result, folded."""
+    text = "\n".join(line for line in section(path)[1:] if not line.startswith("!["))
+    text = text.replace("](" + path.name, f"]({equations.REPOSITORY}/blob/main/results/{path.name}")
+    return folded("Every column, verdict and command", text.strip())
+
+
+def comparison(path: Path) -> str:
+    """A result of `farmer_ref.ablate` under a heading to link to: table and picture; what is of one seed is folded."""
+    record = load(path.stem)
+    _, *others = path.stem.split("_")
+    kind = f" ({', '.join(others)})" if others else ""
+    picture = f"![{seen(path.stem, record)}](results/{path.stem}.png)" if path.with_suffix(".png").exists() else ""
+    shown = [bases_table(record)] if path in BASES else [measures_table(record), picture]
+    if record["seeds"] == 1:
+        shown = [folded("One seed: no verdict is possible, and the figures are for orientation only", *shown)]
+    parts = [*shown, how_measured(path)]
+    return "\n\n".join([f"({path.stem})=", f"### {record['title']}{kind}", *filter(None, parts)])
+
+
+def seen(stem: str, record: dict[str, Any]) -> str:
+    """What the picture of a result shows, in words."""
+    if stem in SEEN:
+        return SEEN[stem]
+    names = [row["name"] for row in record["rows"]]
+    measures = ", ".join(heading for heading, _ in MEASURES.values())
+    return f"{measures} of {len(names)} rows, from {names[0]} to {names[-1]}: a dot for each seed, a line for the mean"
 
 
 def results(paths: list[Path]) -> str:
-    """The full tables, each under a heading to link to."""
-    lines = []
-    for path in paths:
-        heading, *rest = section(path)
-        lines += [f"({path.stem})=", f"#{heading}", *rest, ""]
-    text = "\n".join(lines).replace(" ± ", "\u00a0±\u00a0")
-    text = re.sub(r"\]\(([\w-]+\.png)\)", r"](results/\1)", text)
-    return re.sub(r"\]\(([\w-]+\.json)\)", rf"]({equations.REPOSITORY}/blob/main/results/\1)", text)
+    """Every result, one screen each."""
+    return "\n\n".join(map(comparison, paths)).replace(" ± ", "\u00a0±\u00a0")
 
 
 def parameters() -> str:
@@ -158,7 +212,8 @@ def speeds() -> str:
         ]
         for row in load("inverses")["matrix"]["rows"]
     ]
-    text = [source("inverses"), table(["inverse", "batch", "seconds", "speed-up over our sequential inverse"], rows)]
+    text = [table(["inverse", "batch", "seconds", "speed-up over our sequential inverse"], rows)]
+    sources = [source("inverses")]
     for path in sorted(RESULTS.glob("tarflow_speed*.json")):
         record = load(path.stem)
         rows = [
@@ -168,8 +223,9 @@ def speeds() -> str:
             for said in [ratio({key: times[f"speedup_{key}"] for key in ("median", "min", "max")})]
         ]
         heads = ["same weights and shapes", "seconds, ours", "seconds, TARFlow's", "speed-up"]
-        text += [source(path.stem), table(heads, rows)]
-    return "\n\n".join(text)
+        text.append(table(heads, rows))
+        sources.append(source(path.stem))
+    return "\n\n".join([*text, folded(MADE, *sources)])
 
 
 def ratio(speedup: dict[str, float]) -> str:
@@ -196,17 +252,19 @@ def guidance() -> str:
     ]
     return "\n\n".join(
         [
-            source("guidance"),
             table(heads, rows),
-            "![What guidance does: error against candidates, drift, and the sweep over w](results/guidance.png)",
-            f"After only {early['steps']} steps, when samples are still far from the data: {source('early_guidance')}",
+            "![Six plots: the error falls with the number of candidates where the target has a finite integral; draws "
+            "drift where it has none; with growing w accuracy rises and levels off, the Fréchet distance rises, the "
+            "variety within classes falls, and fewer candidates count](results/guidance.png)",
+            f"After only {early['steps']} steps, when samples are still far from the data:",
             table([f"after {early['steps']} steps", "accuracy", "Fréchet"], early_rows),
+            folded(MADE, source("guidance"), source("early_guidance")),
         ]
     )
 
 
 def student() -> str:
-    """The one-step student by its form, and by its loss."""
+    """The one-step student by its form; by its loss, folded."""
     tables = []
     for name in ("distillation", "distillation_losses"):
         record = load(name)
@@ -215,11 +273,13 @@ def student() -> str:
             for kind, figures in record["table"].items()
         ]
         heads = [f"form/loss, {record['steps']:,} steps", "difference from the exact inverse", "accuracy"]
-        tables += [source(name), table(heads, rows)]
+        tables.append(table(heads, rows))
     return "\n\n".join(
         [
-            *tables,
-            "![Digits of the exact inverse, and of the student from the same latents](results/student.png)",
+            tables[0],
+            "![Digits of the exact inverse, and of the student from the same latents: they look alike]"
+            "(results/student.png)",
+            folded("Other losses, and the commands", tables[1], source("distillation"), source("distillation_losses")),
         ]
     )
 

@@ -1,6 +1,7 @@
 """Make the built book smaller, without a visible change: what no page loads, and digits that no screen shows.
 
-Of MathJax, one bundle and its fonts stay, and of the icons the fonts that browsers load; source maps go. Notebooks to
+Of MathJax, one bundle and its fonts stay, and of the icons the fonts that browsers load; source maps go. Bitmaps become
+WebP, without loss, where that is smaller. Notebooks to
 download have no outputs, as students want them. Vector graphics keep two decimals of a point. In highlighted code,
 names, punctuation and spaces have the colour of the text and need no element of their own.
 """
@@ -11,14 +12,21 @@ import re
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
-FOLDERS = ("_static/mathjax/", "_static/vendor/fontawesome/", "_static/locales/")  # of these, only USED
+FOLDERS = (
+    "_static/mathjax/",
+    "_static/vendor/fontawesome/",
+    "_static/locales/",
+    "_static/scripts/fontawesome",
+)  # of these, only USED
 USED = (
     "_static/mathjax/tex-chtml.js",
     "_static/mathjax/output/chtml/fonts/",
     "_static/vendor/fontawesome/webfonts/fa-solid-900.woff2",
     "_static/vendor/fontawesome/webfonts/fa-brands-400.woff2",
 )
+ICONS = re.compile(r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')  # what the fonts show without a script
 PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 VERBATIM = re.compile(r"(<(?:pre|textarea|script)\b.*?</(?:pre|textarea|script)>)", re.DOTALL)
 COORDINATES = re.compile(r' (?:d|x|y|points)="[^"]*"')
@@ -36,8 +44,22 @@ def shorter_graphic(text: str) -> str:
     return re.sub(r"\n\s*", "\n", text)
 
 
-def shorter_page(text: str) -> str:
+def smaller_pictures(folder: Path) -> dict[str, str]:
+    """Replace bitmaps by WebP; returns the new name of each replaced file, by its old one."""
+    renamed = {}
+    for path in sorted(folder.glob("*.png")):
+        target = path.with_suffix(".webp")
+        Image.open(path).save(target, lossless=True, quality=100)
+        smaller, larger = sorted((path, target), key=lambda file: file.stat().st_size)
+        larger.unlink()
+        if smaller == target:
+            renamed[path.name] = target.name
+    return renamed
+
+
+def shorter_page(text: str, renamed: dict[str, str]) -> str:
     """A page with fewer elements in its code, and without indentation, which looks the same."""
+    text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda found: renamed.get(found[0], found[0]), ICONS.sub("", text))
     parts = VERBATIM.split(PLAIN.sub(r"\1", text))  # every other one is verbatim
     return "".join(part if i % 2 else re.sub(r"\s*\n\s*", "\n", part) for i, part in enumerate(parts))
 
@@ -53,13 +75,14 @@ def without_outputs(path: Path) -> None:
 
 def make_smaller(html: Path) -> None:
     """All of that, for a built book."""
+    renamed = smaller_pictures(html / "_images")
     for path in sorted(path for path in html.rglob("*") if path.is_file()):
         if unused(path.relative_to(html).as_posix()):
             path.unlink()
         elif path.suffix == ".svg":
             path.write_text(shorter_graphic(path.read_text(encoding="utf-8")), encoding="utf-8")
         elif path.suffix == ".html":
-            path.write_text(shorter_page(path.read_text(encoding="utf-8")), encoding="utf-8")
+            path.write_text(shorter_page(path.read_text(encoding="utf-8"), renamed), encoding="utf-8")
         elif path.suffix == ".ipynb":
             without_outputs(path)
     for folder in sorted((path for path in html.rglob("*") if path.is_dir()), reverse=True):

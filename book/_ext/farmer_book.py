@@ -1,16 +1,22 @@
-"""What the book adds to Sphinx: docstrings as the package writes them, and names in prose that link to the code."""
+"""What the book adds to Sphinx: docstrings as the package writes them, names in prose that link to the code, words of
+notebooks that the glossary explains, and slides.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
 import re
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
 from book import bibliography, live
-from book.equations import CITATION, anchor, cited, entries, read
+from book.equations import CITATION, REPOSITORY, anchor, cited, entries, read
 
 NOT_FARMERS = read()["other_papers"]
 LISTED = {anchor(cite) for entry in entries() for cite in [entry["cite"], *cited(entry["cite"])]}
@@ -94,7 +100,7 @@ def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     def uri(text: str) -> str | None:
         file = re.fullmatch(r"(?:farmer_ref/)?((?:\w+/)?\w+)\.py", text)
         if file and f"farmer_ref.{file[1].replace('/', '.')}" in known:
-            return app.builder.get_relative_uri(docname, f"_modules/farmer_ref/{file[1]}")
+            return f"{REPOSITORY}/blob/main/farmer_ref/{file[1]}.py"
         full = target(text)
         if full is None:
             return None
@@ -115,16 +121,72 @@ def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             reference += literal
 
 
+def source_of(domain: str, about: dict[str, str]) -> str | None:
+    """Where the repository has the code of a documented name, for its [source] link."""
+    if domain != "py" or not about["module"]:
+        return None
+    thing = importlib.import_module(about["module"])
+    address = f"{REPOSITORY}/blob/main/{about['module'].replace('.', '/')}.py"
+    try:
+        thing = inspect.unwrap(functools.reduce(getattr, about["fullname"].split("."), thing))
+        lines, first = inspect.getsourcelines(thing)
+    except (AttributeError, TypeError, OSError):  # a field, a value, a method that Python makes
+        return None
+    return f"{address}#L{first}-L{first + len(lines) - 1}"
+
+
+def explained(app: Sphinx) -> dict[str, tuple[str, str]]:
+    """Every word of the glossary, lower case: its anchor, and the first sentence of what it means."""
+    found = {}
+    for item in app.env.get_doctree("glossary").findall(nodes.definition_list_item):
+        *terms, definition = item.children
+        meaning = " ".join(definition.astext().split())
+        for term in terms:
+            first = re.match(r".+?[.:](?= |$)", meaning)
+            found[term.astext().lower()] = (term["ids"][0], first[0] if first else meaning)
+    return found
+
+
+def explain_words(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """In a notebook, the first use of each word of the glossary links there, and says its meaning when pointed at."""
+    if not docname.startswith("notebooks/"):
+        return
+    meanings = explained(app)
+    longest_first = "|".join(sorted(map(re.escape, meanings), key=len, reverse=True))
+    word = re.compile(rf"\b({longest_first})\b", re.IGNORECASE)
+    glossary = app.builder.get_relative_uri(docname, "glossary")
+    for text in list(doctree.findall(nodes.Text)):
+        if not isinstance(text.parent, nodes.paragraph | nodes.emphasis | nodes.strong):
+            continue
+        parts: list[nodes.Node] = []
+        end, plain = 0, text.astext()
+        for match in word.finditer(plain):
+            if (known := meanings.pop(match[0].lower(), None)) is None:
+                continue
+            anchor_there, meaning = known
+            address = f"{glossary}#{anchor_there}"
+            link = nodes.reference("", match[0], internal=True, refuri=address, reftitle=meaning, classes=["explained"])
+            parts += [nodes.Text(plain[end : match.start()]), link]
+            end = match.end()
+        if parts:
+            text.parent.replace(text, [*parts, nodes.Text(plain[end:])])
+
+
+def find_sources(app: Sphinx, config: Config) -> None:
+    """A function cannot stand in _config.yml."""
+    config.linkcode_resolve = source_of
+
+
 def without_needless_scripts(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
     """Without a service that runs code from the page, which this book does not offer, and without the live page's
-    scripts, which Jupyter Book finds in _static: the pages with a widget load them (`Live`).
+    and the slides' scripts, which Jupyter Book finds in _static: the pages that need them load them (`Live`, `Slides`).
     """
     context["script_files"] = [
         script
         for script in context["script_files"]
-        if not re.search(r"thebe|_static/live/", f"{script.filename} {script.attributes.get('body')}".lower())
+        if not re.search(r"thebe|_static/(live|slides)/", f"{script.filename} {script.attributes.get('body')}".lower())
     ]
 
 
@@ -146,11 +208,28 @@ class Live(SphinxDirective):
         return [nodes.raw("", found, format="html")]
 
 
+class Slides(SphinxDirective):
+    """```{slides}```: the page's sections are slides, to be shown one at a time."""
+
+    def run(self) -> list[nodes.Node]:
+        """The button that starts them, and the script behind it."""
+        script = "../" * self.env.docname.count("/") + "_static/slides/slides.js"
+        bar = (
+            '<p class="slides-bar"><button class="present">Present</button> '
+            "arrow keys turn the slides, Escape ends; print while presenting for a PDF</p>"
+        )
+        sheet = f'<link rel="stylesheet" href="{script.removesuffix("js")}css">'
+        return [nodes.raw("", f'{bar}{sheet}<script src="{script}" defer></script>', format="html")]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     bibliography.register()
     app.add_directive("live", Live)
+    app.add_directive("slides", Slides)
     app.connect("autodoc-process-docstring", plain_docstring)
+    app.connect("config-inited", find_sources)
     app.connect("doctree-resolved", link_names)
+    app.connect("doctree-resolved", explain_words)
     app.connect("html-page-context", without_needless_scripts, priority=999)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

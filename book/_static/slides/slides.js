@@ -1,0 +1,38 @@
+// Slides: a page of the book shown one section at a time, its first slide the page's title.
+// Keys: right, space, page down; left, page up; home, end; escape ends. Printing gives one page for each slide.
+(() => {
+    const page = document.querySelector("article > section");
+    const title = [...page.children].filter(child => child.tagName !== "SECTION");
+    const slides = [title, ...[...page.children].filter(child => child.tagName === "SECTION").map(child => [child])];
+    let now = 0;
+
+    function show(number) {
+        now = Math.max(0, Math.min(slides.length - 1, number));
+        slides.forEach((parts, i) => parts.forEach(part => part.classList.toggle("shown", i === now)));
+        page.dataset.slide = `${now + 1} / ${slides.length}`;
+        page.parentElement.scrollTop = 0;
+        dispatchEvent(new Event("resize"));  // figures that draw themselves measure the new width
+        location.replace(now ? `#${slides[now][0].id}` : "#");
+    }
+
+    function present(on) {
+        document.body.classList.toggle("presenting", on);
+        if (on) show(Math.max(0, slides.findIndex(([first]) => first.id && `#${first.id}` === location.hash)));
+    }
+
+    document.addEventListener("keydown", event => {
+        if (!document.body.classList.contains("presenting") || event.target.closest("input, select, button")) return;
+        const last = slides.length - 1;
+        const steps = {ArrowRight: 1, " ": 1, PageDown: 1, ArrowLeft: -1, PageUp: -1, Home: -last, End: last};
+        if (event.key === "Escape") present(false);
+        else if (event.key in steps) {
+            event.preventDefault();
+            show(now + steps[event.key]);
+        }
+    });
+    document.querySelector("button.present").addEventListener("click", event => {
+        event.target.blur();
+        present(true);
+    });
+    present(new URLSearchParams(location.search).has("present"));
+})();
