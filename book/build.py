@@ -29,7 +29,7 @@ from farmer_ref.support.drawings import drawings
 
 LOGO = 3  # which of scikit-learn's digits
 DRAWINGS = {draw.__name__: draw for draw in drawings()}
-MODEL = "digits"  # whose likelihood the pages compute
+MODEL = live.shipped()[0]  # whose likelihood the pages compute
 LIVE = {  # widgets of the live page, by notebook and the heading that they follow
     "00_tour": {"Sample": ["sample"]},
     "01_flow_invertibility": {"Two numbers": ["volume"], "A broken mask": ["mask"], "Two ways back": ["race"]},
