@@ -12,6 +12,7 @@ import argparse
 import base64
 import copy
 import dataclasses
+import gzip
 import inspect
 import json
 import math
@@ -384,6 +385,14 @@ def numbers(tensor: Tensor) -> list[float]:
 def without_comments(script: str) -> str:
     """A script without its comments and its indentation, for pages: what is read is the file in the repository."""
     return re.sub(r"^\s+", "", re.sub(r"(^|\s)//.*$", "", script, flags=re.MULTILINE), flags=re.MULTILINE)
+
+
+def script_bytes() -> dict[str, int]:
+    """The size of farmer.js and live.js together: as they are written, as pages have them, and that in gzip."""
+    written = [(STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    served = [without_comments(script).encode() for script in written]
+    sizes = sum(len(script.encode()) for script in written), sum(map(len, served)), len(gzip.compress(b"".join(served)))
+    return dict(zip(("written", "served", "gzip"), sizes, strict=True))
 
 
 def parts(run: str) -> Parts:

@@ -1,14 +1,8 @@
 """FARMER in the page: parity with PyTorch, and every widget operated in a browser, from files, without a network."""
 
-import gzip
-import http.server
 import json
 import math
-import queue
 import re
-import shutil
-import subprocess
-import threading
 import time
 
 import chromium
@@ -17,6 +11,7 @@ import pytest
 import torch
 from conftest import small_model
 
+from benchmarks import live as benchmark
 from book import live
 from farmer_ref import Guidance
 from farmer_ref.support.errors import InputError
@@ -45,8 +40,9 @@ def page(tmp_path_factory):
 def test_a_page_small_enough_to_mail_and_scripts_small_enough_to_read(page):
     assert page.stat().st_size < 4e6
     assert (page.parent / "weights.js").stat().st_size < 2.5e6
-    scripts = b"".join((page.parent / name).read_bytes() for name in live.SCRIPTS)
-    assert len(scripts) < 60_000 and len(gzip.compress(scripts)) < 20_000  # as a server sends them
+    sizes = live.script_bytes()
+    assert sizes["served"] == sum((page.parent / name).stat().st_size for name in live.SCRIPTS)
+    assert sizes["served"] < 60_000 and sizes["gzip"] < 20_000
 
 
 def test_comments_and_indentation_are_left_out_and_nothing_else():
@@ -204,61 +200,31 @@ def test_every_kind_of_model_is_read_as_pytorch_reads_it(browser, tmp_path, chan
 
 # -- any browser -------------------------------------------------------------------------------------------------------
 
-REPORT = """<script>
+REPORT = """
 const complaints = [], texts = () => [...document.querySelectorAll(".fl-say")].map(node => node.textContent);
 addEventListener("error", event => complaints.push(event.message));
 addEventListener("load", async () => {
     const before = texts()[0], buttons = [...document.querySelectorAll("button")];
     buttons.find(button => button.textContent === "Noise").click();
     while (texts()[0] === before) await new Promise(done => setTimeout(done, 50));
-    const model = new (farmerLibrary().Farmer)(FARMER_WEIGHTS);
-    const terms = model.likelihoods(Float32Array.from(IMAGE), [LABEL])[0].total;
-    fetch("ADDRESS", {method: "POST", mode: "no-cors", body: JSON.stringify({complaints, texts: texts(), terms})});
+    const [found] = new (farmerLibrary().Farmer)(FARMER_WEIGHTS).likelihoods(Float32Array.from(IMAGE), [LABEL]);
+    report({complaints, texts: texts(), total: found.total});
 });
-</script>"""
-COMMANDS = {
-    "chromium": ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--user-data-dir=PROFILE"],
-    "firefox": ["--headless", "--no-remote", "--profile", "PROFILE"],
-}
+"""
 
 
-@pytest.mark.parametrize("program", COMMANDS)
+@pytest.mark.parametrize("kind", benchmark.FLAGS)
 @torch.no_grad()
-def test_the_page_works_in_every_browser_that_is_installed(page, tmp_path, program):
-    found = chromium.PROGRAM if program == "chromium" else shutil.which(program)
-    if found is None:
-        pytest.skip(f"no {program} here")
+def test_the_page_works_in_every_browser_that_is_installed(page, kind):
+    if benchmark.browser(kind) is None:
+        pytest.skip(f"no {kind} here")
     model, _ = live.load(MODELS[0])
     values, labels = (tensor[:1] for tensor in live.test_images(MODELS[0], model))
-    image, answers = live.middles(model, values), queue.Queue()
-
-    class Listener(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            answers.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Listener) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        given = {"ADDRESS": f"http://127.0.0.1:{server.server_port}", "LABEL": str(int(labels[0]))}
-        report = REPORT.replace("IMAGE", json.dumps(image.flatten().tolist()))
-        for name, value in given.items():
-            report = report.replace(name, value)
-        (tmp_path / "page.html").write_text(page.read_text(encoding="utf-8") + report, encoding="utf-8")
-        (tmp_path / "profile").mkdir()
-        flags = [flag.replace("PROFILE", str(tmp_path / "profile")) for flag in COMMANDS[program]]
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen([found, *flags, (tmp_path / "page.html").as_uri()], **silent) as process:
-            try:
-                answer = answers.get(timeout=60)
-            finally:
-                process.terminate()
-                server.shutdown()
-    assert answer["complaints"] == [] and len(answer["texts"]) == len(live.WIDGETS) and all(answer["texts"])
-    assert abs(answer["terms"] - float(live.as_packed(model).log_prob(image, labels))) < 0.01
+    image = live.middles(model, values)
+    given = f"const IMAGE = {json.dumps(image.flatten().tolist())}, LABEL = {int(labels[0])};"
+    found = benchmark.reported(kind, page.read_text(encoding="utf-8"), given + REPORT, seconds=60)
+    assert found["complaints"] == [] and len(found["texts"]) == len(live.WIDGETS) and all(found["texts"])
+    assert abs(found["total"] - float(live.as_packed(model).log_prob(image, labels))) < 0.01
 
 
 # -- the widgets -------------------------------------------------------------------------------------------------------
