@@ -344,17 +344,19 @@ def way_to_image(model: Farmer, student: OneStepStudent | None, z: Tensor, label
 
 
 def jacobi_sweeps(block: FlowBlock, z: Tensor, label: Tensor) -> list[Tensor]:
-    """x (1,N,D) after every sweep of Eq. 9 over all tokens, until `inverse_jacobi` would stop."""
+    """x (1,N,D) after every sweep of Eq. 9, until all tokens are final; which are, as `inverse_jacobi` finds it."""
     z = block.flip_if_reversed(z)
-    x, found = z, []
-    while True:
+    x, found, begin, last = z, [], 0, z.shape[1] - 1
+    while begin < last:
         shift, log_scale = block.all_shifts_and_log_scales(x, label)
         new = z * torch.exp(-log_scale) + shift
-        moved, x = (new - x).abs().amax() > TOLERANCE * CONVERGED, new
+        moved = (new - x)[0].abs().amax(-1) > TOLERANCE * CONVERGED  # (N,)
+        later = moved[begin + 1 :].nonzero()
+        begin = begin + 1 + int(later[0, 0]) if len(later) else last  # the first that moved has only final inputs
+        x = new
         tokens = block.flip_if_reversed(x)
         found.append(tokens if block.mixing is None else block.mixing.inverse(tokens))
-        if not moved or len(found) == z.shape[1] - 1:  # by then, all tokens are exact
-            return found
+    return found
 
 
 def masked(model: Farmer, values: Tensor, *, causal: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 // FARMER in plain JavaScript: exact likelihood, samples and inverses of a trained model, in the reader's browser.
 // A second implementation of farmer_ref/model, in its order and with its names; numbers in brackets are the paper's.
-// Matrices are flat, row by row: tokens (N,D) in image order, hidden states (T,W). An image is H x W numbers in [-1, 1].
+// Matrices are flat, row by row: tokens (N,D) in image order, hidden states (T,W). Images are H x W numbers in [-1, 1].
 // The library is one function, so that its own text can start a worker (see the end): pages from files need that.
 function farmerLibrary() {
   "use strict";
@@ -94,7 +94,8 @@ function farmerLibrary() {
       this.tensors = {};
       for (const [name, shape, size] of tensors) {
         const count = shape.reduce((a, b) => a * b, 1), scales = size === 1 && halves(shape[0]);
-        const tensor = size === 4 ? take(Float32Array, count) : size === 2 ? halves(count) : Float32Array.from(take(Int8Array, count));
+        const tensor = size === 4 ? take(Float32Array, count) : size === 2 ? halves(count) :
+          Float32Array.from(take(Int8Array, count));
         for (let i = 0; scales && i < count; i++) tensor[i] *= scales[Math.floor(i * shape[0] / count)];
         this.tensors[name] = tensor;
       }
@@ -158,7 +159,7 @@ function farmerLibrary() {
       });
       this.width = this.layers[0].out.outputs;
     }
-    // Keys and values of so many sequences side by side, for every layer, sequence and head: two matrices to multiply by.
+    // Keys and values of so many sequences side by side, by layer, sequence and head: two matrices to multiply by.
     newCache(capacity, batch = 1) {
       const {kernel} = this.layers[0].out, d = this.headDim, room = Math.ceil(capacity / 8) * 8;
       const head = () => ({keys: new Linear(kernel, d, room), values: new Linear(kernel, room, d)});
@@ -221,7 +222,8 @@ function farmerLibrary() {
       this.quantile = quantile;
     }
     normalQuantile(p) { // Phi^-1, by algorithm AS 241, whose coefficients come with the weights
-      const ratio = (x, parts) => parts.map(part => part.reduceRight((total, c) => total * x + c, 0)).reduce((a, b) => a / b);
+      const ratio = (x, parts) => parts.map(part => part.reduceRight((total, c) => total * x + c, 0)).reduce((a,
+        b) => a / b);
       const [centre, tails] = this.quantile, q = p - 0.5;
       if (Math.abs(q) <= 0.425) return q * ratio(0.180625 - q * q, centre);
       return Math.sign(q) * ratio(Math.sqrt(-Math.log(Math.min(p, 1 - p))) - 1.6, tails);
@@ -231,7 +233,8 @@ function farmerLibrary() {
       if (!cells) return [image, logSlope];
       return [image.map((x, i) => {
         const place = (x + 1) / 2 * cells.length, level = clamp(Math.floor(place), 0, cells.length - 1);
-        const {mass, below} = cells[level], z = this.normalQuantile(clamp(below + mass * (place - level), TAIL, 1 - TAIL));
+        const {mass, below} = cells[level],
+          z = this.normalQuantile(clamp(below + mass * (place - level), TAIL, 1 - TAIL));
         logSlope[i] = Math.log(mass * cells.length / 2) + 0.5 * (z * z + Math.log(2 * Math.PI));
         return z;
       }), logSlope];
@@ -509,9 +512,11 @@ function farmerLibrary() {
     redundantMixtures(h) {
       if (this.redundantHead) return this.mixtures(this.redundantHead, h, this.KR);
       const zeros = new Float32Array(this.D - this.I);
-      return Array.from({length: h.length / this.W}, () => new GaussianMixture(new Float32Array(1), zeros, zeros)); // N(0, I)
+      // N(0, I)
+      return Array.from({length: h.length / this.W}, () => new GaussianMixture(new Float32Array(1), zeros, zeros));
     }
-    logProbParts(z, labels) { // for every label the nats of every token, in image order: informative, redundant  (Eq. 14)
+    // for every label the nats of every token, in image order: informative, redundant  (Eq. 14)
+    logProbParts(z, labels) {
       const {N, M, W, I, D} = this, T = M + N, zI = this.split(z, 0, I), zR = this.split(z, I, D);
       const inputs = new Float32Array(labels.length * T * W);
       const embedded = zI.map((one, i) => this.embed(one, i));
@@ -521,7 +526,8 @@ function farmerLibrary() {
       });
       const h = this.kernel.scope(() => this.hidden(inputs, this.newCache(labels.length)));
       return labels.map((_, b) => {
-        const own = rows(h, W, b * T, (b + 1) * T), found = {informative: new Float32Array(N), redundant: new Float32Array(N)};
+        const own = rows(h, W, b * T, (b + 1) * T),
+          found = {informative: new Float32Array(N), redundant: new Float32Array(N)};
         const tokens = this.mixtures(this.tokenHead, rows(own, W, M - 1, T - 1), this.K);
         const [shared] = I < D ? this.redundantMixtures(rows(own, W, T - 1)) : [];
         each(N, i => {
@@ -559,7 +565,8 @@ function farmerLibrary() {
 
   class Farmer {
     constructor(script, fast = true) {
-      const {config, student} = script, kernel = new Kernel(fast && script.kernel), weights = new Weights(script, kernel);
+      const {config, student} = script, kernel = new Kernel(fast && script.kernel),
+        weights = new Weights(script, kernel);
       const blocks = (weights, name) => Array.from({length: config.flow_blocks}, (_, b) =>
         new FlowBlock(weights, name.replace("#", b), config, b));
       this.fast = Boolean(kernel.fast);
@@ -573,7 +580,8 @@ function farmerLibrary() {
       this.studentBlocks = student ? blocks(new Weights(student, kernel), "blocks.#.network") : [];
     }
     encode(image) { // z, and log|det dz/dx| token by token
-      const [coordinates, logSlope] = this.pixels.forward(image), {D} = this.prior, logdet = new Float32Array(this.prior.N);
+      const [coordinates, logSlope] = this.pixels.forward(image), {D} = this.prior,
+        logdet = new Float32Array(this.prior.N);
       this.patchify.source.forEach((pixel, at) => logdet[Math.floor(at / D)] += logSlope[pixel]);
       let x = this.patchify.forward(coordinates), own;
       for (const block of this.flow) {
@@ -582,7 +590,8 @@ function farmerLibrary() {
       }
       return [x, logdet];
     }
-    likelihoods(image, labels) { // log p(x | c) in nats, for every label   (Eq. 6); the flow sees no class: it runs once
+    // log p(x | c) in nats, for every label   (Eq. 6); the flow sees no class: it runs once
+    likelihoods(image, labels) {
       const [z, logdet] = this.encode(image);
       return this.prior.logProbParts(z, labels).map(({informative, redundant}) => {
         const terms = {informative: sum(informative), redundant: sum(redundant), logdet: sum(logdet)};
@@ -621,11 +630,12 @@ function farmerLibrary() {
         student: this.student(z).map(picture),
       };
     }
-    // The first block, with its causal mask or without: how far each token of z moves when one of x is nudged (N,N), and
-    // the round trip's error.
+    // The first block, with its causal mask or without: how far each token of z moves when one of x is nudged (N,N),
+    // and the round trip's error.
     mask(image, causal) {
       const [block] = this.flow, {N, D} = block, STEP = 1e-2, x = this.patchify.forward(this.pixels.forward(image)[0]);
-      const nudged = Array.from({length: N + 1}, (_, t) => [...x].map((v, at) => v + STEP * (Math.floor(at / D) === t)));
+      const nudged = Array.from({length: N + 1},
+        (_, t) => [...x].map((v, at) => v + STEP * (Math.floor(at / D) === t)));
       const [z] = block.forward(Float32Array.from(nudged.flat()), causal), still = rows(z, N * D, N);
       const moves = Array.from({length: N * N}, (_, at) => { // of token i of z, by token j of x
         const i = Math.floor(at / N), moved = rows(rows(z, N * D, at % N), D, i);
