@@ -1,9 +1,10 @@
-"""How fast is FARMER in a browser? `python -m benchmarks.live`. Writes results/live.json; needs Chromium.
+"""How fast is FARMER in a browser? `python -m benchmarks.live` writes results/live.json, by Chromium.
 
 For every shipped model that the live page can carry, medians in milliseconds. Of single calls on one thread, with the
 WebAssembly kernel and without it: loading the weights, the likelihood of an image, a sample without and with guidance,
 the three inverses, and the posterior over the classes, which a stroke of the pen asks for. And of the page itself:
 until its widgets stand there, until the first answer, and from a change of the drawing until all figures are new.
+A picture of each widget goes to results/live_NAME.png, for notebooks that are read outside of the book.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageChops
 from pydantic import PositiveInt
 
 from book import live
@@ -124,14 +126,37 @@ def reported(kind: str, page: str, script: str, *, seconds: float = 300) -> Any:
             server.shutdown()
 
 
+def draw_pictures(page: str, folder: Path) -> None:
+    """Save each widget of the live page, as it stands untouched, as live_NAME.png."""
+    program = browser("chromium")
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in live.WIDGETS:
+            opened, saved = Path(temporary) / "page.html", Path(temporary) / "saved.png"
+            alone = (
+                f"body > :not(main), section:not(#{name}) {{ display: none }} section > div {{ margin: 0 !important }}"
+            )
+            opened.write_text(f"{page}<style>{alone}</style>", encoding="utf-8")
+            flags = [flag.format(profile=temporary) for flag in FLAGS["chromium"]]
+            size = ["--window-size=1000,1200", "--hide-scrollbars", f"--screenshot={saved}"]
+            subprocess.run([program, *flags, *size, opened.as_uri()], check=True, capture_output=True, timeout=60)
+            with Image.open(saved) as picture:
+                shot = picture.convert("RGB")
+            edges = ImageChops.difference(shot, Image.new("RGB", shot.size, "white")).getbbox()
+            shot.crop(edges).quantize(128).save(folder / f"live_{name}.png", optimize=True)
+
+
 def measured(name: str, repeats: int) -> dict[str, Any]:
     """Milliseconds of the page and of each kind of call, with the kernel and without it."""
-    with tempfile.TemporaryDirectory() as folder:
-        live.write(Path(folder), name)
-        page = (Path(folder) / "live.html").read_text(encoding="utf-8")
     values, _ = live.test_images(name, live.load(name)[0])
     given = f"const VALUES = {values[0].flatten().tolist()}, REPEATS = {repeats};"
-    return reported("chromium", page, given + MEASURE)
+    return reported("chromium", page_of(name), given + MEASURE)
+
+
+def page_of(name: str) -> str:
+    """The live page of a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        live.write(Path(folder), name)
+        return (Path(folder) / "live.html").read_text(encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -143,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     print(json.dumps({name: record[name] for name in ("milliseconds", "script_bytes")}, indent=2))
     write_json(ROOT / "results" / "live.json", record)
+    draw_pictures(page_of(live.shipped()[0]), ROOT / "results")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ LIVE = {  # widgets of the live page, by notebook and the heading that they foll
     "04_guided_resampling": {"How many candidates?": ["guidance"]},
     "05_distillation": {"Speed": ["race"]},
 }
+PICTURE = re.compile(r"^\[!\[.*\]\(\.\./results/live_\w+\.png\)\].*\n?", re.MULTILINE)  # of a widget, for other readers
 STRINGS = re.compile(r"""(?:title|suptitle|set_title)(?:\(|=)\s*(["'])([^"'{}\\]+)\1""")
 
 
@@ -74,6 +75,7 @@ def write_notebook(path: Path, target: Path) -> None:
     notebook, heading = nbformat.read(path, 4), path.stem
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
+            cell.source = PICTURE.sub("", cell.source)  # here, the widget itself follows
             heading = next(iter(reversed(re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE))), heading)
             continue
         titles = [title for _, title in STRINGS.findall(cell.source)]

@@ -6,13 +6,14 @@ import re
 import time
 
 import chromium
+import nbformat
 import numpy as np
 import pytest
 import torch
 from conftest import small_model
 
 from benchmarks import live as benchmark
-from book import live
+from book import build, live
 from farmer_ref import Guidance
 from farmer_ref.support.errors import InputError
 
@@ -62,6 +63,22 @@ def test_a_model_that_the_page_cannot_draw_is_refused(tmp_path, changes, message
     small_model(**changes).float().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=message):
         live.load(str(tmp_path))
+
+
+def test_in_the_book_a_widget_takes_the_place_of_its_picture(tmp_path):
+    picture = "[![Sample, step by step](../results/live_sample.png)](https://example.org) Operate it in the book."
+    cells = [nbformat.v4.new_markdown_cell(f"## Sample\n\n{picture}\n\nMore."), nbformat.v4.new_code_cell("1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_tour.ipynb")
+    build.write_notebook(tmp_path / "00_tour.ipynb", tmp_path / "made.ipynb")
+    first, second, *_ = (cell.source for cell in nbformat.read(tmp_path / "made.ipynb", 4).cells)
+    assert "live_sample.png" not in first and first.startswith("## Sample") and first.endswith("More.")
+    assert second == "```{live} sample\n```"
+
+
+def test_every_widget_of_a_notebook_has_a_picture():
+    for headings in build.LIVE.values():
+        for name in (name for names in headings.values() for name in names):
+            assert (build.ROOT / "results" / f"live_{name}.png").is_file()
 
 
 # -- parity with PyTorch -----------------------------------------------------------------------------------------------

@@ -279,7 +279,8 @@
       say(note ? note(found, shown, below) :
         `It looks like a ${found.best} (${percent(found.posterior[found.best])}). ` +
         `Its density, ${number(found.total)} nats, is ` + (below === 0 ? "lower than that of every real test digit." :
-          `higher than that of ${percent(below)} of the real test digits.`));
+          `higher than that of ${percent(below)} of the real test digits` +
+          (below > 0.9 ? ": little ink, few surprises." : ".")));
       shown = {...found, image};
     }
     choose(false);
@@ -311,7 +312,7 @@
     };
     const say = frame(root, "Sample, step by step",
       "The prior draws one latent token after another; then the blocks of the flow are undone, one by one.",
-      row(part(name, curves), part("latents so far", latents), part("the flow undone", image),
+      row(part(name, curves), part("latents so far", latents), part("image, the flow undone", image),
         ...way.student.length ? [part("the student, in one pass each", student)] : []),
       scrub,
       tools(play, button("Step", () => stop(go(at + 1))), digits("class", change("label")),
@@ -341,8 +342,8 @@
       const step = way.steps[clamp(at - 1, 0, TOKENS - 1)],
         lines = range(Math.min(3, step.drawn.length)).map(c => density(step, c));
       const most = Math.min(3, Math.max(...lines.flat())), stroke = c => `var(${COLOURS[c]})`;
-      name.textContent = at === 0 ? "mixture of the first token" :
-        `mixture of token ${Math.min(at, TOKENS)}; dotted: the draw`;
+      name.textContent = at === 0 ? "mixture of the first token: three channels" :
+        `mixture of token ${Math.min(at, TOKENS)}: three channels; dotted: the draw`;
       curves.replaceChildren(make("path", {d: `M0 ${HIGH}h${WIDE}`, stroke: "var(--line)"}),
         ...lines.map((line, c) => make("path", {fill: "none", stroke: stroke(c), "stroke-width": 2,
           d: curve(line.map(v => Math.min(v, most)), WIDE, HIGH, most * 1.05)})),
@@ -505,8 +506,8 @@
       const rest = student && Math.sqrt(total(lanes[2].errors[student].map(v => v * v)) / TOKENS);
       say(
         at < (student ?? 1) ? "All start at the latents; rows are tokens, columns are passes." :
-        at < jacobi && student ? `The student is through after ${student} passes, with an error of ${number(rest, 2)} ` +
-          `a pixel that stays; the exact ways are still under way.` :
+        at < jacobi && student ? `The student is through after ${student} passes, with an error of ` +
+          `${number(rest, 2)} a pixel that stays; the exact ways are still under way.` :
         at < jacobi ? "A sweep corrects all tokens at once; the sequential inverse does one token a pass." :
         at < sequential ? `Jacobi is exact after ${jacobi} passes, each of all tokens at once.` :
         `The sequential inverse took ${sequential} passes, each of one token: few operations, long to wait.`);
