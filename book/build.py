@@ -29,7 +29,7 @@ from farmer_ref.support.drawings import drawings
 
 LOGO = 3  # which of scikit-learn's digits
 DRAWINGS = {draw.__name__: draw for draw in drawings()}
-MODEL = "digits"  # whose likelihood the pages compute
+MODEL = live.shipped()[0]  # whose likelihood the pages compute
 LIVE = {  # widgets of the live page, by notebook and the heading that they follow
     "00_tour": {"Sample": ["sample"]},
     "01_flow_invertibility": {"Two numbers": ["volume"], "A broken mask": ["mask"], "Two ways back": ["race"]},
@@ -37,6 +37,7 @@ LIVE = {  # widgets of the live page, by notebook and the heading that they foll
     "05_distillation": {"Speed": ["race"]},
 }
 WANTED = {"04_guided_resampling": ("CFG", "classifier-free guidance")}  # notebooks that the search finds by other words
+PICTURE = re.compile(r"^\[!\[.*\]\(\.\./results/live_\w+\.png\)\].*\n?", re.MULTILINE)  # of a widget, for other readers
 STRINGS = re.compile(r"""(?:title|suptitle|set_title)(?:\(|=)\s*(["'])([^"'{}\\]+)\1""")
 
 
@@ -76,6 +77,7 @@ def write_notebook(path: Path, target: Path) -> None:
     notebook, heading = nbformat.read(path, 4), path.stem
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
+            cell.source = PICTURE.sub("", cell.source)  # here, the widget itself follows
             heading = next(iter(reversed(re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE))), heading)
             continue
         titles = [title for _, title in STRINGS.findall(cell.source)]

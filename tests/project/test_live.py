@@ -1,21 +1,24 @@
 """FARMER in the page: parity with PyTorch, and every widget operated in a browser, from files, without a network."""
 
-import gzip
 import json
 import math
+import re
 import time
 
 import chromium
+import nbformat
 import numpy as np
 import pytest
 import torch
 from conftest import small_model
 
-from book import live
-from farmer_ref import Farmer, Guidance
+from benchmarks import live as benchmark
+from book import build, live
+from farmer_ref import Guidance
 from farmer_ref.support.errors import InputError
 
-LIKELIHOODS = 100
+MODELS = live.shipped()  # the first one carries the page
+LIKELIHOODS = {"webassembly": 100, "javascript": 5}  # plain JavaScript takes seconds for an image of 28x28
 SAMPLES = 20
 SIZES = [(1280, False), (1280, True), (390, False), (390, True)]
 
@@ -30,24 +33,52 @@ def browser():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("live")
-    live.write(folder, "digits")
+    loss = live.write(folder, MODELS[0])
+    assert loss.bits_per_dim < 0.005 and 0 < loss.worst_nats < 4
     return folder / "live.html"
 
 
 def test_a_page_small_enough_to_mail_and_scripts_small_enough_to_read(page):
     assert page.stat().st_size < 4e6
-    scripts = b"".join((live.STATIC / name).read_bytes() for name in live.SCRIPTS)
-    assert len(gzip.compress(scripts)) < 25_000  # as a server sends them
+    assert (page.parent / "weights.js").stat().st_size < 2.5e6
+    sizes = live.script_bytes()
+    assert sizes["served"] == sum((page.parent / name).stat().st_size for name in live.SCRIPTS)
+    assert sizes["served"] < 60_000 and sizes["gzip"] < 20_000
 
 
-def test_packing_moves_the_likelihood_little():
-    loss = live.packing_loss("digits", Farmer.from_pretrained("digits"))
-    assert loss.bits_per_dim < 0.005 and 0 < loss.worst_nats < 1
+def test_comments_and_indentation_are_left_out_and_nothing_else():
+    script = '// one\nconst a = "http://b"; // two\n  // three\n  if (a)\n    f(a);\n'
+    assert live.without_comments(script) == 'const a = "http://b";\nif (a)\nf(a);\n'
 
 
-def test_a_model_that_the_page_cannot_draw_is_refused():
-    with pytest.raises(InputError, match="dequantisation is 'gaussian'; allowed: uniform"):
-        live.load("digits-noise")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dequantisation": "gaussian"}, "dequantisation is 'gaussian'; allowed: uniform"),
+        ({"flow_sees_class": True, "channels": 1, "informative": 3}, "flow_sees_class is True; allowed: False"),
+        ({}, "channels is 2; allowed: 1"),
+    ],
+)
+def test_a_model_that_the_page_cannot_draw_is_refused(tmp_path, changes, message):
+    small_model(**changes).float().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=message):
+        live.load(str(tmp_path))
+
+
+def test_in_the_book_a_widget_takes_the_place_of_its_picture(tmp_path):
+    picture = "[![Sample, step by step](../results/live_sample.png)](https://example.org) Operate it in the book."
+    cells = [nbformat.v4.new_markdown_cell(f"## Sample\n\n{picture}\n\nMore."), nbformat.v4.new_code_cell("1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_tour.ipynb")
+    build.write_notebook(tmp_path / "00_tour.ipynb", tmp_path / "made.ipynb")
+    first, second, *_ = (cell.source for cell in nbformat.read(tmp_path / "made.ipynb", 4).cells)
+    assert "live_sample.png" not in first and first.startswith("## Sample") and first.endswith("More.")
+    assert second == "```{live} sample\n```"
+
+
+def test_every_widget_of_a_notebook_has_a_picture():
+    for headings in build.LIVE.values():
+        for name in (name for names in headings.values() for name in names):
+            assert (build.ROOT / "results" / f"live_{name}.png").is_file()
 
 
 # -- parity with PyTorch -----------------------------------------------------------------------------------------------
@@ -55,9 +86,11 @@ def test_a_model_that_the_page_cannot_draw_is_refused():
 
 def open_library(browser, folder, model, student=None):
     """A page with the library and float32 weights; `models` there are one with the kernel and one without."""
-    (folder / "weights.js").write_text(live.weights_script(model, student, "float32"))
+    weights = live.weights_script(model, "float32") + (live.student_script(student, "float32") if student else "")
+    (folder / "weights.js").write_text(weights)
     library = (live.STATIC / "farmer.js").read_text()
-    start = "const models = [true, false].map(kernel => new (farmerLibrary().Farmer)(FARMER_WEIGHTS, kernel));"
+    start = """const models = {webassembly: new (farmerLibrary().Farmer)(FARMER_WEIGHTS),
+        javascript: new (farmerLibrary().Farmer)(FARMER_WEIGHTS, false)};"""
     scripts = ['<script src="weights.js"></script>', f"<script>{library}{start}</script>"]
     (folder / "parity.html").write_text('<!doctype html><meta charset="utf-8">' + "".join(scripts))
     browser.open((folder / "parity.html").as_uri())
@@ -68,22 +101,30 @@ def in_browser(browser, expression, **given):
     return browser.run(f"(() => {{{names} return {expression};}})()")
 
 
-TERMS = "images.map((image, i) => { const t = models[kernel].likelihood(Float32Array.from(image), labels[i]); \
-return [t.informative, t.redundant, t.logdet, t.perToken.reduce((a, b) => a + b)]; })"
+TERMS = """images.map((image, i) => {
+    const [t] = models[kind].likelihoods(Float32Array.from(image), [labels[i]]);
+    return [t.informative, t.redundant, t.logdet, t.total, t.perToken.reduce((a, b) => a + b)];
+})"""
 
 
-@pytest.mark.parametrize("kernel", [0, 1], ids=["WebAssembly", "JavaScript"])
-@torch.no_grad()
-def test_likelihoods_equal_those_of_pytorch(browser, tmp_path, kernel):
-    model, student = live.load("digits")
-    open_library(browser, tmp_path, model, student)
-    assert browser.run("models.map(model => model.kernel)") == [True, False]
-    values, labels = (tensor[:LIKELIHOODS] for tensor in live.test_images("digits", model))
-    images = live.middles(model, values)
-    found = in_browser(browser, TERMS, images=images.flatten(1).tolist(), labels=labels.tolist(), kernel=kernel)
+def terms_of(model, images, labels):
+    """The terms of log p, their sum, and the sum over the tokens (B,5)."""
     terms = model.likelihood_terms(images, labels)
-    expected = torch.stack([*terms, terms.total], 1)
-    assert (torch.tensor(found) - expected).abs().max() < 1e-3
+    return torch.stack([*terms, terms.total, terms.total], 1)
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_likelihoods_equal_those_of_pytorch(browser, tmp_path, name, kind):
+    model, _ = live.load(name)
+    open_library(browser, tmp_path, model)
+    assert browser.run("[models.webassembly.fast, models.javascript.fast]") == [True, False]
+    values, labels = (tensor[: LIKELIHOODS[kind]] for tensor in live.test_images(name, model))
+    images = live.middles(model, values)
+    found = in_browser(browser, TERMS, images=images.flatten(1).tolist(), labels=labels.tolist(), kind=kind)
+    error = (torch.tensor(found, dtype=torch.float64) - terms_of(model.double(), images.double(), labels)).abs()
+    assert error.max() < 1e-3
 
 
 class Uniforms:
@@ -103,60 +144,104 @@ class Uniforms:
         return torch.tensor(normal, dtype=torch.float32).view(shape)
 
 
-SAMPLE = "(() => { let at = 0; const way = models[0].sample(label, {scale}, () => numbers[at++]); \
-return {image: way.image, student: way.student.at(-1), jacobi: way.sweeps.at(-1).at(-1)}; })()"
+SAMPLE = """(() => {
+    let at = 0;
+    const model = models.webassembly, way = model.sample(label, {scale}, () => numbers[at++]);
+    const ends = [way.levels.at(-1), way.sweeps.at(-1).at(-1), ...way.student.slice(-1)];
+    return ends.map(x => [...model.pixels.inverse(x)]);
+})()"""
 
 
+@pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_samples_from_the_same_uniform_numbers_equal_those_of_pytorch(browser, tmp_path, monkeypatch):
-    model, student = live.load("digits")
+def test_samples_from_the_same_uniform_numbers_equal_those_of_pytorch(browser, tmp_path, monkeypatch, name):
+    model, student = live.load(name)
     open_library(browser, tmp_path, model, student)
+    found, latents = [], []
     for number in range(SAMPLES):
         label, scale = number % 10, (0.0, 1.5)[number % 2]
-        numbers = np.random.default_rng(number).random(4000).tolist()
-        found = in_browser(browser, SAMPLE, label=label, scale=scale, numbers=numbers)
+        numbers = np.random.default_rng(number).random(12_000).tolist()
+        found.append(in_browser(browser, SAMPLE, label=label, scale=scale, numbers=numbers))
         uniforms = Uniforms(numbers)
         with monkeypatch.context() as patched:
             patched.setattr(torch, "multinomial", uniforms.multinomial)
             patched.setattr(torch, "randn", uniforms.randn)
-            z = model.prior.sample(torch.tensor([label]), Guidance(scale=scale))
-        exact, guess = model.decode(z), model.decode(z, student=student)
-        for name, expected in (("image", exact), ("jacobi", exact), ("student", guess)):
-            assert (torch.tensor(found[name]) - expected.flatten()).abs().max() < 1e-3, (number, name)
+            latents.append(model.prior.sample(torch.tensor([label]), Guidance(scale=scale)))
+    z = torch.cat(latents)
+    exact, guess = model.decode(z), model.decode(z, student=student) if student else None
+    for images, expected in zip(zip(*found, strict=True), (exact, exact, guess), strict=False):
+        assert (torch.tensor(images) - expected.flatten(1)).abs().max() < 1e-3
 
 
 VARIANTS = {
     "mixing, PCA, interleaved, three condition tokens": {
         **{"patch_basis": "pca", "channel_mixing": "learned", "informative_channels": "interleaved"},
-        **{"condition_repeats": 3, "flow_sees_class": True},
+        **{"condition_repeats": 3, "informative": 3},
     },
     "no split, odd blocks, prior in the flow's order": {
         **{"informative": None, "flow_blocks": 3, "final_permutation": False, "max_log_scale": None},
     },
-    "normal redundant channels, other levels": {"redundant_prior": "normal", "levels": 256, "image_size": 12},
+    "normal redundant channels, other levels": {
+        **{"redundant_prior": "normal", "levels": 256, "image_size": 12, "informative": 3},
+    },
+    "histogram, mixing, 28x28": {
+        **{"pixels": "histogram", "channel_mixing": "learned", "levels": 256, "image_size": 28, "patch_size": 4},
+        **{"informative": 8},
+    },
 }
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 @torch.no_grad()
 def test_every_kind_of_model_is_read_as_pytorch_reads_it(browser, tmp_path, changes):
-    model = small_model(**changes)
+    model = small_model(channels=1, **changes)
     config = model.config
-    shape = (4, config.channels, config.image_size, config.image_size)
-    model.patchify.fit(torch.rand(shape, dtype=torch.float64) * 2 - 1)
-    model = model.float()
+    values = torch.randint(config.levels, (4, 1, config.image_size, config.image_size))
+    values[..., ::2] //= 7  # most of them dark, as in real images
+    model.pixels.fit(values)
+    images = model.dequantiser(values, torch.rand(values.shape))
+    model.patchify.fit(model.pixels(images)[0].double())
+    model, labels = model.float(), torch.arange(4) - 1
     open_library(browser, tmp_path, model)
-    images, labels = torch.rand(shape) * 2 - 1, torch.arange(4) - 1
-    terms = model.likelihood_terms(images, labels)
-    expected = torch.stack([*terms, terms.total], 1)
-    for kernel in (0, 1):
-        found = in_browser(browser, TERMS, images=images.flatten(1).tolist(), labels=labels.tolist(), kernel=kernel)
+    for kind in LIKELIHOODS:
+        found = in_browser(browser, TERMS, images=images.flatten(1).tolist(), labels=labels.tolist(), kind=kind)
         # an untrained model's densities are thousands of nats: float32 has seven digits
-        assert torch.allclose(torch.tensor(found), expected, rtol=2e-6, atol=1e-3)
-    back = "images.map((image, i) => { const [z] = models[0].encode(Float32Array.from(image), labels[i]); \
-    const way = models[0].race(z, labels[i]); return [way.image, way.sweeps.at(-1).at(-1)]; })"
-    found = in_browser(browser, back, images=images.flatten(1).tolist(), labels=labels.tolist())
+        assert torch.allclose(torch.tensor(found), terms_of(model, images, labels), rtol=2e-6, atol=1e-3)
+    back = """images.map(image => {
+        const model = models.webassembly, way = model.race(model.encode(Float32Array.from(image))[0]);
+        return [way.levels.at(-1), way.sweeps.at(-1).at(-1)].map(x => [...model.pixels.inverse(x)]);
+    })"""
+    found = in_browser(browser, back, images=images.flatten(1).tolist())
     assert (torch.tensor(found) - images.flatten(1)[:, None]).abs().max() < 1e-3
+
+
+# -- any browser -------------------------------------------------------------------------------------------------------
+
+REPORT = """
+const complaints = [], texts = () => [...document.querySelectorAll(".fl-say")].map(node => node.textContent);
+addEventListener("error", event => complaints.push(event.message));
+addEventListener("load", async () => {
+    const before = texts()[0], buttons = [...document.querySelectorAll("button")];
+    buttons.find(button => button.textContent === "Noise").click();
+    while (texts()[0] === before) await new Promise(done => setTimeout(done, 50));
+    const [found] = new (farmerLibrary().Farmer)(FARMER_WEIGHTS).likelihoods(Float32Array.from(IMAGE), [LABEL]);
+    report({complaints, texts: texts(), total: found.total});
+});
+"""
+
+
+@pytest.mark.parametrize("kind", benchmark.FLAGS)
+@torch.no_grad()
+def test_the_page_works_in_every_browser_that_is_installed(page, kind):
+    if benchmark.browser(kind) is None:
+        pytest.skip(f"no {kind} here")
+    model, _ = live.load(MODELS[0])
+    values, labels = (tensor[:1] for tensor in live.test_images(MODELS[0], model))
+    image = live.middles(model, values)
+    given = f"const IMAGE = {json.dumps(image.flatten().tolist())}, LABEL = {int(labels[0])};"
+    found = benchmark.reported(kind, page.read_text(encoding="utf-8"), given + REPORT, seconds=60)
+    assert found["complaints"] == [] and len(found["texts"]) == len(live.WIDGETS) and all(found["texts"])
+    assert abs(found["total"] - float(live.as_packed(model).log_prob(image, labels))) < 0.01
 
 
 # -- the widgets -------------------------------------------------------------------------------------------------------
@@ -213,13 +298,14 @@ def focus(browser, selector):
     browser.run(f"document.querySelector({json.dumps(selector)}).focus()")
 
 
-@pytest.fixture(params=SIZES, ids=lambda size: f"{size[0]}-{'dark' if size[1] else 'light'}")
+@pytest.fixture(scope="module", params=SIZES, ids=lambda size: f"{size[0]}-{'dark' if size[1] else 'light'}")
 def opened(request, browser, page):
     width, dark = request.param
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.call("Emulation.setEmulatedMedia", features=[scheme])
     browser.resize(width)
     browser.open(page.as_uri())
+    assert browser.run("performance.now()") < 10_000
     yield browser
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.complaints == []
@@ -229,7 +315,6 @@ def test_all_widgets_teach_before_they_are_touched(opened):
     for widget in live.WIDGETS:
         assert len(say(opened, widget)) > 20
         assert opened.run(f"document.querySelector('[data-farmer={widget}] .fl-foot a').href").startswith("https://")
-    assert opened.run("performance.now()") < 10_000
     brightness = """["color", "backgroundColor"].map(name => {
         const colour = getComputedStyle(document.querySelector(".farmer-live"))[name];
         return colour.match(/\\d+/g).slice(0, 3).reduce((sum, v) => sum + Number(v), 0); })"""
@@ -239,23 +324,27 @@ def test_all_widgets_teach_before_they_are_touched(opened):
 
 def test_draw(opened):
     recorded = say(opened, "draw")
-    press(opened, "draw", "The same, shifted")
-    shifted = changed(opened, "draw", recorded)
-    press(opened, "draw", f"A real {live.EXAMPLE}")
-    changed(opened, "draw", shifted)
-    assert say(opened, "draw") == recorded  # what PyTorch recorded is what the page computes
+    before = recorded
+    for _ in range(10):  # through all digits, back to the first
+        press(opened, "draw", "A real digit")
+        before = changed(opened, "draw", before)
+    figures = [re.findall(r"\d+\.?\d*", text.replace("−", "-")) for text in (before, recorded)]
+    assert all(abs(float(a) - float(b)) <= 1.01 for a, b in zip(*figures, strict=True))  # PyTorch's, and the page's
+    press(opened, "draw", "Shift it")
+    shifted = changed(opened, "draw", before)
     press(opened, "draw", "A blank page")
-    assert "empty page" in changed(opened, "draw", recorded)
-    x, y, _, height = box(opened, "[data-farmer=draw] .fl-pad")
+    assert "empty page" in changed(opened, "draw", shifted)
+    x, y, _, height = box(opened, "[data-farmer=draw] canvas")
     before = say(opened, "draw")
     drag(opened, (x, y - height / 3), (x, y), (x, y + height / 3))
     stroke = changed(opened, "draw", before)
     press(opened, "draw", "Eraser")
     drag(opened, (x, y - height / 3), (x, y - height / 4))
     erased = changed(opened, "draw", stroke)
-    focus(opened, "[data-farmer=draw] .fl-pad")
+    focus(opened, "[data-farmer=draw] canvas")
     for name in ("ArrowLeft", "ArrowLeft", "ArrowDown"):
         key(opened, name)
+    assert opened.run("!document.querySelector('[data-farmer=draw] .fl-mark').hidden")
     key(opened, " ", "Space")
     assert "nats" in changed(opened, "draw", erased)
 
@@ -266,11 +355,11 @@ def test_sample_step_by_step(opened):
     key(opened, "Home")
     start = changed(opened, "sample", end)
     press(opened, "sample", "Step")
-    assert changed(opened, "sample", start).startswith("Token 1 of 16")
+    assert re.match(r"Token 1 of \d+:", changed(opened, "sample", start))
     press(opened, "sample", "Play")
     until(opened, "/^Token [3-9]/.test(document.querySelector('[data-farmer=sample] .fl-say').textContent)")
     press(opened, "sample", "Pause")
-    drawing = "document.querySelector('[data-farmer=sample] path').getAttribute('d')"
+    drawing = "document.querySelectorAll('[data-farmer=sample] path')[1].getAttribute('d')"
     before = opened.run(drawing)
     press(opened, "sample", "Another seed")
     until(opened, f"{drawing} !== {json.dumps(before)}")
@@ -293,9 +382,9 @@ def test_race_of_inverses(opened):
     focus(opened, "[data-farmer=race] .fl-scrub")
     key(opened, "End")
     end = changed(opened, "race", middle)
-    assert "60 passes" in end
+    assert "sequential inverse took" in end
     press(opened, "race", "Other latents")
-    assert "student" in changed(opened, "race", end)
+    assert changed(opened, "race", end)
 
 
 def test_mask(opened):
