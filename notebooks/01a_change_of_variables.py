@@ -65,7 +65,7 @@ def slope(x):  # f'(x), which is positive everywhere
     return 1.2 - 1.1 * torch.cos(2 * x)
 
 
-x = torch.linspace(-4, 4, 2001)
+x = torch.linspace(-4, 4, 801)
 p = normal.log_prob(f(x)).exp() * slope(x)
 
 # %% tags=["hide-input", "hide-output"]
@@ -76,7 +76,7 @@ figure, ((above, corner), (middle, right)) = plt.subplots(
     2, 2, figsize=(7, 5), layout="constrained", sharex="col", sharey="row", gridspec_kw=layout
 )
 corner.set_axis_off()
-z = torch.linspace(-3.2, 3.2, 500)
+z = torch.linspace(-3.2, 3.2, 300)
 density_z = normal.log_prob(z).exp()
 for i in range(10):
     shade = COLOURS[i % 2]
@@ -179,13 +179,13 @@ def draw_density(axes, density, title):
     axes.set(title=title, aspect="equal")
 
 
-across = torch.cartesian_prod(torch.linspace(-2.8, 2.8, 23), torch.linspace(-2.8, 2.8, 200))
+across = torch.cartesian_prod(torch.linspace(-2.8, 2.8, 23), torch.linspace(-2.8, 2.8, 80))
 grid = torch.cat([across, across.flip(1)])[:, :, None].to(device)  # lines up, lines across
 bent = flow(grid)[0]
 density = log_prob(flow, plane).exp()
 figure, panels = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
-draw_plane(panels[0], moons, grid.view(46, 200, 2, 1), "x: the data and a grid")
-draw_plane(panels[1], flow(moons)[0], bent.view(46, 200, 2, 1), "z: both, after the flow")
+draw_plane(panels[0], moons, grid.view(46, 80, 2, 1), "x: the data and a grid")
+draw_plane(panels[1], flow(moons)[0], bent.view(46, 80, 2, 1), "z: both, after the flow")
 draw_density(panels[2], density, "density p(x) (bright: high)")
 panels[0].set(xlabel="token 0", ylabel="token 1")
 panels[1].set(xlabel="latent 0", ylabel="latent 1")
@@ -218,7 +218,7 @@ def area(corners):
 
 side = 0.3
 corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
-along = torch.linspace(0, 1, 201)[:-1, None]
+along = torch.linspace(0, 1, 101)[:-1, None]
 edge = torch.cat([a + along * (b - a) for a, b in zip(corners, corners.roll(-1, 0), strict=True)])
 inside = torch.cartesian_prod(torch.arange(60) + 0.5, torch.arange(60) + 0.5) / 60
 squares = []  # for each: its edge, the edge after the flow, the ratio of the areas, the mean |det|
@@ -232,9 +232,9 @@ for place in ([-1.05, 1.0], [-0.15, -0.15], [1.4, -0.9], [0.4, 1.3]):
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.1), layout="constrained")
-draw_plane(panels[0], moons, grid.view(46, 200, 2, 1)[:0], "x: four squares", shade="0.75")
+draw_plane(panels[0], moons, grid.view(46, 80, 2, 1)[:0], "x: four squares", shade="0.75")
 draw_plane(
-    panels[1], flow(moons)[0], grid.view(46, 200, 2, 1)[:0], "z: what they become", shade="0.75"
+    panels[1], flow(moons)[0], grid.view(46, 80, 2, 1)[:0], "z: what they become", shade="0.75"
 )
 for k, (before, after, measured, computed) in enumerate(squares):
     colour = COLOURS[k + 1]
@@ -245,8 +245,8 @@ _ = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9
 
 # %% [markdown]
 # The two squares on a moon (orange, pink) grow, so $p(x)$ is high there. The green one, between the moons, is drawn out
-# to a thread of little area: $p(x)$ is low. The yellow one may keep its area, but it lands far outside of the picture, where
-# the normal density is tiny.
+# to a thread of little area: $p(x)$ is low. Whatever becomes of the area of the yellow one, it lands far outside of the picture,
+# where the normal density is tiny.
 #
 # ## Why it works: a triangle
 #
@@ -336,7 +336,7 @@ draw_matrices(
 
 # %% [markdown]
 # White is exactly zero. One block is triangular, as promised: nothing above the diagonal. (Look closely at the left
-# panel: along the diagonal, where token meets itself in a square of 4×4 channels, only the diagonal is filled. Notebook
+# panel: along the diagonal, where a token meets itself in a square of 4×4 channels, only the diagonal is filled. Notebook
 # 01b comes back to that.) Two blocks that read in opposite directions fill everything, so the flow as a whole is not
 # causal. Its log-determinant is a sum all the same. Here is that sum, spread over the digit:
 
@@ -424,7 +424,7 @@ figure, panels = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
 draw_density(panels[0], density, f"with the mask:\nintegrates to {integral:.2f}")
 draw_density(panels[1], false_density, f"without:\n“integrates” to {false_integral:,.0f}")
 draw_plane(
-    panels[2], returned, grid.view(46, 200, 2, 1)[:0], "without: moons,\nthrough the flow and back"
+    panels[2], returned, grid.view(46, 80, 2, 1)[:0], "without: moons,\nthrough the flow and back"
 )
 
 # %% tags=["nbval-check-output"]
