@@ -166,7 +166,7 @@ cell_area = (line[1] - line[0]).item() ** 2
 def draw_plane(axes, points, lines, title, shade=COLOURS[0]):
     """Points (B,2,1) over the lines of a grid (L,M,2,1)."""
     for one in lines[..., 0].cpu():
-        axes.plot(one[:, 0], one[:, 1], color="0.65", lw=0.6)
+        axes.plot(one[:, 0], one[:, 1], color="0.65", lw=0.6, rasterized=True)
     axes.plot(*points[..., 0].cpu().T, ".", ms=1.5, color=shade, rasterized=True)
     axes.set(title=title, xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal")
 
