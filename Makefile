@@ -26,7 +26,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval-lax notebooks
 
-# Make each notebook's .ipynb from its .py and run it; NAMES="01_flow_invertibility ..." selects some.
+# Make each notebook's .ipynb from its .py and run it; NAMES="01a_change_of_variables ..." selects some.
 notebooks: .venv/.installed
 	$(BIN)/python notebooks/execute.py $(NAMES)
 

@@ -32,7 +32,8 @@ DRAWINGS = {draw.__name__: draw for draw in drawings()}
 MODEL = live.shipped()[0]  # whose likelihood the pages compute
 LIVE = {  # widgets of the live page, by notebook and the heading that they follow
     "00_tour": {"Sample": ["sample"]},
-    "01_flow_invertibility": {"Two numbers": ["volume"], "A broken mask": ["mask"], "Two ways back": ["race"]},
+    "01a_change_of_variables": {"Two numbers": ["volume"], "A broken mask": ["mask"]},
+    "01b_flow_invertibility": {"Two ways back": ["race"]},
     "04_guided_resampling": {"How many candidates?": ["guidance"]},
     "05_distillation": {"Speed": ["race"]},
 }
@@ -48,7 +49,7 @@ def build(out: Path) -> Path:
     shutil.copytree(HERE, source, ignore=shutil.ignore_patterns("_build", "__pycache__"))
     shutil.copytree(ROOT / "results", source / "results", ignore=shutil.ignore_patterns("*.json", "*.md"))
     (source / "notebooks").mkdir()
-    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+    for path in sorted((ROOT / "notebooks").glob("[0-9A]*.ipynb")):
         write_notebook(path, source / "notebooks" / path.name)
     shutil.copytree(ROOT / "notebooks" / "solutions", source / "notebooks" / "solutions")  # a page includes one
     figures.main(str(source / "_generated"))
@@ -116,7 +117,7 @@ def sources(notebook: nbformat.NotebookNode, stem: str) -> str:
             modules |= {module} if module else {module_of(name.split()[0]) for name in names.split(",")}
     files = [
         *(f"farmer_ref/{name.replace('.', '/')}.py" for name in sorted(modules)),
-        f"notebooks/solutions/solution_{stem[:2]}.py",
+        f"notebooks/solutions/solution_{stem.split('_')[0]}.py",
     ]
     return "Sources: " + " · ".join(f"[`{file}`]({REPOSITORY}/blob/main/{file})" for file in files)
 

@@ -6,6 +6,10 @@
 # FARMER ([arXiv 2510.23588](https://arxiv.org/abs/2510.23588)) is a model of images that does two things at once: it
 # *draws* images, and it says *how probable* an image is, exactly. After this notebook you can train one, say what its
 # score means, draw samples, and name its parts. You need PyTorch, and no more about flows than this page tells.
+#
+# Two habits of this course: where it says "Predict first", the answer below is folded. Make a guess before you open it;
+# a wrong guess is worth more than none. And the exercises at the end have cells that raise an error until you have filled
+# them in.
 
 # %% tags=["hide-input"]
 import os
@@ -21,14 +25,17 @@ if "google.colab" in sys.modules:  # on the hosted service: fetch the project fi
 # %%
 import math
 import tempfile
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from torch import Tensor
 
 from farmer_ref import Farmer, bits_per_dim, train
 from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.classifier import shipped_classifier
 from farmer_ref.support.drawings import pipeline
-from farmer_ref.support.plots import STYLE, labelled_grids, model_at_work
+from farmer_ref.support.plots import STYLE, labelled_grids, model_at_work, training_curve
 
 # %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
@@ -43,151 +50,253 @@ steps = 250 if device.type == "cpu" else 2000  # of training, below
 pipeline()
 
 # %% [markdown]
-# The data are real handwritten digits that come with scikit-learn: 8×8 pixels, 17 grey levels. The package ships a
-# model of them, trained for a few minutes. Here is one test image on its way through it:
+# Two models ship with the package. One knows the handwritten digits that come with scikit-learn, 8×8 pixels with 17 grey
+# levels: small enough to see every number. The other knows MNIST, 28×28 pixels with 256 grey levels. Here is one image of
+# the small kind on its way through its model:
 
 # %%
-shipped = Farmer.from_pretrained("digits").to(device)
-test = load_split("digits", "test", shipped.config)
-values, labels = next(batches(test, 300))  # grey levels 0 to 16, (300,1,8,8); classes (300,)
-noise = shipped.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0))
-images = shipped.dequantiser(values, noise).to(device)  # real numbers in [-1, 1]
-labels = labels.to(device)
-model_at_work(shipped, images[3], label=int(labels[3]), token=7)
+small = Farmer.from_pretrained("digits").to(device)
+values, labels = next(batches(load_split("digits", "test", small.config), 300))
+values, labels = (
+    values.to(device),
+    labels.to(device),
+)  # grey levels 0 to 16, (300,1,8,8); classes (300,)
+
+noise = small.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0)).to(device)
+images = small.dequantiser(values, noise)  # real numbers in [-1, 1]
+model_at_work(small, images[3], label=int(labels[3]), token=7)
 
 # %% [markdown]
-# 1. The image is cut into $N = 16$ patches of 2×2 pixels: **tokens** $X$ with $D = 4$ channels each.
-# 2. An **autoregressive flow** maps $X$ to **latents** $Z$ of the same size. The map can be undone exactly. (Orange is
-#    negative, purple positive; see how the structure fades from the last channel.)
-# 3. A **prior**, a causal transformer, reads the latents one after another and says of each, before it sees it, where
-#    it will be: a **mixture** of Gaussians. The dotted lines are where the latents of that token then were (of the three
-#    channels that are modelled so; for the fourth, notebook 03).
+# 1. Whole grey levels become real numbers: a little noise is added to each (**dequantisation**, notebook 02b).
+# 2. The image is cut into $N = 16$ patches of 2×2 pixels. Each patch is a **token** with $D = 4$ channels. (Orange is
+#    dark, purple is bright. Black pixels are not all alike here, because of the noise.)
+# 3. An **autoregressive flow** maps the tokens $X$ to **latents** $Z$ of the same size. The map can be undone exactly.
+# 4. A **prior**, a causal transformer, reads the latents one after another. Before it sees the next one it says where it
+#    will be: a **mixture** of Gaussians. The curves are its prediction for token 7, and the dotted lines are where that
+#    token then was. (Three of the four channels are predicted this way. The fourth is the subject of notebook 03.)
 #
-# Because the flow can be undone, the density of the image is that of its latents times the factor by which the flow
-# stretches volume around the image, the change-of-variables formula (Eqs. 2 and 6 of the paper):
+# The flow can be undone, so the density of the image is that of its latents, times the factor by which the flow stretches
+# volume around the image. This is the change-of-variables formula (Eqs. 2 and 6 of the paper):
 #
 # $$\log p(x \mid c) = \log p(Z \mid c) + \log\left|\det \frac{\partial Z}{\partial X}\right|$$
 #
-# Nothing is approximated or bounded here, and nothing is hidden: $c$ is the class label, and both terms come out of one
-# forward pass. That is the whole method; the other notebooks take its parts to pieces. The class goes to the prior
-# only: the flow is the same for all classes. (Formulas count tokens from 1, pictures and code mostly from 0, as the
-# token 7 above.)
+# Nothing here is approximated or bounded. $c$ is the class label, and both terms come out of one forward pass. That is
+# the whole method; the other notebooks take its parts to pieces. The class goes to the prior only: the flow is the same
+# for all classes. (Tokens count from 0 in this course, as in code. Formulas that quote the paper, and drawings of them,
+# count from 1.)
 #
 # ## Train
 #
-# *Predict first:* a pixel has 17 levels. How many bits would a model need for it that knows nothing? How many may be
-# saved in twenty seconds of training on a laptop?
+# There is one loss, the negative of the sum above, and it trains flow and prior together. Each keeps the other honest: a
+# flow that crushes all images to one point makes $\log p(Z)$ large, and loses at least as much in the log-determinant.
+# One label in ten is replaced by a **null class** on the way, so that the model can also do without a label.
 #
-# There is one loss, the negative of the sum above, and flow and prior are trained by it together. Each keeps the other
-# honest: a flow that crushes all images to one point makes $\log p(Z)$ large, and loses at least that in the
-# log-determinant. One label in ten is dropped on the way and replaced by a **null class**, so that the model can also do
-# without a label.
+# *Predict first:* a pixel has 17 levels. How many bits does a model need for it that knows nothing? And how many after
+# some twenty seconds of training on a laptop?
 #
 # This is the command that you would type, `python -m farmer_ref.train --preset digits --out ...`, with fewer steps:
 
-# %%
-run = tempfile.mkdtemp()
-quiet = ["--validate-every", "0", "--sample-every", "0"]
-train.main(["--preset", "digits", "--out", run, "--steps", str(steps), *quiet])
+# %% tags=["hide-output"]
+run = Path(tempfile.mkdtemp()) / "tour"
+options = [
+    "--steps",
+    str(steps),
+    "--log-every",
+    "5",
+    "--validate-every",
+    "0",
+    "--sample-every",
+    "0",
+]
+train.main(["--preset", "digits", "--out", str(run), *options])
 mine = Farmer.from_pretrained(run).to(device)
 
+# %% tags=["hide-input", "hide-output"]
+figure = training_curve(run)
+axes = figure.axes[0]
+axes.axhline(math.log2(17), color="0.4", ls="--", lw=1.2)
+axes.text(0, math.log2(17) - 0.03, "knowing nothing", color="0.4", va="top")
+axes.set(title="the training curve", ylim=(1.7, 4.3))
+figure
+
 # %% [markdown]
-# The schedule of the learning rate ends with the last step. The folder holds the weights, a checkpoint from which
-# `--resume` would go on, and the training curve.
+# The curve begins near 3 bits and not at $\log_2 17 = 4.09$, which is what knowing nothing costs: the model has counted how
+# often each grey level occurs before training begins (it sees pixels through their histogram, notebook 02b). Then it learns
+# where the border is and where ink goes, within the first steps. The rest is slower, and it is the rest that makes a digit.
+# The run's folder holds the weights, a checkpoint from which `--resume` would go on, and this curve.
 #
 # ## Score
 #
-# A density has a unit that nobody can picture, nats per image. **Bits/dim** can be pictured: the number of bits per
-# pixel that a compressor built on the model would need for the whole grey levels. Knowing nothing costs $\log_2 17$.
+# A density is measured in nats per image, a unit that nobody can picture. **Bits/dim** can be pictured: the number of
+# bits per pixel that a compressor built on the model would need for the whole grey levels. Knowing nothing costs
+# $\log_2 17$.
 
 # %% tags=["nbval-check-output", "hide-output"]
-nothing = math.log2(shipped.config.levels)
-levels = values.to(device)
-ours = bits_per_dim(mine, levels, labels).mean().item()
-trained_longer = bits_per_dim(shipped, levels, labels).mean().item()
-print(f"knowing nothing  {nothing:.2f} bits/dim")
-print(f"shipped model    {trained_longer:.2f} bits/dim")
-print("mine, after its few seconds, lies between:", trained_longer < ours < nothing - 1)
+nothing = math.log2(17)
+after_minutes = bits_per_dim(small, values, labels).mean().item()
+after_seconds = bits_per_dim(mine, values, labels).mean().item()
+assert after_minutes < after_seconds < nothing - 1
+print(f"knowing nothing: {nothing:.2f} bits/dim")
+print(f"shipped model:   {after_minutes:.2f} bits/dim")
 
-# %%
-print(f"mine             {ours:.2f} bits/dim")
+# %% tags=["hide-output"]
+print(f"mine:            {after_seconds:.2f} bits/dim, after {steps} steps")
 
 # %% [markdown]
-# Most of what there is to know about a pixel is learned within seconds: the border is black. The rest takes minutes,
-# and it is the rest that makes a digit. The score is one number, and it does not see what you are about to see.
+# A score is there for every single image, too. The larger model sees test digits of MNIST that it was not trained on.
+# Which does it find the most probable, and which the least?
+
+# %%
+large = Farmer.from_pretrained("mnist").to(device)
+mnist_values, mnist_labels = next(batches(load_split("mnist-small", "test", large.config), 300))
+mnist_values, mnist_labels = mnist_values.to(device), mnist_labels.to(device)  # levels 0 to 255
+mnist_noise = torch.rand(mnist_values.shape, generator=torch.Generator().manual_seed(0)).to(device)
+mnist_images = large.dequantiser(mnist_values, mnist_noise)  # real numbers in [-1, 1]
+
+bits = bits_per_dim(large, mnist_values, mnist_labels, draws=2)
+order = bits.argsort()
+print(f"{bits.mean():.2f} bits/dim on average; knowing nothing costs 8")
+
+# %% tags=["hide-input"]
+
+
+def draw_strip(rows, titles):
+    """Rows of images (B,1,H,W), each with its name; `titles` for the images of the first rows."""
+    size = (9, 1.05 * len(rows) + 0.25 * len(titles))
+    columns = len(next(iter(rows.values())))
+    _, panels = plt.subplots(len(rows), columns, figsize=size, layout="constrained", squeeze=False)
+    for (name, pictures), line in zip(rows.items(), panels, strict=True):
+        for axes, picture in zip(line, pictures[:, 0].detach().cpu(), strict=True):
+            axes.imshow(picture, cmap="gray")
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for line, words in zip(panels, titles, strict=False):
+        for axes, word in zip(line, words, strict=True):
+            axes.set_title(word, fontsize=9)
+
+
+ends = torch.cat([order[:5], order[-5:]])
+draw_strip({"bits/dim": mnist_values[ends]}, [[f"{bit:.2f}" for bit in bits[ends]]])
+
+# %% [markdown]
+# The probable ones are ones: most of their pixels are black, and cost next to nothing. The improbable ones have long
+# strokes, with many grey pixels along the edges. "Probable" is not "beautiful", and it is not "typical" either; notebook 06 comes back to this.
 #
 # ## Sample
 #
-# Sampling runs the picture above from right to left: draw latents from the mixtures, token by token, then undo the
-# flow. One column for each class; nothing is selected.
+# Sampling runs the picture at the top from right to left: draw latents from the mixtures, token by token, then undo the
+# flow. First the small digits, one column for each class; nothing is selected.
 
 # %%
 classes = torch.arange(10, device=device).repeat(5)
 generator = torch.Generator(device).manual_seed(0)
 grids = {
-    "mine, after a few seconds": mine.sample(classes, generator=generator),
-    "shipped, after a few minutes": shipped.sample(classes, generator=generator),
+    f"mine, after {steps} steps": mine.sample(classes, generator=generator),
+    "shipped, after a few minutes": small.sample(classes, generator=generator),
 }
 labelled_grids(grids, columns=10)
 
 # %% [markdown]
-# ## Check
+# After a few seconds the model has learned where ink is. After a few minutes it has learned digits. The scores above
+# differ by a fraction of a bit; the samples differ by all that makes a digit. And now 28×28:
+
+# %%
+drawn = large.sample(classes[:40], generator=generator)
+share = shipped_classifier().accuracy(large.dequantiser.quantise(drawn).cpu(), classes[:40].cpu())
+print(f"a classifier recognises {share:.0%} of these 40 as the class that was asked for")
+real = torch.stack([mnist_images[mnist_labels == c][:4] for c in range(10)], 1).flatten(0, 1)
+labelled_grids({"real test digits": real, "samples of the MNIST model": drawn}, columns=10)
+
+# %% [markdown]
+# No guidance is at work yet. Notebook 04 makes the samples sharper, and says what that costs.
 #
-# "Exact" is a claim that you can test. The flow must give back the image that it took, to the rounding of 32-bit
-# numbers.
+# ## Check: there and back
+#
+# "Exact" is a claim that you can test. The flow must give back the image that it took, up to the rounding of 32-bit
+# numbers. *Predict first:* how large is the largest error in a pixel, in grey levels of 256?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["hide-output"]
 with torch.no_grad():
-    z, logdet = shipped.encode(images)
-    error = (shipped.decode(z) - images).abs().max().item()
-assert error < 1e-4
-print("the inverse returns the image:", error < 1e-4)
+    z, _ = large.encode(mnist_images[:8])
+    returned = large.decode(z)
+error = (returned - mnist_images[:8]).abs() * 128  # [-1, 1] holds 256 grey levels
+assert error.max() < 0.05
+print(f"largest error of {error.numel():,} pixels: {error.max():.4f} grey levels")
+
+# %% tags=["hide-input", "hide-output"]
+rows = {
+    "image": mnist_images[:8],
+    "latents": large.patchify.inverse(z),  # laid out like pixels
+    "image again": returned,
+    "log error": (error + 1e-6).log10(),
+}
+draw_strip(rows, titles=[])
 
 # %% [markdown]
-# And three terms must make up the log-density: the informative latents, the redundant ones (notebook 03), and the
-# log-determinant of the flow.
+# The latents (second row, laid out as if they were pixels) look like noise, and yet the image comes back from them. The last
+# row shows the logarithm of the error, or else nothing could be seen. What is left is rounding. It gathers at the edges of
+# the strokes, where grey levels are rare and the histogram (notebook 02b) keeps them close together.
+#
+# ## Check: three terms
+#
+# The log-density of an image is the sum of three terms: the informative latents, the redundant ones (notebook 03), and
+# the log-determinant. Here they are, averaged over the small test digits:
 
 # %% tags=["nbval-check-output"]
 with torch.no_grad():
-    terms = shipped.likelihood_terms(images, labels)
-    log_p = shipped.log_prob(images, labels)
-parts = terms.informative + terms.redundant + terms.logdet
-assert torch.allclose(parts, log_p, atol=1e-3) and torch.equal(terms.logdet, logdet)
+    terms = small.likelihood_terms(images, labels)
+    log_p = small.log_prob(images, labels)
+assert torch.allclose(terms.informative + terms.redundant + terms.logdet, log_p, atol=1e-3)
+assert torch.allclose(terms.logdet, small.encode(images)[1], atol=1e-3)
 for name, part in terms._asdict().items():
-    print(f"{name:12} {part.mean():5.0f} nats per image")
+    print(f"{name:12} {part.mean():+5.0f} nats per image")
+print(f"{'log p':12} {log_p.mean():+5.0f} nats per image")
 
 # %% [markdown]
-# Is the number about *digits*, though, or only about how bright an image is? Then the same pixels in another order, as
-# bright and as dark as before, would be as probable.
+# ## Check: is it about digits?
+#
+# Perhaps the score only knows how bright an image is. So put the pixels of every image in another order, the same one for
+# all. They are as bright and as dark as before. *Predict first:* how much less probable are they?
 
-# %% tags=["nbval-check-output"]
-order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-shuffled = images.flatten(1)[:, order.to(device)].reshape(images.shape)
+# %% tags=["hide-output"]
+generator = torch.Generator().manual_seed(0)
+order = torch.randperm(28 * 28, generator=generator).to(device)
+shuffled = mnist_images.flatten(1)[:, order].reshape(mnist_images.shape)
 with torch.no_grad():
-    difference = shipped.log_prob(images, labels) - shipped.log_prob(shuffled, labels)
+    log_p = large.log_prob(mnist_images, mnist_labels)
+    log_p_shuffled = large.log_prob(shuffled, mnist_labels)
+difference = log_p - log_p_shuffled
 assert (difference > 0).all()
 print(f"a digit is e^{difference.mean():.0f} times as probable as its shuffled pixels, on average")
-print("images where it is not:", int((difference <= 0).sum()), "of", len(images))
+
+# %% tags=["hide-input", "hide-output"]
+titles = [[f"{nats:,.0f}" for nats in part[:8]] for part in (log_p, log_p_shuffled)]
+draw_strip({"digit": mnist_images[:8], "shuffled": shuffled[:8]}, titles)
 
 # %% [markdown]
+# Above each image stands $\log p(x \mid c)$, in nats. Not one of the 300 images is more probable shuffled. So the score is about the arrangement of the pixels, which is what
+# makes a digit.
+#
 # > **The paper** trains models of 1.1 and 1.9 billion parameters on ImageNet at 256×256 and reports the quality of
 # > samples (FID). **We** run the same method, from the same file `farmer_ref/model/farmer.py`, on images that a laptop can
-# > learn, and report bits/dim as well, which the paper's Gaussian noise does not allow (notebook 02). The paper's
-# > models are presets here, too: `--preset farmer-1.1b-p16` (notebook 07).
+# > learn, and report bits/dim as well, which the paper's Gaussian noise does not allow (notebook 02b). The models that
+# > ship also look at a pixel through its histogram (notebook 02b, too); the paper's do not. The paper's models are
+# > presets here: `--preset farmer-1.1b-p16` (appendix A).
 #
 # ## What to remember
 #
-# - Image → tokens → (flow) → latents → (prior) → mixtures; to the right for a score, to the left for a sample.
-# - The log-density is a sum of terms, in nats per image; bits/dim is the same number in another unit.
+# - Image → tokens → (flow) → latents → (prior) → mixtures: to the right for a score, to the left for a sample.
+# - The log-density is a sum of terms, in nats per image. Bits/dim is the same number in another unit.
 # - Samples and scores come from one model and may disagree: look at both.
 #
-# Where to go: **01** undoes the flow, **02** builds the likelihood, **03** splits the channels, **04** guides, **05**
-# makes the inverse fast, **06** uses the likelihood, **07** goes to a billion parameters.
+# Where to go: **01a** and **01b** take the flow apart, **02a** and **02b** build the likelihood, **03** splits the
+# channels, **04** guides, **05** makes the inverse fast, **06** uses the likelihood. In **08** you write all of it
+# yourself, and appendix **A** goes to a billion parameters.
 #
 # ## Exercises
 #
-# **1 (think).** After training, some images have a *positive* log-density. Is a probability above 1 a bug? And why are
-# bits/dim never below 0 all the same?
+# **1 (think · 10 minutes · 3 marks).** The log-density of these images is *positive*. Is a probability above 1 a bug? And
+# why are bits/dim never below 0 all the same?
 #
 # <details><summary>Solution</summary>
 #
@@ -198,11 +307,23 @@ print("images where it is not:", int((difference <= 0).sum()), "of", len(images)
 #
 # </details>
 #
-# **2 (a few lines).** What is the label worth? Compare the log-density of the test images with their labels and without
-# (`None`: the model then uses what it learned from training images whose label was dropped), in bits per image. A label
-# of ten equally frequent classes carries $\log_2 10 = 3.32$ bits, so no honest saving is larger. What do you find, and
-# what density without a label would be a fairer one?
-#
+# **2 (a few lines · 15 minutes · 4 marks).** What is the label worth? Compare the log-density of the small test images
+# with their labels and without, in bits per image. Without a label there are two possibilities: the null class (leave
+# `labels` out), or the average of $p(x \mid c)$ over the ten classes. A label of ten equally frequent classes carries
+# $\log_2 10 = 3.32$ bits, so no honest saving is larger. What do you find?
+
+
+# %% tags=["raises-exception"]
+def bits_of_the_label(model: Farmer, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Bits per image that the label saves: over the null class, and over the average of all classes."""
+    raise NotImplementedError  # yours: model.log_prob(images, labels) is in nats; average densities, not logarithms
+
+
+null, average = bits_of_the_label(small, images, labels)
+assert 3 < average < math.log2(10)  # what an honest saving can be
+assert null > math.log2(10)  # more than a label holds
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
@@ -222,9 +343,20 @@ print("images where it is not:", int((difference <= 0).sum()), "of", len(images)
 #
 # </details>
 #
-# **3 (open).** With the same twenty seconds, is a larger or a smaller model better? Vary `--model.flow-width` and
-# `--model.prior-width`, judge by bits/dim of the *validation* split, and say what you expect with an hour instead.
-#
+# **3 (open · 45 minutes · 6 marks).** With the same seconds of training, is a larger or a smaller model better? Vary
+# `--model.flow-width` and `--model.prior-width`, judge by bits/dim of the *validation* split, and say what you expect
+# with an hour instead.
+
+
+# %% tags=["raises-exception"]
+def bits_after(seconds: float, width: int, folder: str) -> float:
+    """Validation bits/dim of the digits preset at another width, trained for some seconds."""
+    raise NotImplementedError  # yours: train.main takes --max-minutes
+
+
+assert bits_after(8, 32, tempfile.mkdtemp()) < nothing
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # Small models make more steps in the time, large ones learn more from each. At fifteen seconds on a laptop, steps are

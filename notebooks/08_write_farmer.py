@@ -834,11 +834,11 @@ print("to write:", ", ".join(name for name, own in WRITTEN.items() if not own) o
 #
 # ## Exercises
 #
-# **1 (think).** Your `inverse` runs the whole prefix again for each token. How many token positions does a block compute
+# **1 (think · 5 minutes · 2 marks).** Your `inverse` runs the whole prefix again for each token. How many token positions does a block compute
 # for an image, as $N$ grows? What does the package keep between two steps, and what does that cost in memory?
 #
-# **2 (a few lines).** Give `Model` the paper's student: $(z - \mu) \odot \sigma$ in `Student.path`, as in the forward pass.
+# **2 (a few lines · 20 minutes · 4 marks).** Give `Model` the paper's student: $(z - \mu) \odot \sigma$ in `Student.path`, as in the forward pass.
 # Train both forms for equally many steps. Which error is smaller at the start, and which at the end (notebook 05)?
 #
-# **3 (open).** Write the data set of your choice into `train`: `Sizes(tokens=49, patch=4, levels=256, informative=8)` fits
+# **3 (open · 90 minutes · 8 marks).** Write the data set of your choice into `train`: `Sizes(tokens=49, patch=4, levels=256, informative=8)` fits
 # MNIST. What else must change, and how good is the score after ten minutes?

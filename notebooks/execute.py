@@ -1,7 +1,8 @@
 """Make each notebook's .ipynb from its .py and run it: `python notebooks/execute.py 00_tour`, or all of them.
 
-Progress bars are removed from the saved outputs, and so are the machine-dependent names of temporary folders. Any other
-output on standard error stops the work, so that no warning gets into the book.
+Progress bars are removed from the saved outputs, and so are the machine-dependent names of temporary folders. Starter cells
+of exercises (tag raises-exception) stop at `raise NotImplementedError`, and are saved without outputs. Any other error, and
+any other output on standard error, stops the work, so that no warning gets into the book.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ def read_source(path: Path) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Remove progress bars and temporary folders from the outputs. Raises `SystemExit` for messages on standard
-    error."""
+    """Remove progress bars, temporary folders and the tracebacks of starter cells from the outputs. Raises `SystemExit`
+    for messages on standard error."""
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
+        if "raises-exception" in cell.metadata.get("tags", []):
+            cell.outputs = []
         messages = "".join(output.text for output in cell.outputs if output.get("name") == "stderr")
         if re.sub(r"\r[^\r\n]*", "", messages).strip():
             raise SystemExit(f"a cell writes to standard error:\n{cell.source}\n\n{messages}")
@@ -49,7 +52,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
 
 def main(names: list[str]) -> None:
     """Run the named notebooks, or all of them."""
-    for path in [HERE / f"{name}.py" for name in names] or sorted(HERE.glob("[0-9]*.py")):
+    for path in [HERE / f"{name}.py" for name in names] or sorted(HERE.glob("[0-9A]*.py")):
         notebook, began = read_source(path), time.perf_counter()
         NotebookClient(
             notebook, timeout=600, resources={"metadata": {"path": HERE}}, record_timing=False

@@ -12,7 +12,7 @@ from farmer_ref import evaluate, sample, train
 from farmer_ref.support import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "notebooks").glob("[0-9]*.py"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "notebooks").glob("[0-9A]*.py"))]
 FIRST = [  # what a new user types, in the README
     "python -m farmer_ref.train --preset digits --out runs/digits --max-minutes 6",
     "python -m farmer_ref.evaluate --run runs/digits",

@@ -2,16 +2,16 @@
 
 import ast
 import re
-from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
+from helpers import NOTEBOOKS, STARTER, starters
 
 import farmer_ref
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-NAMES = sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.py"))
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("[0-9A]*.py"))
+EXERCISE = re.compile(r"^\*\*(\d) \((think|a few lines|open) · \d+ minutes · \d+ marks?\)\.\*\*", re.MULTILINE)
 FOLD = re.compile(r"<details>.*?</details>", re.DOTALL)
 CHECKED = "nbval-check-output"
 
@@ -20,13 +20,18 @@ def read(name):
     return nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
 
 
+def prefix(name):
+    """The number of a notebook, such as 01a."""
+    return name.split("_")[0]
+
+
 def sources(notebook, kind):
     return [cell.source for cell in notebook.cells if cell.cell_type == kind]
 
 
 def test_every_notebook_has_both_files_and_solutions():
-    assert sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb")) == NAMES
-    assert [f"solution_{name[:2]}" for name in NAMES] == sorted(
+    assert sorted(path.stem for path in NOTEBOOKS.glob("[0-9A]*.ipynb")) == NAMES
+    assert [f"solution_{prefix(name)}" for name in NAMES] == sorted(
         path.stem for path in (NOTEBOOKS / "solutions").glob("*.py")
     )
 
@@ -83,9 +88,50 @@ def test_a_notebook_opens_on_a_hosted_service(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_folded_solutions_are_the_tested_code(name):
-    solution = (NOTEBOOKS / "solutions" / f"solution_{name[:2]}.py").read_text(encoding="utf-8")
+    solution = (NOTEBOOKS / "solutions" / f"solution_{prefix(name)}.py").read_text(encoding="utf-8")
     folds = FOLD.findall("\n".join(sources(read(name), "markdown")))
     blocks = [block for fold in folds for block in re.findall(r"```python\n(.*?)```", fold, re.DOTALL)]
     assert len(blocks) >= 2
     for block in blocks:
         assert block.strip() in solution, block
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_are_three_exercises_with_kind_minutes_and_marks(name):
+    text = "\n".join(sources(read(name), "markdown")).split("## Exercises")[1]
+    assert EXERCISE.findall(text) == [("1", "think"), ("2", "a few lines"), ("3", "open")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exercise_with_code_has_a_starter_cell(name):
+    """Between the question and the folded solution: a function of the solution to write, and asserts for it."""
+    cells = read(name).cells
+    begin = next(place for place, cell in enumerate(cells) if re.search("^## Exercises", cell.source, re.MULTILINE))
+    number, starter, solution = 0, {}, {}  # the functions of both, for each exercise
+    for cell in cells[begin:]:
+        for part in re.split(r"(?=^\*\*\d \()", cell.source, flags=re.MULTILINE):
+            if head := EXERCISE.match(part):
+                number = int(head[1])
+            if STARTER in cell.metadata.get("tags", []):
+                assert number not in solution, "a starter cell stands above the solution"
+                starter[number] = starter.get(number, set()) | functions(part).keys()
+            for code in re.findall(r"```python\n(.*?)```", part, re.DOTALL):
+                solution[number] = solution.get(number, set()) | functions(code).keys()
+    assert [number for number in solution if not solution[number] & starter.get(number, set())] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_starter_cell_waits_for_the_solution(name):
+    """It has no outputs, its function raises, there are asserts, and the solution's file has that function."""
+    solution = (NOTEBOOKS / "solutions" / f"solution_{prefix(name)}.py").read_text(encoding="utf-8")
+    for cell in starters(name):
+        assert not cell.outputs
+        assert cell.source.count("raise NotImplementedError  # yours") == len(functions(cell.source)) > 0
+        assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source)))
+        for function, arguments in functions(cell.source).items():
+            assert functions(solution)[function] == arguments
+
+
+def functions(code):
+    """The functions that a piece of code defines, and their arguments."""
+    return {node.name: ast.unparse(node.args) for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)}

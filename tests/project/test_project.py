@@ -49,7 +49,7 @@ def test_the_project_has_one_address():
     """Where it moves to, `pyproject.toml` says, and every link follows."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     address = project["urls"]["Repository"].removeprefix("https://github.com/")
-    pages = [path for pattern in ("*.md", "book/**/*", "notebooks/[0-9]*") for path in ROOT.glob(pattern)]
+    pages = [path for pattern in ("*.md", "book/**/*", "notebooks/[0-9A]*") for path in ROOT.glob(pattern)]
     texts = [
         path.read_text(encoding="utf-8")
         for path in pages

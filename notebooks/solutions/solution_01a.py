@@ -1,4 +1,4 @@
-"""Solutions of notebook 01: the forgotten shift, blocks that all read one way, and three modes for one Gaussian."""
+"""Solutions of notebook 01a: the forgotten shift, and three modes for one Gaussian."""
 
 from __future__ import annotations
 
@@ -21,15 +21,6 @@ def unshifted(block: FlowBlock, x: Tensor) -> tuple[Tensor, Tensor]:
     """A block whose outputs were not shifted by one token: mu and sigma of token i have seen token i itself."""
     shift, log_scale = block.shift_and_log_scale(x, block.embedded_positions(None))
     return (x - shift) * log_scale.exp(), log_scale.sum((1, 2))
-
-
-def bend(flow: AutoregressiveFlow, x: Tensor, token: int) -> float:
-    """How far z of one token is from a straight line as the same token of x moves: 0 for an affine map."""
-    step = torch.zeros_like(x)
-    step[:, token] = 0.5
-    with torch.no_grad():
-        low, middle, high = (flow(x + k * step)[0][:, token] for k in (-1, 0, 1))
-    return (high - 2 * middle + low).abs().max().item()
 
 
 def three_modes(count: int, seed: int) -> Tensor:
