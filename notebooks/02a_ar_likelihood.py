@@ -604,6 +604,12 @@ assert torch.allclose(other.mean[:, :10], gru.mixtures(some, classes).mean[:, :1
 #     return RecurrentPrior(16, 4, 1, width, 10, 16)
 # ```
 #
-# Run `python solutions/solution_02a.py` for all figures.
+# Put into the shipped model in the place of its prior, both are scored in bits/dim of the validation images. After 8 seconds
+# of training on one core the GRU is a little ahead, 1.85 bits/dim against 1.86: it makes more steps in the time. It is also
+# further ahead on the training images than on these, so it has begun to learn them by heart, and longer training is a
+# different race (`python solutions/solution_02a.py` runs it for 8 and for 20 seconds, with two seeds). Both stay behind the
+# shipped prior's 1.79, which was trained longer, with dropout, and together with its flow. Sixteen tokens also spare the GRU
+# what it is bad at: with a thousand, it must carry the past in one state, and it can be trained only step after step, where
+# the transformer's pass is parallel.
 #
 # </details>
