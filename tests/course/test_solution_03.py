@@ -1,11 +1,12 @@
 """The solutions of notebook 03."""
 
 import pytest
+import solution_03
 import torch
-from solution_03 import clusters, exchange, patches, representatives, trained_with, unexplained
+from helpers import solution_passes_starter
+from solution_03 import clusters, patches, representatives, shares, trained_with, unexplained
 
 from farmer_ref import Farmer
-from farmer_ref.data.sets import batches, load_split
 
 FIRST = list(range(12))
 
@@ -15,14 +16,17 @@ def photographs():
     return patches("train"), patches("validation")
 
 
-def test_only_the_redundant_channel_may_be_exchanged():
-    model = Farmer.from_pretrained("digits")
-    values, labels = next(batches(load_split("digits", "test", model.config), 300))
-    images = model.dequantiser(values, torch.full(values.shape, 0.5))
-    own, other = zip(*(exchange(model, images, labels, channel) for channel in range(4)), strict=True)
-    assert own[3] > 0.95 and other[3] < 0.02
-    assert own[2] < min(own[0], own[1]) < max(own[0], own[1]) < 0.9
-    assert 0.1 < other[2] < own[2]
+def test_the_asserts_of_the_starter_cells_hold():
+    with torch.no_grad():
+        solution_passes_starter(solution_03, "03_channel_partitioning", "exchange")
+    solution_passes_starter(solution_03, "03_channel_partitioning", "clusters")
+
+
+def test_the_informative_channels_decide_the_class_and_the_redundant_ones_nothing():
+    none, few, informative, whole = shares(Farmer.from_pretrained("mnist"), [0, 2, 8, 16], images=30)
+    assert none[0] > 0.9 and none[1] < 0.1
+    assert informative[0] < few[0] <= none[0] and informative[1] > few[1]
+    assert informative[1] > 0.9 < whole[1]
 
 
 def test_three_clusters_are_the_three_colours(photographs):

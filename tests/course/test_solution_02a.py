@@ -1,27 +1,21 @@
-"""The solutions of notebook 02."""
+"""The solutions of notebook 02a."""
 
 import math
 
 import pytest
+import solution_02a
 import torch
 from conftest import jacobian
-from solution_02 import (
-    RecurrentPrior,
-    bits_with,
-    both_priors,
-    pixel_bits,
-    train_prior,
-    training_latents,
-)
+from helpers import solution_passes_starter
+from solution_02a import RecurrentPrior, bits_with, both_priors, train_prior, training_latents
+from torch.distributions import Normal
 
 from farmer_ref import Farmer
 
 
-def test_the_bound_lies_above_the_exact_bits_and_meets_them_where_the_mixture_is_smooth():
-    exact, bound = pixel_bits(0.04)
-    assert 0.03 < bound - exact < 0.07
-    exact, bound = pixel_bits(0.1)
-    assert 0 < bound - exact < 0.01
+def test_the_asserts_of_the_starter_cells_hold():
+    solution_passes_starter(solution_02a, "02a_ar_likelihood", "as_block", Normal=Normal)
+    solution_passes_starter(solution_02a, "02a_ar_likelihood", "recurrent_prior")
 
 
 def test_the_recurrent_prior_reads_only_what_was_before():

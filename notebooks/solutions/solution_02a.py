@@ -1,4 +1,4 @@
-"""Solutions of notebook 02: the exact probability of a grey level, and a GRU as the prior."""
+"""Solutions of notebook 02a: a prior with K = 1 as a block of a flow, and a GRU as the prior."""
 
 from __future__ import annotations
 
@@ -14,31 +14,16 @@ from farmer_ref import (
     Farmer,
     GaussianMixture,
     bits_per_dim,
-    nats_to_bits_per_dim,
 )
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.model.prior import PriorLogProb
 
 
-def exact_bits(pixel: GaussianMixture, share: Tensor) -> float:
-    """Mean -log2 P(v) over grey levels v with these shares (L,): P(v) is the mass in the cell of v."""
-    edges = torch.linspace(-1, 1, len(share) + 1, dtype=torch.float64)[:, None]  # (L+1,1)
-    below = torch.special.ndtr((edges - pixel.mean[:, 0]) / pixel.log_scale[:, 0].exp())  # (L+1,K)
-    mass = (below @ pixel.logits.double().softmax(0)).diff()  # (L,)
-    return -(share * mass.log2()).sum().item()
-
-
-def pixel_bits(width: float, draws: int = 4000) -> tuple[float, float]:
-    """Exact bits and dequantised bound of the notebook's mixture at one width, on the test pixels."""
-    model = Farmer.from_pretrained("digits")
-    values, _ = next(batches(load_split("digits", "test", model.config), 300))
-    share = values.flatten().long().bincount(minlength=17).double() / values.numel()
-    centre = 2 * (torch.arange(17, dtype=torch.float64) + 0.5) / 17 - 1
-    log_scale = torch.full((17, 1), math.log(width), dtype=torch.float64)
-    pixel = GaussianMixture(share.log(), centre[:, None], log_scale)
-    noise = (torch.rand(draws, 17, generator=torch.Generator().manual_seed(0)) - 0.5).double()
-    log_p = pixel.log_prob((centre + 2 / 17 * noise)[..., None]).mean(0) @ share
-    return exact_bits(pixel, share), nats_to_bits_per_dim(log_p, 1, 17).item()
+def as_block(prior: AutoregressivePrior, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """z' (B,N,D) and log|det dz'/dz| (B,): a prior with K = 1 and no split, as a block of a flow."""
+    mixture, _ = prior.mixtures(z, labels)
+    mean, log_scale = mixture.mean[:, :, 0], mixture.log_scale[:, :, 0]  # of the only component
+    return (z - mean) * torch.exp(-log_scale), -log_scale.sum((1, 2))
 
 
 class RecurrentPrior(nn.Module):
@@ -49,7 +34,7 @@ class RecurrentPrior(nn.Module):
     ):
         super().__init__()
         self.components = components
-        self.class_embedding = nn.Embedding(classes, width)  # read before token 1
+        self.class_embedding = nn.Embedding(classes, width)  # read before the first token
         self.project_in = nn.Linear(channels, width)
         self.positions = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.gru = nn.GRU(width, width, layers, batch_first=True)
@@ -69,12 +54,17 @@ class RecurrentPrior(nn.Module):
         return PriorLogProb(log_p, torch.zeros_like(log_p))
 
 
+def recurrent_prior(width: int) -> nn.Module:
+    """A prior of the digits' latents with a GRU: 16 tokens, 4 channels, 10 classes, K = 16, no split."""
+    return RecurrentPrior(16, 4, 1, width, 10, 16)
+
+
 def both_priors() -> dict[str, nn.Module]:
     """A transformer and a GRU of about as many parameters, untrained."""
     transformer = AutoregressivePrior(
         16, 4, layers=2, width=64, head_dim=32, num_classes=10, components=16
     )
-    return {"transformer": transformer, "GRU": RecurrentPrior(16, 4, 1, 120, 10, 16)}
+    return {"transformer": transformer, "GRU": recurrent_prior(120)}
 
 
 @torch.no_grad()
@@ -114,9 +104,6 @@ def bits_with(model: Farmer, prior: nn.Module, split: str) -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for width in (0.03, 0.04, 0.05, 0.1):
-        exact, bound = pixel_bits(width)
-        print(f"width {width}: exact {exact:.3f}, dequantised {bound:.3f} bits/dim")
     shipped = Farmer.from_pretrained("digits")
     latents, labels = training_latents(shipped, 16)
     print(f"the shipped prior: {bits_with(shipped, shipped.prior, 'validation'):.3f} bits/dim")
