@@ -1,8 +1,10 @@
 """The solutions of notebook 05."""
 
 import pytest
+import solution_05
 import torch
 from solution_05 import error_after, grey_levels_off, latents, student_of_form, swept
+from starters import run_starters
 
 from book.pages import load
 from farmer_ref import Farmer, OneStepStudent
@@ -29,17 +31,19 @@ def exact(model, z):
 
 
 def test_two_sweeps_are_better_than_a_student_and_one(model, student, z, exact):
-    guess = [grey_levels_off(swept(model.flow, z, passes - 1, student), exact) for passes in (1, 2, 3)]
-    plain = [grey_levels_off(swept(model.flow, z, passes), exact) for passes in (1, 2, 3)]
+    guess = [grey_levels_off(model, swept(model.flow, z, passes - 1, student), exact) for passes in (1, 2, 3)]
+    plain = [grey_levels_off(model, swept(model.flow, z, passes), exact) for passes in (1, 2, 3)]
     assert guess[0] < plain[0] and guess[1] > plain[1] and guess[2] > plain[2]
     assert guess[0] > guess[1] > guess[2] and plain[0] > plain[1] > plain[2]
-    assert grey_levels_off(swept(model.flow, z[:20], 15, student), exact[:20]) < 1e-4  # N - 1: exact from any start
+    assert (
+        grey_levels_off(model, swept(model.flow, z[:20], 15, student), exact[:20]) < 1e-4
+    )  # N - 1: exact from any start
 
 
-def test_the_error_of_the_shipped_student_is_the_recorded_one(student, z, exact):
+def test_the_error_of_the_shipped_student_is_the_recorded_one(model, student, z, exact):
     """Notebook, benchmark and record mean the same latents and the same clamped pixels."""
     recorded = load("student")["runs"][0]["sample_error"] / (2 / 17)
-    assert grey_levels_off(student(z), exact) == pytest.approx(recorded, abs=0.01)
+    assert grey_levels_off(model, student(z), exact) == pytest.approx(recorded, abs=0.01)
 
 
 def test_the_forms_before_training(model):
@@ -66,3 +70,7 @@ def test_the_order_of_forms_and_losses_that_the_notebook_states():
     )
     assert losses["inverse/projected"] < losses["inverse/hidden"] < losses["inverse/output"]
     assert forms["inverse/hidden"] < forms["forward/hidden"]
+
+
+def test_the_starters_accept_the_solutions():
+    assert run_starters("05_distillation", solution_05) == ["swept", "student_of_form"]
