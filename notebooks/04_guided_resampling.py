@@ -554,8 +554,23 @@ assert size[1:-1, 2:5].mean() + 2 < size[:, [0, -1]].mean()
 # ## Exercises
 #
 # **1 (think · 10 minutes · 3 marks).** Call $p_u$ *honest* if it is the average of the ten $p_c$. How large can $p_c/p_u$
-# then become? Can Eq. 15 be improper? How could you test whether the model's $p_u$ is honest?
-#
+# then become? Can Eq. 15 be improper? How could you test whether the $p_u$ of the 8×8 model is honest? Do it.
+
+
+# %% tags=["raises-exception"]
+def share_beyond_honesty(model: Farmer, z: Tensor, labels: Tensor) -> float:
+    """The share of latents z (B,N,D) whose p_c is more than ten times p_u."""
+    raise NotImplementedError  # yours
+
+
+small = Farmer.from_pretrained("digits")
+classes = torch.arange(10).repeat(20)
+z = small.prior.sample(classes, generator=torch.Generator().manual_seed(0))
+no_class = torch.full_like(classes, -1)
+assert share_beyond_honesty(small, z, no_class) == 0, "p_u is not larger than itself"
+assert 0.5 < share_beyond_honesty(small, z, classes) <= 1
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # An honest $p_u$ is at least $\frac{1}{10}\,p_c$. So the ratio is at most 10, and $p' \propto p_c\,(p_c/p_u)^w \le
@@ -576,7 +591,7 @@ assert size[1:-1, 2:5].mean() + 2 < size[:, [0, -1]].mean()
 #
 # </details>
 #
-# **2 (code · 15 minutes · 4 marks).** Far out along a channel, the widest component of a mixture decides. For which share
+# **2 (a few lines · 15 minutes · 4 marks).** Far out along a channel, the widest component of a mixture decides. For which share
 # of the tokens of the 8×8 model is Eq. 15 improper along some channel, at $w = 0.5, 1, 2, 4$? `model.prior.mixtures`
 # gives the mixtures of all tokens, and `log_scale` has the shape $(B, N, K, I)$.
 

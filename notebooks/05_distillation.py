@@ -486,7 +486,7 @@ for file in ("distillation", "distillation_losses"):
 #
 # </details>
 #
-# **2 (code · 20 minutes · 5 marks).** A sweep of the parallel inverse, $x \leftarrow z / \sigma(x) + \mu(x)$, needs no
+# **2 (a few lines · 20 minutes · 5 marks).** A sweep of the parallel inverse, $x \leftarrow z / \sigma(x) + \mu(x)$, needs no
 # training and is exact at its fixed point. Write an inverse that starts each block from $z$ itself, or from a student's
 # guess, and applies a given number of sweeps. Do sweeps help a student? And where is the same number of *passes* better
 # spent?

@@ -452,7 +452,7 @@ plt.show()
 #
 # </details>
 #
-# **2 (code · 10 minutes · 3 marks).** A classifier that may say "I do not know" errs less. Of the 90% of the test digits
+# **2 (a few lines · 10 minutes · 3 marks).** A classifier that may say "I do not know" errs less. Of the 90% of the test digits
 # about which Bayes' rule is surest, how many are recognised?
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -9,7 +10,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -23,6 +27,8 @@ from farmer_ref.training.trainer import Trainer
 QUICK = ["--preset", "tiny", "--steps", "20", "--validate-every", "0", "--sample-every", "0", "--device", "cpu"]
 
 
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+STARTER = "raises-exception"  # the tag of an exercise's starter cell
 JOBS = Path(__file__).parent / "training" / "torchrun.py"
 
 
@@ -107,3 +113,17 @@ def run_jobs(*jobs):
     printed, problems = process.communicate(timeout=300)
     assert process.returncode == 0, problems
     return printed
+
+
+def starters(name: str) -> list[nbformat.NotebookNode]:
+    """The starter cells of a notebook's exercises."""
+    cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4).cells
+    return [cell for cell in cells if STARTER in cell.metadata.get("tags", [])]
+
+
+def solution_passes_starter(solution: ModuleType, name: str, function: str, **given: Any) -> None:
+    """Run a starter cell with the solution's function in place of the one to write; `given`: what it uses of the
+    notebook. It raises at the first assert that does not hold."""
+    cell = next(cell for cell in starters(name) if f"def {function}(" in cell.source)
+    rest = [node for node in ast.parse(cell.source).body if not isinstance(node, ast.FunctionDef)]
+    exec(compile(ast.Module(rest, []), f"{name}.ipynb", "exec"), {**vars(solution), **given})

@@ -5,13 +5,13 @@ import math
 import pytest
 import solution_04
 import torch
+from helpers import solution_passes_starter
 from solution_04 import (
     accuracy_and_diversity,
     distance_with_candidates,
     share_beyond_honesty,
     share_improper,
 )
-from starters import run_starters
 
 from book.pages import load
 from farmer_ref import Farmer, Guidance
@@ -86,5 +86,6 @@ def test_what_the_prose_says_of_the_two_rules():
             assert least < middle < most, (scale, measure)
 
 
-def test_the_starters_accept_the_solutions():
-    assert run_starters("04_guided_resampling", solution_04) == ["share_improper", "accuracy_and_diversity"]
+@pytest.mark.parametrize("function", ["share_beyond_honesty", "share_improper", "accuracy_and_diversity"])
+def test_the_solution_passes_the_starter(function):
+    solution_passes_starter(solution_04, "04_guided_resampling", function)

@@ -3,8 +3,8 @@
 import pytest
 import solution_05
 import torch
+from helpers import solution_passes_starter
 from solution_05 import error_after, grey_levels_off, latents, student_of_form, swept
-from starters import run_starters
 
 from book.pages import load
 from farmer_ref import Farmer, OneStepStudent
@@ -72,5 +72,6 @@ def test_the_order_of_forms_and_losses_that_the_notebook_states():
     assert forms["inverse/hidden"] < forms["forward/hidden"]
 
 
-def test_the_starters_accept_the_solutions():
-    assert run_starters("05_distillation", solution_05) == ["swept", "student_of_form"]
+@pytest.mark.parametrize("function", ["swept", "student_of_form"])
+def test_the_solution_passes_the_starter(function):
+    solution_passes_starter(solution_05, "05_distillation", function)

@@ -3,8 +3,8 @@
 import pytest
 import solution_06
 import torch
+from helpers import solution_passes_starter
 from solution_06 import accuracy_of_the_surest, auroc, background, compare, strangers_to
-from starters import run_starters
 
 from farmer_ref import Farmer
 from farmer_ref.applications.anomalies import AnomalyScorer
@@ -44,5 +44,6 @@ def test_a_background_cures_blank_pages_and_knows_too_much(splits):
     assert [found["shifted by one"][name] for name in order] == pytest.approx([0.92, 0.72, 0.97, 0.97], abs=0.02)
 
 
-def test_the_starters_accept_the_solutions():
-    assert run_starters("06_applications", solution_06) == ["accuracy_of_the_surest", "background"]
+@pytest.mark.parametrize("function", ["accuracy_of_the_surest", "background"])
+def test_the_solution_passes_the_starter(function):
+    solution_passes_starter(solution_06, "06_applications", function)
