@@ -3,9 +3,9 @@
 #
 # [Open this notebook in Colab](https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/04_guided_resampling.ipynb)
 #
-# Ask a model for a 3, and some of what it draws could be a 5, or nothing at all. *Guidance* asks for more: a sample should
-# look more like a 3 than like a digit in general. FARMER does that with a simple idea. It draws a few candidates for
-# each token, weighs them, and keeps one. In this notebook you will write that rule in ten lines, find out what it
+# Ask a model for a 3, and some of what it draws could be a 5, or nothing at all. *Guidance* asks for more: a sample
+# should look more like a 3 than like a digit in general. FARMER does that with a simple idea. It draws a few candidates
+# for each token, weighs them, and keeps one. In this notebook you will write that rule in ten lines, find out what it
 # converges to, and when it converges to nothing, and see what it does to images.
 #
 # You need mixtures of Gaussians (notebook 02a) and the split into informative and redundant channels (notebook 03).
@@ -113,8 +113,8 @@ plt.show()
 # bumps become narrower.
 #
 # If $p_c$ and $p_u$ are single Gaussians, with means $\mu_c, \mu_u$ and standard deviations $\sigma_c, \sigma_u$, then
-# Eq. 15 multiplies powers of Gaussians, and the result is a Gaussian again. Its precision (one over the variance) and its
-# mean are
+# Eq. 15 multiplies powers of Gaussians, and the result is a Gaussian again. Its precision (one over the variance) and
+# its mean are
 #
 # $$\lambda = \frac{1+w}{\sigma_c^2} - \frac{w}{\sigma_u^2}, \qquad
 # \mu = \frac{1}{\lambda}\left(\frac{(1+w)\,\mu_c}{\sigma_c^2} - \frac{w\,\mu_u}{\sigma_u^2}\right),$$
@@ -137,8 +137,8 @@ for w in (0.5, 1, 2, 4):
 # %% [markdown]
 # ## Propose, weigh, resample
 #
-# On a grid the target is easy. A token of the digits model has three informative channels, one of the paper's has 128, and
-# no grid covers those. We can still *evaluate* Eq. 15 up to its constant. What we cannot do is draw from it.
+# On a grid the target is easy. A token of the digits model has three informative channels, one of the paper's has 128,
+# and no grid covers those. We can still *evaluate* Eq. 15 up to its constant. What we cannot do is draw from it.
 #
 # *Importance sampling* is the way out: draw from something else, and correct the error by weights. A candidate that was
 # drawn from $p_c$ gets the weight $p' / p_c \propto (p_c/p_u)^w$; one that was drawn from $p_u$ gets
@@ -360,7 +360,8 @@ right.set(title="Area between $-r$ and $r$", xlabel="r", ylabel="area", ylim=(1e
 plt.show()
 
 # %% [markdown]
-# At $w = 1$ the area reaches its limit. At $w = 8$ it has none: Eq. 15 is then called *improper*, and there is no target.
+# At $w = 1$ the area reaches its limit. At $w = 8$ it has none: Eq. 15 is then called *improper*, and there is no
+# target.
 #
 # *Predict first:* the resampling rule does not know this. What will more candidates do to its draws?
 
@@ -422,8 +423,8 @@ print(f"two components: mean {first:.1f}, swapped {swapped:.1f}, of the target {
 #
 # ## Images
 #
-# Now the model of 28×28 digits. It has 49 tokens of 16 channels, 8 of them informative. We ask for ten of each digit, and
-# a small convolutional network, which was trained on real digits and knows nothing of our model, says what it sees.
+# Now the model of 28×28 digits. It has 49 tokens of 16 channels, 8 of them informative. We ask for ten of each digit,
+# and a small convolutional network, which was trained on real digits and knows nothing of our model, says what it sees.
 # Orange frames mark digits that it takes for another one. One column is one class, and nothing was selected.
 #
 # *Predict first:* how many of a hundred does it misread without guidance, and with $w = 1$? And what does guidance cost?
@@ -477,10 +478,10 @@ assert misread["resampling, w = 1"].sum() < misread["without guidance"].sum()
 # more alike. Note that broken samples are far from everything and so count as diverse; a diversity above that of real
 # digits is no merit.
 #
-# Where guidance is right depends on the model. The figures below are of our smaller model of 8×8 digits (with pixels on a
-# linear scale; three times 1,000 samples for each setting, from `python -m benchmarks.guidance`), which needs less help.
-# The *Fréchet distance* compares means and covariances of features of samples with those of real images: it is the
-# formula of FID, with the scores of a digit classifier for features, and small is good.
+# Where guidance is right depends on the model. The figures below are of our smaller model of 8×8 digits (with pixels on
+# a linear scale; three times 1,000 samples for each setting, from `python -m benchmarks.guidance`), which needs less
+# help. The *Fréchet distance* compares means and covariances of features of samples with those of real images: it is
+# the formula of FID, with the scores of a digit classifier for features, and small is good.
 
 # %% tags=["hide-input"]
 sweep = json.loads((ROOT / "results/guidance.json").read_text())["sweep"]
@@ -512,12 +513,12 @@ for row in json.loads((ROOT / "results/early_guidance.json").read_text())["table
     print(f"after 500 steps of training, {row['way']:17} {row['frechet_distance']['mean']:.1f}")
 
 # %% [markdown]
-# **By the Fréchet distance, this model is best without guidance.** Resampling makes digits that are recognised more often
-# and lie nearer to one another than real ones do; the naive rule does less of both. The paper finds the reverse
+# **By the Fréchet distance, this model is best without guidance.** Resampling makes digits that are recognised more
+# often and lie nearer to one another than real ones do; the naive rule does less of both. The paper finds the reverse
 # (Table 3, FID: 44.56 without guidance, 8.66 with the naive rule, 5.67 by resampling). Perhaps that is because its
-# unguided samples are far from the data. Ours are, too, after only 500 steps of training, and then both rules at $w = 1$
-# beat no guidance with each of three seeds. The means have the paper's order, but with one of the seeds the naive rule is
-# ahead of resampling.
+# unguided samples are far from the data. Ours are, too, after only 500 steps of training, and then both rules at $w =
+# 1$ beat no guidance with each of three seeds. The means have the paper's order, but with one of the seeds the naive
+# rule is ahead of resampling.
 #
 # ## Where does the class matter?
 #
@@ -553,8 +554,8 @@ assert size[1:-1, 2:5].mean() + 2 < size[:, [0, -1]].mean()
 #
 # ## Exercises
 #
-# **1 (think · 10 minutes · 3 marks).** Call $p_u$ *honest* if it is the average of the ten $p_c$. How large can $p_c/p_u$
-# then become? Can Eq. 15 be improper? How could you test whether the $p_u$ of the 8×8 model is honest? Do it.
+# **1 (think · 10 minutes · 3 marks).** Call $p_u$ *honest* if it is the average of the ten $p_c$. How large can
+# $p_c/p_u$ then become? Can Eq. 15 be improper? How could you test whether the $p_u$ of the 8×8 model is honest? Do it.
 
 
 # %% tags=["raises-exception"]
@@ -591,9 +592,9 @@ assert 0.5 < share_beyond_honesty(small, z, classes) <= 1
 #
 # </details>
 #
-# **2 (a few lines · 15 minutes · 4 marks).** Far out along a channel, the widest component of a mixture decides. For which share
-# of the tokens of the 8×8 model is Eq. 15 improper along some channel, at $w = 0.5, 1, 2, 4$? `model.prior.mixtures`
-# gives the mixtures of all tokens, and `log_scale` has the shape $(B, N, K, I)$.
+# **2 (a few lines · 15 minutes · 4 marks).** Far out along a channel, the widest component of a mixture decides. For
+# which share of the tokens of the 8×8 model is Eq. 15 improper along some channel, at $w = 0.5, 1, 2, 4$?
+# `model.prior.mixtures` gives the mixtures of all tokens, and `log_scale` has the shape $(B, N, K, I)$.
 
 
 # %% tags=["raises-exception"]
@@ -673,8 +674,8 @@ assert alike < varied / 2, "without noise, samples of a class are alike"
 #     return classifier.accuracy(values, labels), float(torch.stack(within).mean())
 # ```
 #
-# With three seeds of 1,000 samples, guidance does, at every accuracy that both reach. In the table that
-# `python solutions/solution_04.py` prints, compare $w = 0.25$ with $\sigma$ times 0.8, or $w = 1$ with logits times 3: the
+# With three seeds of 1,000 samples, guidance does, at every accuracy that both reach. In the table that `python
+# solutions/solution_04.py` prints, compare $w = 0.25$ with $\sigma$ times 0.8, or $w = 1$ with logits times 3: the
 # accuracies are about equal, and guided samples are more varied, by more than the standard deviation over seeds. A
 # temperature narrows every token, wherever it may be; guidance leaves a token alone if the class has no say in it.
 #

@@ -4,9 +4,9 @@
 # [Open this notebook in Colab](https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/05_distillation.ipynb)
 #
 # A flow computes its latents in one pass, and its inverse token by token. That makes sampling slow. The paper trains a
-# second network, a *student*, to compute the inverse in one pass of each block (§3.5, Alg. 2). In this notebook you will see why the
-# inverse is slow, why one step may be enough nevertheless, train two kinds of student, look at where a student errs, and
-# find out what it gains and what it loses.
+# second network, a *student*, to compute the inverse in one pass of each block (§3.5, Alg. 2). In this notebook you
+# will see why the inverse is slow, why one step may be enough nevertheless, train two kinds of student, look at where a
+# student errs, and find out what it gains and what it loses.
 #
 # You need the flow's block and its exact inverses (notebook 01b).
 
@@ -101,9 +101,9 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Several times as long. (Not $N - 1$ times: a step computes a single token, and keeps the *keys and values* that attention
-# needs of the tokens before, the key/value cache of notebook 01b.) The reason is Eq. 9. To undo a block, we solve for one
-# token after another:
+# Several times as long. (Not $N - 1$ times: a step computes a single token, and keeps the *keys and values* that
+# attention needs of the tokens before, the key/value cache of notebook 01b.) The reason is Eq. 9. To undo a block, we
+# solve for one token after another:
 #
 # $$x_i = \frac{z_i}{\sigma(x_{<i})} + \mu(x_{<i})$$
 #
@@ -152,8 +152,8 @@ assert above[0] < 1e-9 < above[1]
 
 # %% [markdown]
 # On the left everything above the diagonal is zero: $x_i$ depends on $z_0, \dots, z_i$, and on nothing later. A network
-# may learn that function. On the right, a student has: it finds the same bands below the diagonal. It also looks a little
-# at later tokens, which it need not.
+# may learn that function. On the right, a student has: it finds the same bands below the diagonal. It also looks a
+# little at later tokens, which it need not.
 #
 # ## Two forms of a student
 #
@@ -180,8 +180,8 @@ for form, formula in (("forward", forward_form), ("inverse", inverse_form)):
 
 # %% [markdown]
 # What should they learn from? One forward pass of the teacher gives, for any image, the whole way from the image to its
-# latents: $X = Z^0, Z^1, \dots, Z^n = Z$. The student walks it backwards, and each level that it reaches, $\tilde Z^t$, is
-# compared with the teacher's:
+# latents: $X = Z^0, Z^1, \dots, Z^n = Z$. The student walks it backwards, and each level that it reaches, $\tilde Z^t$,
+# is compared with the teacher's:
 #
 # $$\mathcal{L} = \frac{1}{n} \sum_{t=0}^{n-1} \big\|\tilde Z^t - Z^t\big\|^2 \qquad\text{(Alg. 2)}$$
 
@@ -257,8 +257,8 @@ plt.show()
 # Now a student of 28×28 digits that was trained for longer: the one that ships with the model of 196 tokens. It has the
 # inverse form. Its file carries a fingerprint of its teacher's weights, so that it is not used with others by mistake.
 #
-# How do its errors arise? We measure each block twice: given what its predecessor has computed, as in sampling, and given
-# the teacher's level, so that it inherits nothing.
+# How do its errors arise? We measure each block twice: given what its predecessor has computed, as in sampling, and
+# given the teacher's level, so that it inherits nothing.
 
 # %%
 large = models["mnist-p2"]
@@ -307,9 +307,9 @@ for axes, error, level in zip(panels, maps, levels, strict=True):
 plt.show()
 
 # %% [markdown]
-# At the last level, $Z^0$, the map is nearly a digit: errors are made where the strokes are. There the teacher's $\mu$ and
-# $\sigma$ depend most on the tokens before, and the student has to guess those. The border of an image is black and easy.
-# At the levels before, errors are spread more widely.
+# At the last level, $Z^0$, the map is nearly a digit: errors are made where the strokes are. There the teacher's $\mu$
+# and $\sigma$ depend most on the tokens before, and the student has to guess those. The border of an image is black and
+# easy. At the levels before, errors are spread more widely.
 #
 # Now samples. The same latents, decoded exactly (196 tokens, one after another) and by the student. Mid-grey in the last
 # row means no difference; differences are enlarged four times.
@@ -343,14 +343,14 @@ right.set(title="Error by size", xlabel="grey levels", ylabel="number of pixels"
 plt.show()
 
 # %% [markdown]
-# Most pixels are right, and black stays black. The errors sit at the edges of strokes, where a pixel may be black or white,
-# and there some are large.
+# Most pixels are right, and black stays black. The errors sit at the edges of strokes, where a pixel may be black or
+# white, and there some are large.
 #
 # ## What is lost
 #
-# A student has no log-determinant, and nothing makes it invertible. The likelihood still comes from the teacher's forward
-# pass. That pass can even *mark* a student without knowing the right answer: encode the student's image, and compare the
-# latents with those that it started from. Here are 1,000 latents of the 8×8 model.
+# A student has no log-determinant, and nothing makes it invertible. The likelihood still comes from the teacher's
+# forward pass. That pass can even *mark* a student without knowing the right answer: encode the student's image, and
+# compare the latents with those that it started from. Here are 1,000 latents of the 8×8 model.
 #
 # *Predict first:* how many of the student's digits will a classifier no longer recognise?
 
@@ -392,13 +392,13 @@ for name, before, after in zip(of_exact._fields, of_exact, of_student, strict=Tr
 print(f"log p(x | c) {(of_student.total - of_exact.total).mean():+6.2f} nats")
 
 # %% [markdown]
-# The student's images are *more* probable, by the prior's two terms. (Perhaps its errors pull towards the mean of what is
-# possible; we have not tested why.) A higher density does not make a better sample, as notebook 06 will show.
+# The student's images are *more* probable, by the prior's two terms. (Perhaps its errors pull towards the mean of what
+# is possible; we have not tested why.) A higher density does not make a better sample, as notebook 06 will show.
 #
 # ## Speed
 #
-# *Predict first:* one pass a block in place of $N - 1$ steps. Is the student $N - 1$ times as fast? ("Parallel" is the exact
-# inverse by sweeps over all tokens at once, notebook 01b.)
+# *Predict first:* one pass a block in place of $N - 1$ steps. Is the student $N - 1$ times as fast? ("Parallel" is the
+# exact inverse by sweeps over all tokens at once, notebook 01b.)
 
 # %% tags=["hide-output"]
 speedup = {}
@@ -430,8 +430,8 @@ plt.show()
 
 # %% [markdown]
 # Not quite: a step of the sequential inverse computes one token, and a pass of the student all of them. With one image,
-# a step is short and most of its time is overhead, which the student saves; with more images, arithmetic counts, and there
-# is as much of it. Measured on a quiet machine with 256 tokens and two CPU cores (`results/inverses.json`):
+# a step is short and most of its time is overhead, which the student saves; with more images, arithmetic counts, and
+# there is as much of it. Measured on a quiet machine with 256 tokens and two CPU cores (`results/inverses.json`):
 
 # %% tags=["nbval-check-output"]
 for row in json.loads((ROOT / "results/inverses.json").read_text())["matrix"]["rows"]:
@@ -440,8 +440,8 @@ for row in json.loads((ROOT / "results/inverses.json").read_text())["matrix"]["r
         print(f"batch {row['batch']:2}, {row['method']:8} {ratio:5.1f} times as fast as sequential")
 
 # %% [markdown]
-# On a CPU the parallel inverse ("jacobi") does not pay for larger images, as it does more arithmetic to save latency. The
-# paper measures on a GPU, which has arithmetic to spare; we have not.
+# On a CPU the parallel inverse ("jacobi") does not pay for larger images, as it does more arithmetic to save latency.
+# The paper measures on a GPU, which has arithmetic to spare; we have not.
 #
 # The recorded sentences below compare the paper's tables 4 and 5 with ours, on 8×8 digits with pixels on a linear scale.
 
@@ -457,12 +457,13 @@ for file in ("distillation", "distillation_losses"):
         print(f"{name:18} {record['steps']} steps: {mean:.3f} ± {spread:.3f}")
 
 # %% [markdown]
-# > **The paper** reports the ratios in brackets; the two that it gives for the whole of sampling do not agree. Its student
-# > has the forward form and is compared on every level (`hidden`). **We** gain less, with 16 tokens in place of 256 and on
-# > a CPU. In our measurements the inverse form is slightly nearer after equal training. So is a student whose inner levels are
-# > compared through small heads (`projected`); comparing the last level alone (`output`) is slightly worse. BiFlow
-# > ([arXiv 2512.10953](https://arxiv.org/abs/2512.10953)) compared such losses by FID on ImageNet: 55.0 for hidden
-# > distillation, 43.4 for the output only, 36.9 for an alignment of hidden states by heads, and 44.5 for the exact inverse.
+# > **The paper** reports the ratios in brackets; the two that it gives for the whole of sampling do not agree. Its
+# > student has the forward form and is compared on every level (`hidden`). **We** gain less, with 16 tokens in place of
+# > 256 and on a CPU. In our measurements the inverse form is slightly nearer after equal training. So is a student
+# > whose inner levels are compared through small heads (`projected`); comparing the last level alone (`output`) is
+# > slightly worse. BiFlow ([arXiv 2512.10953](https://arxiv.org/abs/2512.10953)) compared such losses by FID on
+# > ImageNet: 55.0 for hidden distillation, 43.4 for the output only, 36.9 for an alignment of hidden states by heads,
+# > and 44.5 for the exact inverse.
 #
 # ## What to remember
 #
@@ -479,17 +480,17 @@ for file in ("distillation", "distillation_losses"):
 #
 # <details><summary>Solution</summary>
 #
-# What is left is the prior: $1 / (1 - 0.77) = 4.3$ times at the very most, and less for ours, whose share is smaller. So
-# the paper's student, which is 22 times as fast as the inverse, already has most of what there was to gain. Next comes the
-# prior, which is now most of the time. It is sequential for a better reason: each latent has to be *drawn* before the next
-# one can be.
+# What is left is the prior: $1 / (1 - 0.77) = 4.3$ times at the very most, and less for ours, whose share is smaller.
+# So the paper's student, which is 22 times as fast as the inverse, already has most of what there was to gain. Next
+# comes the prior, which is now most of the time. It is sequential for a better reason: each latent has to be *drawn*
+# before the next one can be.
 #
 # </details>
 #
-# **2 (a few lines · 20 minutes · 5 marks).** A sweep of the parallel inverse, $x \leftarrow z / \sigma(x) + \mu(x)$, needs no
-# training and is exact at its fixed point. Write an inverse that starts each block from $z$ itself, or from a student's
-# guess, and applies a given number of sweeps. Do sweeps help a student? And where is the same number of *passes* better
-# spent?
+# **2 (a few lines · 20 minutes · 5 marks).** A sweep of the parallel inverse, $x \leftarrow z / \sigma(x) + \mu(x)$,
+# needs no training and is exact at its fixed point. Write an inverse that starts each block from $z$ itself, or from a
+# student's guess, and applies a given number of sweeps. Do sweeps help a student? And where is the same number of
+# *passes* better spent?
 
 
 # %% tags=["raises-exception"]
@@ -528,10 +529,10 @@ assert torch.allclose(swept(flow, z, 15), flow.inverse(z), atol=1e-3), "N - 1 sw
 #     return z
 # ```
 #
-# Each sweep helps a great deal (`python solutions/solution_05.py` prints the errors). But a single pass of each block is
-# better spent on the student than on a sweep from $z$, and from two passes on the student is no help any more. After
-# one sweep the first two tokens of a block are exact, after a student's pass only the first one is. So with 16 tokens and
-# two passes to spend, no student is needed.
+# Each sweep helps a great deal (`python solutions/solution_05.py` prints the errors). A single pass of each block is
+# better spent on the student than on a sweep from $z$. But from two passes on, the student is no real help any more:
+# two sweeps from $z$ come about as near as the student and one sweep. So with 16 tokens and two passes to spend, no
+# student is needed.
 #
 # </details>
 #
@@ -568,9 +569,9 @@ for form, sees_later in (("forward", True), ("inverse", True), ("inverse, masked
 # ```
 #
 # `python solutions/solution_05.py` prints the errors of all three, untrained and after 100 and 300 steps. The start
-# decides at first: untrained, the masked form *is* one sweep of the parallel inverse, the inverse form is near it, and the
-# forward form draws noise. The mask costs nothing, as the exact inverse is causal in each block. After the 3,000 steps
-# of the table above, the forward form has nearly caught up. The paper trains for 60 epochs, and has 256 tokens, with which
-# one sweep reaches less far. Does the order stay the same with longer training, and for larger images?
+# decides at first: untrained, the masked form *is* one sweep of the parallel inverse, the inverse form is near it, and
+# the forward form draws noise. The mask costs nothing, as the exact inverse is causal in each block. After the 3,000
+# steps of the table above, the forward form has nearly caught up. The paper trains for 60 epochs, and has 256 tokens,
+# with which one sweep reaches less far. Does the order stay the same with longer training, and for larger images?
 #
 # </details>

@@ -3,13 +3,13 @@
 #
 # [Open this notebook in Colab](https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/06_applications.ipynb)
 #
-# A model that draws images can be asked for images. A model that also says how probable an image is can be asked for more.
-# In this notebook you will fill in missing pixels, edit digits through their latents, classify without a classifier, and
-# look for strange images, all with $\log p(x \mid c)$ and without any further training. You will also see where a density
-# misleads: by its measure, an empty page is a better digit than nearly any digit.
+# A model that draws images can be asked for images. A model that also says how probable an image is can be asked for
+# more. In this notebook you will fill in missing pixels, edit digits through their latents, classify without a
+# classifier, and look for strange images, all with $\log p(x \mid c)$ and without any further training. You will also
+# see where a density misleads: by its measure, an empty page is a better digit than nearly any digit.
 #
-# You need the whole method (notebooks 01 to 04). Two models are at work, of 8×8 digits where many densities are needed and
-# of 28×28 where there is more to see.
+# You need the whole method (notebooks 01 to 04). Two models are at work, of 8×8 digits where many densities are needed
+# and of 28×28 where there is more to see.
 
 # %% tags=["hide-input"]
 import os
@@ -128,11 +128,12 @@ assert with_context < alone - 0.3
 # %% [markdown]
 # ## Half of an image
 #
-# With 32 pixels missing there are $17^{32}$ completions, and the integral is out of reach. It is not needed: a sampler that
-# compares completions uses *ratios* of densities, in which the integral cancels. `inpaint` is such a sampler. *Sequential
-# Monte Carlo* (SMC) keeps a crowd of *particles*, here completions that start near samples of the model. It moves them step by step
-# towards the exact density, drops the improbable and copies the probable. *Hamiltonian* moves (HMC) make the steps: a particle rolls along
-# the gradient of $\log p$ like a ball, and so goes far without leaving the probable region.
+# With 32 pixels missing there are $17^{32}$ completions, and the integral is out of reach. It is not needed: a sampler
+# that compares completions uses *ratios* of densities, in which the integral cancels. `inpaint` is such a sampler.
+# *Sequential Monte Carlo* (SMC) keeps a crowd of *particles*, here completions that start near samples of the model. It
+# moves them step by step towards the exact density, drops the improbable and copies the probable. *Hamiltonian* moves
+# (HMC) make the steps: a particle rolls along the gradient of $\log p$ like a ball, and so goes far without leaving the
+# probable region.
 #
 # *Predict first:* the lower half is hidden. What changes if the sampler is not told the label?
 
@@ -165,14 +166,14 @@ rank = inpainting["samples"]["mean_rank_of_log_prob"]
 print(f"rank of the truth's log p among completions: {rank:.2f} (0.5 if the sampler converged)")
 
 # %% [markdown]
-# (These shares come from `results/applications.json`; they were measured with the model in linear pixels, with 100 digits
-# and 16 particles.) Given the label, to be recognised is no feat: any half of that class will do. Without it, most upper halves
-# fit several digits and are completed as several.
+# (These shares come from `results/applications.json`; they were measured with the model in linear pixels, with 100
+# digits and 16 particles.) Given the label, to be recognised is no feat: any half of that class will do. Without it,
+# most upper halves fit several digits and are completed as several.
 #
 # The last line tests the sampler itself. Samples of the model were cut in half and completed, so that the truth is one
-# more draw from the same distribution. It should be denser than half of its completions, and is denser than more of them.
-# So the completions are less probable than they ought to be: the sampler has not converged. The density is
-# exact; what a sampler makes of it in finite time is not.
+# more draw from the same distribution. It should be denser than half of its completions, and is denser than more of
+# them. So the completions are less probable than they ought to be: the sampler has not converged. The density is exact;
+# what a sampler makes of it in finite time is not.
 #
 # ## The densest is not the typical
 #
@@ -197,15 +198,15 @@ for place in (0, 2, 5):
 labelled_grids({name: batch / 127.5 - 1 for name, batch in densest.items()}, columns=8, across=1)
 
 # %% [markdown]
-# It likes those with the least ink. A black pixel is nearly certain wherever it is; a stroke could have gone in many ways,
-# and each of them has only a small share of the probability. So the *densest* image is the emptiest one, while *typical* images have
-# strokes. Sampling weighs both: there are very many images with strokes.
+# It likes those with the least ink. A black pixel is nearly certain wherever it is; a stroke could have gone in many
+# ways, and each of them has only a small share of the probability. So the *densest* image is the emptiest one, while
+# *typical* images have strokes. Sampling weighs both: there are very many images with strokes.
 #
 # ## Edits
 #
-# Latents can be exchanged, too. `change_class` keeps the redundant latents of an image and draws the informative ones anew
-# under another label. `change_details` does the reverse. `interpolate` walks along a straight line from one digit to another, in the latents or
-# in the pixels.
+# Latents can be exchanged, too. `change_class` keeps the redundant latents of an image and draws the informative ones
+# anew under another label. `change_details` does the reverse. `interpolate` walks along a straight line from one digit
+# to another, in the latents or in the pixels.
 
 # %%
 images28 = dequantised(large, values28[:8])
@@ -243,9 +244,9 @@ print(f"distance from the original, in grey levels: {editing['distance']['mean']
 print(f"... of a fresh sample: {editing['distance_of_samples']['mean']:.1f}")
 
 # %% [markdown]
-# With other details the digit stays, and only its grain changes: that is what "redundant" means. With another class a new
-# digit appears, but nothing of the old hand is left. In the measurement on 8×8 digits (again in linear pixels), an edited
-# digit is as far from its original as a fresh sample is.
+# With other details the digit stays, and only its grain changes: that is what "redundant" means. With another class a
+# new digit appears, but nothing of the old hand is left. In the measurement on 8×8 digits (again in linear pixels), an
+# edited digit is as far from its original as a fresh sample is.
 #
 # Halfway through the pixels, a walk shows double exposures, which the model finds very improbable. Halfway through the
 # latents it shows single strokes. These can be denser than both digits, once more because they have less ink.
@@ -318,8 +319,9 @@ plt.show()
 # linear pixels). Nearly all images are in the large dot at the top right: sure, and right. Too few are in doubt to say
 # whether doubts have the right size. The five digits show whom the model doubts.
 #
-# Dequantisation adds noise, and averaging over several draws of it removes some errors. The classifier that came for free
-# is not quite as good as one that was trained for the task, a support vector machine (measured in linear pixels, too):
+# Dequantisation adds noise, and averaging over several draws of it removes some errors. The classifier that came for
+# free is not quite as good as one that was trained for the task, a support vector machine (measured in linear pixels,
+# too):
 
 # %% tags=["nbval-check-output"]
 for row in measured["classification"]["by_draws"]:
@@ -401,9 +403,10 @@ for name, score in of_digits.items():
     print(f"{name:20} {'mostly' if share > 0.5 else 'seldom'}")
 
 # %% [markdown]
-# How good are these scores? The table has their *AUROC*: the share of pairs in which the strange image has a higher score than the usual
-# one; 0.5 is chance. ("Faint" has a quarter of its ink. MNIST is strange to a model of Fashion-MNIST, and the
-# other way round. The first two columns look at pixels, without our model. Measured with models in linear pixels.)
+# How good are these scores? The table has their *AUROC*: the share of pairs in which the strange image has a higher
+# score than the usual one; 0.5 is chance. ("Faint" has a quarter of its ink. MNIST is strange to a model of
+# Fashion-MNIST, and the other way round. The first two columns look at pixels, without our model. Measured with models
+# in linear pixels.)
 
 # %% tags=["hide-input"]
 table = measured["anomalies"]["test"]
@@ -436,8 +439,8 @@ plt.show()
 #
 # ## Exercises
 #
-# **1 (think · 10 minutes · 3 marks).** No training image is blank. Why does the model call the blank page so probable? Is
-# that a mistake of the model?
+# **1 (think · 10 minutes · 3 marks).** No training image is blank. Why does the model call the blank page so probable?
+# Is that a mistake of the model?
 #
 # <details><summary>Solution</summary>
 #
@@ -452,8 +455,8 @@ plt.show()
 #
 # </details>
 #
-# **2 (a few lines · 10 minutes · 3 marks).** A classifier that may say "I do not know" errs less. Of the 90% of the test digits
-# about which Bayes' rule is surest, how many are recognised?
+# **2 (a few lines · 10 minutes · 3 marks).** A classifier that may say "I do not know" errs less. Of the 90% of the
+# test digits about which Bayes' rule is surest, how many are recognised?
 
 
 # %% tags=["raises-exception"]
@@ -485,8 +488,8 @@ assert accuracy_of_the_surest(four, torch.tensor([1, 0, 0, 1]), 0.75) == 2 / 3, 
 # </details>
 #
 # **3 (open · 40 minutes · 6 marks).** Ren et al. (2019) score by a *ratio*: $\log p(x) - \log h(x)$, where a background
-# model $h$ knows what is dull in all images. Take histograms of grey levels for $h$, either one for each pixel or one for all
-# pixels together. Does that cure the blank page? And what does it do to digits that moved?
+# model $h$ knows what is dull in all images. Take histograms of grey levels for $h$, either one for each pixel or one
+# for all pixels together. Does that cure the blank page? And what does it do to digits that moved?
 
 
 # %% tags=["raises-exception"]
@@ -525,14 +528,15 @@ assert torch.allclose(together, torch.full_like(together, 0.5)), "three of six, 
 #     return likelihood + log_h.expand(*levels.shape[:-1], -1).gather(-1, levels).sum((1, 2, 3, 4))
 # ```
 #
-# Both cure it: the AUROC of blank pages (of validation images) is 0.13 by likelihood, 0.98 against the pixels' histograms
-# and 1.00 against that of all. But the background of each pixel knows where ink belongs, and takes that knowledge out
-# of the score: for digits that are rolled by one column, the AUROC falls from 0.92 to 0.72. The poorer background, grey
-# levels alone, lifts it to 0.97. That is what zlib does, too (1.00 and 0.97).
+# Both cure it: the AUROC of blank pages (of validation images) is 0.13 by likelihood, 0.98 against the pixels'
+# histograms and 1.00 against that of all. But the background of each pixel knows where ink belongs, and takes that
+# knowledge out of the score: for digits that are rolled by one column, the AUROC falls from 0.92 to 0.72. The poorer
+# background, grey levels alone, lifts it to 0.97. That is what zlib does, too (1.00 and 0.97).
 #
-# And a class that was left out? `python solutions/solution_06.py` also trains for 400 steps without ones. After so short a
-# training, the likelihood takes ones for *more* normal than the rest (an AUROC of about 0.3: they have little ink). The
-# ratio to grey levels corrects that (0.8), complexity even more (0.9). So a background is a decision about what may
-# count as strange. Nobody makes it for you, and an image that is strange in another way shows what you decided.
+# And a class that was left out? `python solutions/solution_06.py` also trains for 400 steps without ones. After so
+# short a training, the likelihood takes ones for *more* normal than the rest (an AUROC of about 0.3: they have little
+# ink). The ratio to grey levels corrects that (0.8), complexity even more (0.9). So a background is a decision about
+# what may count as strange. Nobody makes it for you, and an image that is strange in another way shows what you
+# decided.
 #
 # </details>
