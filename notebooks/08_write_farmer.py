@@ -579,11 +579,22 @@ assert_close(prior.log_prob(z_shipped, some), shipped.prior.log_prob(z_shipped, 
 
 torch.manual_seed(0)
 eights = torch.full((400,), 8)
-for w in (0.0, 1.0):  # drawn by both: equally probable on average, within the noise of 400 samples
+
+
+def likely(z):
+    return shipped.prior.log_prob(z, eights)
+
+
+def typical(z):
+    return likely(z) - shipped.prior.log_prob(z)  # log p_c / p_u, which guidance raises
+
+
+for w in (0.0, 1.0):  # drawn by both: the same means, within the noise of 400 samples
     ours, theirs = prior.sample(eights, w), shipped.prior.sample(eights, Guidance(w))
-    a, b = shipped.prior.log_prob(ours, eights), shipped.prior.log_prob(theirs, eights)
     assert ours.shape == (400, 16, 4)
-    assert (a.mean() - b.mean()).abs() < 4 * ((a.var() + b.var()) / 400).sqrt()
+    for measure in (likely, typical):
+        a, b = measure(ours), measure(theirs)
+        assert (a.mean() - b.mean()).abs() < 4 * ((a.var() + b.var()) / 400).sqrt()
 passed("Prior.log_prob", "Prior.sample")
 
 # %% [markdown]
