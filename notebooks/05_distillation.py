@@ -3,9 +3,12 @@
 #
 # [Open this notebook in Colab](https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/05_distillation.ipynb)
 #
-# A flow runs forward in one pass and backward token by token. The paper trains a second network to go back in one pass
-# per block (§3.5, Alg. 2). After this notebook you can train such a student in either of two forms, measure its error
-# without knowing the right answer, and say what it costs. Notebook 01 has the flow and its exact inverses.
+# A flow computes its latents in one pass, and its inverse token by token. That makes sampling slow. The paper trains a
+# second network, a *student*, to compute the inverse in one pass of each block (§3.5, Alg. 2). In this notebook you
+# will see why the inverse is slow, why one step may be enough nevertheless, train two kinds of student, look at where a
+# student errs, and find out what it gains and what it loses.
+#
+# You need the flow's block and its exact inverses (notebook 01b).
 
 # %% tags=["hide-input"]
 import os
@@ -23,15 +26,16 @@ import json
 
 import matplotlib.pyplot as plt
 import torch
+from torch import Tensor
 
-from farmer_ref import PRESETS, Farmer, OneStepStudent
+from farmer_ref import PRESETS, AutoregressiveFlow, Farmer, OneStepStudent
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.distill import disturbed
 from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.model.jacobi import inverse_jacobi
 from farmer_ref.model.student import Distillation, relative_errors, teacher_path
 from farmer_ref.support.drawings import teacher_and_student
-from farmer_ref.support.plots import STYLE, labelled_grids
+from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
 from farmer_ref.support.record import ROOT, timed
 
 # %config InlineBackend.figure_formats = ["svg"]
@@ -40,257 +44,472 @@ plt.rcParams.update(STYLE)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 steps = 200 if device.type == "cpu" else 1000  # of training, below
 
+
+def seeded(on="cpu"):
+    """A generator that starts at the same place each time."""
+    return torch.Generator(on).manual_seed(0)
+
+
+def load(name):
+    """A shipped model, which is not to be trained here."""
+    return Farmer.from_pretrained(name).to(device).eval().requires_grad_(False)
+
+
 # %% [markdown]
 # ## Where does the time of a sample go?
 #
-# Sampling draws latents $z$ from the prior, then undoes the flow. Forward and backward, the flow does the same sums.
-# *Predict first:* how many times as long does backward take?
+# To sample, FARMER draws latents $z$ from the prior and then undoes the flow. Both happen token by token. Three models
+# ship with the package, and differ in their number of tokens $N$: digits of 8×8 pixels in 16 tokens, and digits of 28×28
+# in 49 and in 196.
+#
+# *Predict first:* forward or inverse, the flow does the same additions and multiplications. How many times as long does
+# the inverse take with 16 tokens? With 196?
 
-# %% tags=["nbval-check-output", "hide-output"]
-model = Farmer.from_pretrained("digits").to(device).requires_grad_(False)
-flow, labels = model.flow, torch.arange(10, device=device).repeat(100)
-z = model.prior.sample(labels, generator=torch.Generator(device).manual_seed(0))  # (1000,16,4)
-x = flow.inverse(z)
-
-
-def seconds(function, *inputs):
-    return min(timed(lambda: function(*inputs), device) for _ in range(7))
+# %% tags=["hide-output"]
+models = {name: load(name) for name in ("digits", "mnist", "mnist-p2")}
 
 
-forward, backward = seconds(flow, x[:16]), seconds(flow.inverse, z[:16])
-print("backward takes longer than forward:", backward > 1.5 * forward)
-for size in (model.config, PRESETS["farmer-1.1b-p16"].model):
-    print(f"{size.flow_blocks} blocks, {size.flow_blocks * (size.tokens - 1):,} steps in a row")
+def seconds(function, *inputs, repeats=3):
+    """The shortest of a few measurements."""
+    return min(timed(lambda: function(*inputs), device) for _ in range(repeats))
 
-# %%
-prior = seconds(model.prior.sample, labels[:16])
-print(f"16 images: backward {backward / forward:.1f}, prior {prior / forward:.1f} times forward")
+
+times = {}
+for model in models.values():
+    labels = torch.arange(8, device=device)
+    z = model.prior.sample(labels, generator=seeded(device))
+    x = model.flow.inverse(z)
+    times[f"{model.config.tokens} tokens"] = {
+        "forward": seconds(model.flow, x),
+        "inverse": seconds(model.flow.inverse, z, repeats=2),
+        "prior": seconds(model.prior.sample, labels, repeats=2),
+    }
+for parts in times.values():
+    assert parts["inverse"] > 1.5 * parts["forward"]
+
+# %% tags=["hide-input", "hide-output"]
+figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+for place, parts in enumerate(times.values()):
+    for shift, part, colour in ((-0.2, "inverse", COLOURS[1]), (0.2, "prior", COLOURS[5])):
+        ratio = parts[part] / parts["forward"]
+        axes.barh(place + shift, ratio, 0.36, color=colour, label=part if not place else None)
+        axes.text(ratio, place + shift, f" {ratio:.0f}", va="center", fontsize=9)
+axes.set_yticks(range(3), times)
+axes.invert_yaxis()
+axes.set(title="Eight images, on this machine", xlabel="times as long as the flow's forward pass")
+axes.legend(frameon=False)
+plt.show()
 
 # %% [markdown]
-# The reason is Eq. 9: in each block, $x_i = z_i / \sigma(x_{<i}) + \mu(x_{<i})$, where a network computes the scale
-# $\sigma$ and the shift $\mu$ from the tokens before, $x_{<i}$. It needs all of those before it can say anything about
-# $x_i$: $N - 1$ steps in each of $n$ blocks of $N$ tokens, as printed for this model and for the paper's smaller one.
+# Several times as long. (Not $N - 1$ times: a step computes a single token, and keeps the *keys and values* that
+# attention needs of the tokens before, the key/value cache of notebook 01b.) The reason is Eq. 9. To undo a block, we
+# solve for one token after another:
 #
-# ## Why one step may do
+# $$x_i = \frac{z_i}{\sigma(x_{<i})} + \mu(x_{<i})$$
 #
-# All of $z$ is known from the start, and it decides all of $x$. Below are the derivatives of $x_i$ by $z_j$ through the
-# inverse of the first block (the forward matrix of derivatives, inverted), beside those of a finished student:
+# A network computes $\mu$ and $\sigma$ from the tokens before, $x_{<i}$, and it needs *all* of them before it can say
+# anything about $x_i$. That makes $N - 1$ steps, one after another, in each of the $n$ blocks.
 
 # %% tags=["nbval-check-output"]
-shipped = OneStepStudent.from_pretrained("digits", flow).requires_grad_(False)
-block = Farmer.from_pretrained("digits").flow.blocks[0].double()
-pupil = OneStepStudent.from_pretrained("digits").blocks[0].double()
-start = x[:1].cpu().double()
-inverse = torch.autograd.functional.jacobian(lambda x: block(x)[0], start).view(64, 64).inverse()
-learned = torch.autograd.functional.jacobian(pupil, block(start)[0]).view(64, 64)
-sizes = [m.view(16, 4, 16, 4).square().sum((1, 3)).sqrt() for m in (inverse, learned)]
-figure, panels = plt.subplots(1, 2, figsize=(7.5, 3.2), layout="constrained")
-for axes, values, name in zip(panels, sizes, ("exact inverse", "student"), strict=True):
-    picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=0.3, zorder=3)  # over the grid
-    axes.set(title=f"{name}, first block", xlabel="token j of z", ylabel="token i of x")
-figure.colorbar(picture, ax=panels, label=r"norm of $\partial x_i / \partial z_j$", extend="max")
-print("x_i depends on later z_j:", *[(size.triu(1) > 1e-9).any().item() for size in sizes])
+sizes = {name: model.config for name, model in models.items()}
+sizes["farmer-1.1b-p16"] = PRESETS["farmer-1.1b-p16"].model  # of the paper
+for name, size in sizes.items():
+    sequential = size.flow_blocks * (size.tokens - 1)
+    print(f"{name:16} {size.flow_blocks:2} blocks of {size.tokens:3} tokens: {sequential:5,} steps")
 
 # %% [markdown]
-# Exactly, $x_i$ depends on $z_1, \dots, z_i$ only: the sequence lies in the way of computing, not in the function, and
-# a network may learn a function. A `StudentBlock` copies the teacher's block, weights included, with *bidirectional*
-# attention (no mask): $\mu_i$ and $\sigma_i$ see every token, later ones too, which the truth does not need (right
-# panel). Of its two forms,
+# ## Why one step may be enough
 #
-# - **forward** is the paper's: $(z_i - \mu_i(z))\,\sigma_i(z)$, as the teacher's forward pass (Eq. 8, Fig. 3);
-# - **inverse** is ours: $z_i / \sigma_i(z) + \mu_i(z)$, Eq. 9 with $z$ where it has $x$.
+# The *computation* is sequential. The *function* is not: all of $z$ is known from the start, and it decides all of $x$.
+# To see what depends on what, take the derivatives of every token $x_i$ by every token $z_j$, for the inverse of the
+# first block. (We invert the matrix of derivatives of the forward pass.) Beside it are those of a student that has been
+# trained.
+
+# %%
+digits = models["digits"]
+flow = digits.flow
+shipped = OneStepStudent.from_pretrained("digits", flow).to(device).requires_grad_(False)
+
+z = digits.prior.sample(torch.arange(10, device=device).repeat(100), generator=seeded(device))
+x = flow.inverse(z)  # 1,000 samples, (1000,16,4)
+teacher_block = load("digits").flow.blocks[0].double()
+student_block = OneStepStudent.from_pretrained("digits").to(device).blocks[0].double()
+start = x[:1].double()
+forward = torch.autograd.functional.jacobian(lambda x: teacher_block(x)[0], start)
+exact = forward.view(64, 64).inverse()
+learned = torch.autograd.functional.jacobian(student_block, teacher_block(start)[0]).view(64, 64)
+
+# %% tags=["hide-input"]
+norms = [matrix.view(16, 4, 16, 4).square().sum((1, 3)).sqrt() for matrix in (exact, learned)]
+figure, panels = plt.subplots(1, 2, figsize=(7.5, 3.2), layout="constrained")
+for axes, values, name in zip(panels, norms, ("exact inverse", "student"), strict=True):
+    picture = axes.imshow(values.cpu(), cmap="viridis", vmin=0, vmax=0.3, zorder=3)  # over the grid
+    axes.set(title=f"{name}, first block", xlabel="token j of z", ylabel="token i of x")
+figure.colorbar(picture, ax=panels, label=r"norm of $\partial x_i / \partial z_j$", extend="max")
+plt.show()
+above = [values.triu(1).max().item() for values in norms]
+assert above[0] < 1e-9 < above[1]
+
+# %% [markdown]
+# On the left everything above the diagonal is zero: $x_i$ depends on $z_0, \dots, z_i$, and on nothing later. A network
+# may learn that function. On the right, a student has: it finds the same bands below the diagonal. It also looks a
+# little at later tokens, which it need not.
 #
-# ## What it is taught
+# ## Two forms of a student
+#
+# A student's block is a copy of the teacher's, weights included, but without the causal mask: its $\mu_i$ and $\sigma_i$
+# see every token of $z$. There are two ways to use them.
+
+
+# %%
+def forward_form(z, mu, log_sigma):
+    """The paper's: the same formula as the teacher's forward pass   (Eq. 8)"""
+    return (z - mu) * torch.exp(log_sigma)
+
+
+def inverse_form(z, mu, log_sigma):
+    """Ours: the formula of the exact inverse, with z where that has x   (Eq. 9)"""
+    return z * torch.exp(-log_sigma) + mu
+
+
+untrained = {form: OneStepStudent.from_teacher(flow, form=form) for form in ("forward", "inverse")}
+for form, formula in (("forward", forward_form), ("inverse", inverse_form)):
+    block = untrained[form].blocks[0]  # of the package; the first reads in image order
+    ours = formula(z[:4], *block.network.all_shifts_and_log_scales(z[:4]))
+    assert torch.allclose(ours, block(z[:4]), atol=1e-6)
+
+# %% [markdown]
+# What should they learn from? One forward pass of the teacher gives, for any image, the whole way from the image to its
+# latents: $X = Z^0, Z^1, \dots, Z^n = Z$. The student walks it backwards, and each level that it reaches, $\tilde Z^t$,
+# is compared with the teacher's:
+#
+# $$\mathcal{L} = \frac{1}{n} \sum_{t=0}^{n-1} \big\|\tilde Z^t - Z^t\big\|^2 \qquad\text{(Alg. 2)}$$
 
 # %% tags=["hide-input"]
 teacher_and_student()
 
-# %% [markdown]
-# The targets cost one forward pass of the teacher: for any image it gives the whole way, $X = Z^0, Z^1, \dots, Z^n$.
-# The student starts from $\tilde Z^n = Z^n + s\varepsilon$, with a little noise ($\varepsilon$ normal, $s$ uniform up
-# to 0.3), and the output of each block, $\tilde Z^{t-1}$, is compared with the teacher's level (Alg. 2):
-#
-# $$\mathcal{L} = \frac{1}{n} \sum_{t=1}^{n} \big\|\tilde Z^{t-1} - Z^{t-1}\big\|^2$$
-#
-# *Predict first:* both forms start with the teacher's weights. How far off is each before training?
-
 # %%
 generator = torch.Generator().manual_seed(0)
-paths = []  # the teacher's Z^0, ..., Z^4 of training and of validation images
-for part in ("train", "validation"):
-    values = next(batches(load_split("digits", part, model.config), 2000))[0]
-    images = model.dequantiser(values, model.dequantiser.draw(tuple(values.shape), generator))
-    paths.append(teacher_path(flow, model.patchify(images.to(device))))
-training, held_out = paths
+paths = {}  # the teacher's Z^0, ..., Z^4
+for split in ("train", "validation"):
+    values, _ = next(batches(load_split("digits", split, digits.config), 2000))
+    noise = digits.dequantiser.draw(tuple(values.shape), generator)
+    tokens, _ = digits.to_tokens(digits.dequantiser(values, noise).to(device))
+    paths[split] = teacher_path(flow, tokens)
+
+# %% [markdown]
+# *Predict first:* both forms start with the teacher's weights. How good is each before it is trained? Which will learn
+# faster?
+#
+# (A little noise on the student's starting point, $\tilde Z^n = Z^n + s\varepsilon$ with $s$ up to 0.3, teaches it to
+# forgive its own errors.)
+
 
 # %%
-errors, pictures = {}, {"exact inverse": model.decode(z[:10])}
-for form in ("forward", "inverse"):
-    student = OneStepStudent.from_teacher(flow, form=form)
-    distillation = Distillation(student, "hidden", channels=4, width=model.config.flow_width)
-    optimiser = torch.optim.AdamW(student.parameters(), 2e-3)
-    for step in range(steps + 1):
-        if step in (0, steps):
-            with torch.no_grad():
-                errors[form, step] = relative_errors(student.path(held_out[-1]), held_out)
-                pictures[f"{form} form, {step} steps"] = model.decode(z[:10], student=student)
-        rows = torch.randint(len(training[0]), (32,), generator=generator).to(device)
-        levels = [level[rows] for level in training]
+def train(student, steps):
+    """Train a student on the teacher's path; returns its relative error at each level, before and after."""
+    student.requires_grad_(True)
+    distillation = Distillation(student, "hidden", channels=4, width=64)
+    optimiser = torch.optim.AdamW(student.parameters(), lr=2e-3)
+    before = relative_errors(student.path(paths["validation"][-1]), paths["validation"])
+    for step in range(steps):
+        rows = torch.randint(len(paths["train"][0]), (32,), generator=generator).to(device)
+        levels = [level[rows] for level in paths["train"]]
         loss = distillation(disturbed(levels[-1], 0.3, seed=0, step=step), levels)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
+    student.requires_grad_(False)
+    return before, relative_errors(student.path(paths["validation"][-1]), paths["validation"])
 
-# %% tags=["nbval-check-output", "hide-output"]
-figure, chart = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
-names = [rf"$Z^{t}$" for t in (3, 2, 1, 0)]
-for (form, step), error in errors.items():
-    chart.plot(names, error, marker="o" if step else "s", label=f"{form} form, {step} steps")
-chart.set(title="validation images", xlabel="level reached", ylabel="relative error", yscale="log")
-figure.legend(frameon=False, loc="outside right")
-for step in (0, steps):
-    print("inverse form nearer:", errors["forward", step][-1] > errors["inverse", step][-1])
 
-# %%
+errors, pictures = {}, {"exact inverse": digits.decode(z[:10])}
+for form, student in untrained.items():
+    pictures[f"{form} form, untrained"] = digits.decode(z[:10], student=student)
+    before, after = train(student, steps)
+    errors[f"{form} form, untrained"] = before
+    errors[f"{form} form, {steps} steps"] = after
+    pictures[f"{form} form, {steps} steps"] = digits.decode(z[:10], student=student)
+assert errors["inverse form, untrained"][-1] < errors["forward form, untrained"][-1]
+assert errors[f"inverse form, {steps} steps"][-1] < errors[f"forward form, {steps} steps"][-1]
+
+# %% tags=["hide-output"]
 labelled_grids(pictures, columns=10, across=1)
 
-# %% [markdown]
-# (Errors are relative to the norm of the teacher's level; $Z^0$ is the image.) Untrained, the inverse form draws
-# digits: its blocks are nearly sweeps of the parallel inverse (notebook 01), but for the mask, which the weights
-# expect. The forward form starts by scaling the wrong way. Both learn fast.
-#
-# ## The one that ships
-#
-# It has the inverse form, trained for longer (`results/student.json`). Its file says its form, and carries a
-# fingerprint of the teacher's weights: `from_pretrained` refuses it beside others.
-#
-# How do its errors arise? We give each block its predecessor's output, as in sampling; then the teacher's level, so
-# that nothing is inherited.
-
-# %% tags=["nbval-check-output"]
-other = Farmer.from_pretrained("digits-noise").flow
-chain = relative_errors(shipped.path(held_out[-1]), held_out)
-pairs = zip(reversed(shipped.blocks), held_out[:0:-1], strict=True)
-alone = relative_errors([block(level) for block, level in pairs], held_out)
-figure, axes = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
-for place, error, name in ((-0.2, chain, "on its own way"), (0.2, alone, "fed the truth")):
-    axes.bar([i + place for i in range(4)], error, 0.36, label=name)
-    print(f"{name:15}", *(f"{e:.0%}" for e in error))
-axes.set(title="level reached", ylabel="relative error", xticks=range(4), xticklabels=names)
+# %% tags=["hide-input", "hide-output"]
+figure, chart = plt.subplots(figsize=(6.5, 3), layout="constrained")
+levels = [rf"$Z^{t}$" for t in (3, 2, 1, 0)]
+for (name, error), style in zip(errors.items(), ("s:", "o-", "s:", "o-"), strict=True):
+    chart.plot(levels, error, style, ms=5, color=COLOURS["inverse" in name], label=name)
+chart.set(title="Validation images", xlabel="level reached", ylabel="relative error", yscale="log")
 figure.legend(frameon=False, loc="outside right")
-print(shipped.form, "form; taught by its flow, by another:", *map(shipped.taught_by, (flow, other)))
+plt.show()
 
 # %% [markdown]
-# The last block, fed the truth, is the best of them; on its own way it inherits most of its error.
+# The error of a level is the norm of the difference, relative to the norm of the teacher's level; $Z^0$ is the image.
+# Untrained, the inverse form already draws digits. Its blocks are nearly the sweeps of the parallel inverse in notebook
+# 01b; only the mask is missing, to which the weights are used. The forward form starts by scaling the wrong way. Both
+# learn fast.
 #
-# Now 1,000 latents from the prior, decoded token by token, by the parallel inverse (`inverse_jacobi`: all tokens at
-# once, swept again until nothing moves), and by the student. Its *error*, here and below: the root mean square
-# difference from the exact inverse on such latents, pixels clamped to $[-1, 1]$, in grey levels of $2/17$. *Predict
-# first:* how many digits will a classifier no longer recognise?
-
-# %% tags=["nbval-check-output", "hide-output"]
-ways = {"exact": x, "parallel": inverse_jacobi(flow, z)[0], "student": shipped(z)}
-decoded = {name: model.patchify.inverse(tokens).clamp(-1, 1) for name, tokens in ways.items()}
-off = {name: (batch - decoded["exact"]) / (2 / 17) for name, batch in decoded.items()}
-print(f"student: {off['student'].square().mean().sqrt():.2f} grey levels off")
-assert off["parallel"].abs().max() < 1e-3
-classifier = PixelClassifier(load_split("digits", "train", model.config))
-read = {n: classifier.accuracy(model.dequantiser.quantise(b), labels) for n, b in decoded.items()}
-print("accuracy within 2% of exact:", abs(read["student"] - read["exact"]) < 0.02)
+# ## Where a student errs
+#
+# Now a student of 28×28 digits that was trained for longer: the one that ships with the model of 196 tokens. It has the
+# inverse form. Its file carries a fingerprint of its teacher's weights, so that it is not used with others by mistake.
+#
+# How do its errors arise? We measure each block twice: given what its predecessor has computed, as in sampling, and
+# given the teacher's level, so that it inherits nothing.
 
 # %%
-print("accuracy:", ", ".join(f"{name} {share:.1%}" for name, share in read.items()))
-worst = off["student"].square().mean((1, 2, 3)).topk(8).indices
-rows = {name: decoded[name][worst] for name in ("exact", "student")}
-rows["student - exact (mid-grey: no difference)"] = rows["student"] - rows["exact"]
-labelled_grids(rows, columns=8, across=1)
+large = models["mnist-p2"]
+student = OneStepStudent.from_pretrained("mnist-p2", large.flow).to(device).requires_grad_(False)
+assert student.taught_by(large.flow) and not student.taught_by(flow)
+
+real, _ = next(batches(load_split("mnist-small", "validation", large.config), 40))
+noise = large.dequantiser.draw(tuple(real.shape), generator)
+tokens, _ = large.to_tokens(large.dequantiser(real, noise).to(device))
+path = teacher_path(large.flow, tokens)
+own_way = student.path(path[-1])
+fed_the_truth = [
+    block(level) for block, level in zip(reversed(student.blocks), path[:0:-1], strict=True)
+]
+
+# %% tags=["hide-input"]
+figure, axes = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
+for place, walk, name in ((-0.2, own_way, "on its own way"), (0.2, fed_the_truth, "fed the truth")):
+    axes.bar([i + place for i in range(4)], relative_errors(walk, path), 0.36, label=name)
+axes.set(title="The shipped student, 28×28", xlabel="level reached", ylabel="relative error")
+axes.set_xticks(range(4), levels)
+figure.legend(frameon=False, loc="outside right")
+plt.show()
 
 # %% [markdown]
-# The classifier hardly notices. Where the student fails most, a few pixels are visibly wrong.
+# Fed the truth, every block makes an error of its own. On its own way, it inherits those of its predecessors as well.
+#
+# Errors also have a place. A map for each level shows the root mean square error of each of the $14 \times 14$ tokens,
+# for the blocks that are fed the truth.
+
+# %%
+maps = [
+    (ours - teacher).square().mean((0, 2)).sqrt().view(14, 14).cpu()
+    for ours, teacher in zip(fed_the_truth, path[-2::-1], strict=True)
+]
+border = torch.ones(14, 14, dtype=torch.bool)
+border[2:-2, 2:-2] = False
+assert maps[-1][border].mean() < maps[-1][~border].mean() / 1.5
+
+# %% tags=["hide-input"]
+figure, panels = plt.subplots(1, 4, figsize=(10, 2.6), layout="constrained")
+for axes, error, level in zip(panels, maps, levels, strict=True):
+    heat = axes.imshow(error, cmap="magma", vmin=0)
+    axes.set(title=f"error of {level}", xticks=[], yticks=[])
+    figure.colorbar(heat, ax=axes, shrink=0.8)
+plt.show()
+
+# %% [markdown]
+# At the last level, $Z^0$, the map is nearly a digit: errors are made where the strokes are. There the teacher's $\mu$
+# and $\sigma$ depend most on the tokens before, and the student has to guess those. The border of an image is black and
+# easy. At the levels before, errors are spread more widely.
+#
+# Now samples. The same latents, decoded exactly (196 tokens, one after another) and by the student. Mid-grey in the last
+# row means no difference; differences are enlarged four times.
+
+# %%
+labels = torch.arange(10, device=device)
+latents = large.prior.sample(labels, generator=seeded(device))
+exactly = large.decode(latents).clamp(-1, 1)
+in_one_step = large.decode(latents, student=student).clamp(-1, 1)
+difference = in_one_step - exactly
+labelled_grids(
+    {
+        "exact inverse": exactly,
+        "student": in_one_step,
+        "student - exact, four times": 4 * difference,
+    },
+    columns=10,
+    across=1,
+)
+
+# %% tags=["hide-input"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3), layout="constrained")
+error = difference.square().mean((0, 1)).sqrt().cpu() * 128  # of 256 grey levels in [-1, 1]
+heat = left.imshow(error, cmap="magma", vmin=0)
+figure.colorbar(heat, ax=left, label="grey levels of 256")
+left.set(title="Error by pixel", xticks=[], yticks=[])
+figure.get_layout_engine().set(wspace=0.1)
+sizes_of_error = (128 * difference.abs().flatten()).cpu()
+right.hist(sizes_of_error, bins=range(0, 257, 8), log=True, color=COLOURS[0])
+right.set(title="Error by size", xlabel="grey levels", ylabel="number of pixels")
+plt.show()
+
+# %% [markdown]
+# Most pixels are right, and black stays black. The errors sit at the edges of strokes, where a pixel may be black or
+# white, and there some are large.
 #
 # ## What is lost
 #
-# The student has no log-determinant, and nothing makes it invertible. The likelihood still comes from the teacher's
-# forward pass. That pass also checks a student without the right answer: encode its image, compare with $z$. *Predict
-# first:* which images does the model find more probable, its own exact ones or the student's?
+# A student has no log-determinant, and nothing makes it invertible. The likelihood still comes from the teacher's
+# forward pass. That pass can even *mark* a student without knowing the right answer: encode the student's image, and
+# compare the latents with those that it started from. Here are 1,000 latents of the 8×8 model.
+#
+# *Predict first:* how many of the student's digits will a classifier no longer recognise?
 
-# %% tags=["nbval-check-output", "hide-output"]
-assert (flow(x)[0] - z).abs().max() < 1e-4
-stray = (flow(shipped(z))[0] - z).square().mean().sqrt() / z.std()
-print("student: latents come back within a quarter of their spread:", (stray < 0.25).item())
-before, after = (model.likelihood_terms(model.patchify.inverse(t), labels) for t in (x, shipped(z)))
-for name, exact, pupils in zip(before._fields, before, after, strict=True):
-    print(f"student's images 1 nat denser by {name}:", (pupils - exact).mean().item() > 1)
+# %% tags=["hide-output"]
+ways = {"exact": x, "parallel": inverse_jacobi(flow, z)[0], "student": shipped(z)}
+images = {name: digits.to_images(tokens).clamp(-1, 1) for name, tokens in ways.items()}
+assert (images["parallel"] - images["exact"]).abs().max() < 1e-3
+labels = torch.arange(10).repeat(100)
+classifier = PixelClassifier(load_split("digits", "train", digits.config))
+accuracy = {}
+for name, batch in images.items():
+    accuracy[name] = classifier.accuracy(digits.dequantiser.quantise(batch), labels)
+    off = (batch - images["exact"]).square().mean().sqrt() / (2 / 17)
+    print(f"{name:8} {accuracy[name]:.1%} recognised, {off:.2f} of 17 grey levels off")
+came_back = flow(ways["student"])[0]
+stray = (came_back - z).square().mean().sqrt() / z.std()
+print(f"encoded again, the student's latents are off by {stray:.0%} of their standard deviation")
+assert abs(accuracy["student"] - accuracy["exact"]) < 0.02
+assert (flow(x)[0] - z).abs().max() < 1e-3  # the exact ones come back
+
+# %% tags=["hide-input"]
+worst = (images["student"] - images["exact"]).square().mean((1, 2, 3)).topk(10).indices
+rows = {name: images[name][worst] for name in ("exact", "student")}
+rows["student - exact (mid-grey: no difference)"] = rows["student"] - rows["exact"]
+labelled_grids(rows, columns=10, across=1)
 
 # %% [markdown]
-# The student's images are more probable, by the prior's two terms, not the log-determinant's; we have not tested why. A
-# higher density proves no better sample (notebook 06).
+# These are the ten worst. The classifier hardly notices.
+#
+# *Predict first:* which images does the model call more probable, its own exact ones or the student's?
+
+# %% tags=["hide-output"]
+labels = labels.to(device)
+of_exact, of_student = (
+    digits.likelihood_terms(digits.to_images(ways[name]), labels) for name in ("exact", "student")
+)
+for name, before, after in zip(of_exact._fields, of_exact, of_student, strict=True):
+    print(f"{name:12} {(after - before).mean():+6.2f} nats")
+print(f"log p(x | c) {(of_student.total - of_exact.total).mean():+6.2f} nats")
+
+# %% [markdown]
+# The student's images are *more* probable, by the prior's two terms. (Perhaps its errors pull towards the mean of what
+# is possible; we have not tested why.) A higher density does not make a better sample, as notebook 06 will show.
 #
 # ## Speed
+#
+# *Predict first:* one pass a block in place of $N - 1$ steps. Is the student $N - 1$ times as fast? ("Parallel" is the
+# exact inverse by sweeps over all tokens at once, notebook 01b.)
 
-# %% tags=["nbval-check-output"]
-print("N = 256, 2 CPU cores (results/inverses.json), times as fast as sequential:")
-for row in json.loads((ROOT / "results/inverses.json").read_text())["matrix"]["rows"]:
-    name, ratio = row["method"], row["speedup_over_sequential"]["median"]
-    if name in ("jacobi", "student"):
-        print(f"  batch {row['batch']:2}, {name:8}{ratio:5.1f}")
-methods = (flow.inverse, lambda z: inverse_jacobi(flow, z)[0], shipped)
-live = {batch: [seconds(method, z[:batch]) for method in methods] for batch in (1, 16)}
-print("here, too, the student is ahead:", all(times[2] < times[0] for times in live.values()))
+# %% tags=["hide-output"]
+speedup = {}
+for model in models.values():
+    one_step = OneStepStudent.from_teacher(model.flow)  # as fast untrained
+    for batch in (1, 8):
+        z = model.prior.sample(torch.arange(batch, device=device), generator=seeded(device))
+        sequential = seconds(model.flow.inverse, z, repeats=2)
+        parallel = seconds(lambda z, flow=model.flow: inverse_jacobi(flow, z)[0], z, repeats=2)
+        speedup[f"{model.config.tokens} tokens, batch {batch}"] = {
+            "parallel": sequential / parallel,
+            "student": sequential / seconds(one_step, z),
+        }
+assert all(ratio["student"] > 1 for ratio in speedup.values())
 
-# %%
-for batch, (exact, parallel, one_step) in live.items():
-    print(f"N = 16, batch {batch}: jacobi {exact / parallel:.1f}, student {exact / one_step:.1f}")
+# %% tags=["hide-input", "hide-output"]
+figure, axes = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
+for place, ratios in enumerate(speedup.values()):
+    for shift, (way, ratio) in zip((-0.2, 0.2), ratios.items(), strict=True):
+        colour = COLOURS[1] if way == "student" else COLOURS[5]
+        axes.barh(place + shift, ratio, 0.36, color=colour, label=way if not place else None)
+        axes.text(ratio, place + shift, f" {ratio:.1f}", va="center", fontsize=9)
+axes.axvline(1, color="k", lw=1, ls="--")
+axes.set_yticks(range(len(speedup)), speedup)
+axes.invert_yaxis()
+axes.set(title="On this machine", xlabel="times as fast as token by token", xscale="log")
+axes.legend(frameon=False)
+plt.show()
 
 # %% [markdown]
-# On a CPU the parallel inverse ("jacobi") does not pay for larger images: it saves latency by doing more arithmetic,
-# and a CPU is short of that. So the student gains less with a larger batch. We have not measured GPUs.
+# Not quite: a step of the sequential inverse computes one token, and a pass of the student all of them. With one image,
+# a step is short and most of its time is overhead, which the student saves; with more images, arithmetic counts, and
+# there is as much of it. Measured on a quiet machine with 256 tokens and two CPU cores (`results/inverses.json`):
+
+# %% tags=["nbval-check-output"]
+for row in json.loads((ROOT / "results/inverses.json").read_text())["matrix"]["rows"]:
+    if row["method"] in ("jacobi", "student"):
+        ratio = row["speedup_over_sequential"]["median"]
+        print(f"batch {row['batch']:2}, {row['method']:8} {ratio:5.1f} times as fast as sequential")
+
+# %% [markdown]
+# On a CPU the parallel inverse ("jacobi") does not pay for larger images, as it does more arithmetic to save latency.
+# The paper measures on a GPU, which has arithmetic to spare; we have not.
+#
+# The recorded sentences below compare the paper's tables 4 and 5 with ours, on 8×8 digits with pixels on a linear scale.
 
 # %% tags=["nbval-check-output"]
 for number in (4, 5):
     sentence = json.loads((ROOT / f"results/table{number}.json").read_text())["sentences"][-1]
     print(sentence.replace("; ", ";\n").replace("sample, ", "sample,\n"))
+print("\nstudents, in grey levels off:")
 for file in ("distillation", "distillation_losses"):
     record = json.loads((ROOT / f"results/{file}.json").read_text())
     for name, row in record["table"].items():
-        off = [f"{row['sample_error'][k] * 17 / 2:.3f}" for k in ("mean", "standard_deviation")]
-        print(f"{record['steps']} steps, {name:17} {' ± '.join(off)} grey levels off")
+        mean, spread = (row["sample_error"][key] * 17 / 2 for key in ("mean", "standard_deviation"))
+        print(f"{name:18} {record['steps']} steps: {mean:.3f} ± {spread:.3f}")
 
 # %% [markdown]
-# > **The paper** reports the ratios in brackets above (ours are of batches of 16); the two for its overall speed-up
-# > do not agree. **We** gain less, with 16 tokens in place of 256, and on a CPU. The paper's student has the forward form and
-# > is compared on every level (`hidden`). Of ours, the inverse form is slightly nearer after equal training, and so are
-# > small heads on all levels but the last (`projected`); the last level alone (`output`) is slightly worse. By FID on
-# > ImageNet, BiFlow ([arXiv 2512.10953](https://arxiv.org/abs/2512.10953)) found hidden distillation 55.0, output only
-# > 43.4, the exact inverse 44.5, and 36.9 for alignment, with heads on hidden states that are never forced into token
-# > space (ours read outputs that are).
+# > **The paper** reports the ratios in brackets; the two that it gives for the whole of sampling do not agree. Its
+# > student has the forward form and is compared on every level (`hidden`). **We** gain less, with 16 tokens in place of
+# > 256 and on a CPU. In our measurements the inverse form is slightly nearer after equal training. So is a student
+# > whose inner levels are compared through small heads (`projected`); comparing the last level alone (`output`) is
+# > slightly worse. BiFlow ([arXiv 2512.10953](https://arxiv.org/abs/2512.10953)) compared such losses by FID on
+# > ImageNet: 55.0 for hidden distillation, 43.4 for the output only, 36.9 for an alignment of hidden states by heads,
+# > and 44.5 for the exact inverse.
 #
 # ## What to remember
 #
-# - The inverse is sequential because of how it is computed. The function itself can be learned, one pass per block.
-# - The teacher's forward pass gives the student its targets, and later its marks: encode, and compare with $z$.
-# - Blocks inherit errors. The student is a fast sampler, not an inverse; the likelihood stays the teacher's.
-# - The gain depends on latency: large for one image, small for a full batch on a CPU.
+# - The inverse is sequential because of the way it is computed. The function itself can be learned, one pass a block.
+# - One forward pass of the teacher gives the student its targets. Later it can mark the student: encode, and compare with $z$.
+# - Blocks inherit each other's errors. A student is a fast sampler and not an inverse; the likelihood stays the teacher's.
+# - The gain is largest for one image and many tokens, and small for a full batch on a CPU.
 #
 # ## Exercises
 #
-# **1 (think).** In the paper's Table 5 the inverse takes 77% of the time of a sample. How much could the *best*
-# student, one that takes no time, speed up sampling? And ours, by the share printed above? What should be made faster
-# next?
+# **1 (think · 10 minutes · 3 marks).** In the paper's Table 5 the inverse takes 77% of the time of a sample. By how much
+# could the *best* student, which takes no time at all, speed up sampling? What about ours, by the share printed above?
+# What should be made faster next?
 #
 # <details><summary>Solution</summary>
 #
-# What is left is the prior: $1 / (1 - 0.77) = 4.3$ times at the very most, and less for ours, whose share is smaller. The
-# paper's 22-fold student thus has most of what there was to get, and the prior, which is sequential for a better reason
-# (each latent is *drawn* before the next can be), is now most of the time.
+# What is left is the prior: $1 / (1 - 0.77) = 4.3$ times at the very most, and less for ours, whose share is smaller.
+# So the paper's student, which is 22 times as fast as the inverse, already has most of what there was to gain. Next
+# comes the prior, which is now most of the time. It is sequential for a better reason: each latent has to be *drawn*
+# before the next one can be.
 #
 # </details>
 #
-# **2 (a few lines).** A sweep of the parallel inverse is exact in its fixed point and needs no training. Correct the
-# output of each student block by $k$ sweeps with the teacher's block. Does it help? And from which start is the same
-# number of *passes* better spent, from the student's guess or from $z$ itself?
-#
+# **2 (a few lines · 20 minutes · 5 marks).** A sweep of the parallel inverse, $x \leftarrow z / \sigma(x) + \mu(x)$,
+# needs no training and is exact at its fixed point. Write an inverse that starts each block from $z$ itself, or from a
+# student's guess, and applies a given number of sweeps. Do sweeps help a student? And where is the same number of
+# *passes* better spent?
+
+
+# %% tags=["raises-exception"]
+@torch.no_grad()
+def swept(
+    flow: AutoregressiveFlow, z: Tensor, sweeps: int, student: OneStepStudent | None = None
+) -> Tensor:
+    """The inverse of z (B,N,D), cut off: each block starts from z, or the student's guess, and is swept."""
+    raise NotImplementedError  # yours
+
+
+flow = Farmer.from_pretrained("digits").flow
+student = OneStepStudent.from_pretrained("digits", flow)
+z = torch.randn(4, 16, 4, generator=torch.Generator().manual_seed(0))
+assert torch.equal(swept(flow, z, 0), z), "no sweeps, no student: nothing happens"
+assert torch.allclose(swept(flow, z, 0, student), student(z), atol=1e-5), "the student's guess"
+assert torch.allclose(swept(flow, z, 15), flow.inverse(z), atol=1e-3), "N - 1 sweeps are exact"
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
@@ -299,9 +518,9 @@ for file in ("distillation", "distillation_losses"):
 #     flow: AutoregressiveFlow, z: Tensor, sweeps: int, student: OneStepStudent | None = None
 # ) -> Tensor:
 #     """The inverse of z (B,N,D), cut off: each block starts from z, or the student's guess, and is swept."""
-#     for number in reversed(range(len(flow.blocks))):
-#         block = flow.blocks[number]
-#         x = block.flip_if_reversed(z if student is None else student.blocks[number](z))
+#     for number, block in reversed(list(enumerate(flow.blocks))):
+#         guess = z if student is None else student.blocks[number](z)
+#         x = block.flip_if_reversed(guess)
 #         z = block.flip_if_reversed(z)
 #         for _ in range(sweeps):
 #             shift, log_scale = block.all_shifts_and_log_scales(x)
@@ -310,16 +529,33 @@ for file in ("distillation", "distillation_losses"):
 #     return z
 # ```
 #
-# Each sweep helps a great deal, but without the student more than with it: a single pass of each block is better spent
-# on the student than on a sweep from $z$, but two sweeps from $z$ are nearer than student and sweep, and three nearer
-# than student and two (`python solutions/solution_05.py` prints the errors). After one sweep the first two tokens of a
-# block are exact, after a student's pass only one is. So with 16 tokens and two passes to spend, no student is needed.
+# Each sweep helps a great deal (`python solutions/solution_05.py` prints the errors). A single pass of each block is
+# better spent on the student than on a sweep from $z$. But from two passes on, the student is no real help any more:
+# two sweeps from $z$ come about as near as the student and one sweep. So with 16 tokens and two passes to spend, no
+# student is needed.
 #
 # </details>
 #
-# **3 (open).** What is the start worth, and what the missing mask? Train students of both forms, and one of the inverse
-# form that keeps the causal mask, for the same few steps; judge as above, with three seeds.
-#
+# **3 (open · 45 minutes · 6 marks).** What is a good start worth, and what does the missing mask cost? Train students of
+# both forms, and one of the inverse form that *keeps* the causal mask, for the same few steps, with three seeds. Start
+# with a function that makes the three.
+
+
+# %% tags=["raises-exception"]
+def student_of_form(flow: AutoregressiveFlow, form: str) -> OneStepStudent:
+    """An untrained student: "forward" (the paper's), "inverse" (ours), or "inverse, masked"."""
+    raise NotImplementedError  # yours
+
+
+flow = Farmer.from_pretrained("digits").flow
+z = torch.randn(4, 16, 4, generator=torch.Generator().manual_seed(0))
+later = z.clone()
+later[:, -1] += 1  # another last token
+for form, sees_later in (("forward", True), ("inverse", True), ("inverse, masked", False)):
+    block = student_of_form(flow, form).blocks[0]
+    assert torch.allclose(block(z)[:, :-1], block(later)[:, :-1], atol=1e-6) != sees_later, form
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
@@ -332,10 +568,10 @@ for file in ("distillation", "distillation_losses"):
 #     return student.requires_grad_(True)
 # ```
 #
-# `python solutions/solution_05.py` prints the errors untrained, and after 100 and 300 steps. The start decides at
-# first: untrained, the masked form *is* one sweep of the parallel inverse, the inverse form is near it, and the forward
-# form draws noise. The mask costs nothing, as the truth is causal in each block. After the 3,000 steps printed above
-# the forward form has nearly caught up. The paper trains for 60 epochs, and has 256 tokens, where one sweep reaches
-# less far. Does the order stay with longer training, and for larger images?
+# `python solutions/solution_05.py` prints the errors of all three, untrained and after 100 and 300 steps. The start
+# decides at first: untrained, the masked form *is* one sweep of the parallel inverse, the inverse form is near it, and
+# the forward form draws noise. The mask costs nothing, as the exact inverse is causal in each block. After the 3,000
+# steps of the table above, the forward form has nearly caught up. The paper trains for 60 epochs, and has 256 tokens,
+# with which one sweep reaches less far. Does the order stay the same with longer training, and for larger images?
 #
 # </details>

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
@@ -52,8 +53,13 @@ def image_grid(images: Tensor, columns: int, *, cell: int = 40, gap: int = 2) ->
     return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
 
 
-def labelled_grids(grids: dict[str, Tensor], columns: int, *, across: int = 2) -> Figure:
-    """Several grids of images (B,C,H,W) in [-1, 1], each with its name as title, `across` of them in a row."""
+def labelled_grids(
+    grids: dict[str, Tensor], columns: int, *, across: int = 2, marked: dict[str, Tensor] | None = None
+) -> Figure:
+    """Several grids of images (B,C,H,W) in [-1, 1], each with its name as title, `across` of them in a row.
+
+    `marked` has, by the name of a grid, which of its images (B,) get an orange frame.
+    """
     pictures = {name: np.asarray(image_grid(images, columns)) for name, images in grids.items()}
     down = math.ceil(len(grids) / across)
     height, width = next(iter(pictures.values())).shape[:2]
@@ -65,6 +71,11 @@ def labelled_grids(grids: dict[str, Tensor], columns: int, *, across: int = 2) -
         for axes, (name, picture) in zip(spots, pictures.items(), strict=False):
             axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
             axes.set_title(name, fontsize=10)
+            rows = math.ceil(len(grids[name]) / columns)
+            tall, wide = (picture.shape[0] - 2) / rows, (picture.shape[1] - 2) / columns  # each with a gap of 2
+            for place in (marked or {}).get(name, torch.zeros(0)).nonzero().flatten().tolist():
+                corner = (place % columns * wide + 0.5, place // columns * tall + 0.5)
+                axes.add_patch(Rectangle(corner, wide, tall, fill=False, ec=COLOURS[1], lw=1.6))
     return figure
 
 

@@ -23,9 +23,12 @@ def share_beyond_honesty(model: Farmer, z: Tensor, labels: Tensor) -> float:
 def share_improper(model: Farmer, z: Tensor, labels: Tensor, w: float) -> float:
     """The share of tokens of z (B,N,D) whose target has no finite integral along some channel."""
     with torch.no_grad():
-        mixtures = [model.prior.mixtures(z, given)[0] for given in (labels, None)]
-    widest, other = (m.log_scale.amax(-2).exp() for m in mixtures)  # (B,N,I)
-    return float(((1 + w) / widest**2 <= w / other**2).any(-1).double().mean())
+        given, _ = model.prior.mixtures(z, labels)
+        null, _ = model.prior.mixtures(z)
+    widest_c = given.log_scale.amax(-2).exp()  # (B,N,I)
+    widest_u = null.log_scale.amax(-2).exp()
+    improper = (1 + w) / widest_c**2 <= w / widest_u**2
+    return float(improper.any(-1).double().mean())
 
 
 def distance_with_candidates(
@@ -40,14 +43,14 @@ def distance_with_candidates(
     return frechet_distance(classifier.scores(values), classifier.scores(real))
 
 
-def read_and_diverse(
-    model: Farmer, guidance: Guidance, classifier: PixelClassifier, seed: int, count: int
+def accuracy_and_diversity(
+    model: Farmer, guidance: Guidance, *, classifier: PixelClassifier, seed: int, count: int
 ) -> tuple[float, float]:
-    """The share read of samples, and their mean distance within a class, in grey levels."""
-    labels, generator = torch.arange(10).repeat(count // 10), torch.Generator().manual_seed(seed)
+    """The accuracy of samples, and their mean distance within a class, in grey levels."""
+    labels = torch.arange(10).repeat(count // 10)
     with torch.no_grad():
-        images = model.decode(model.prior.sample(labels, guidance, generator=generator))
-    values = model.dequantiser.quantise(images)
+        z = model.prior.sample(labels, guidance, generator=torch.Generator().manual_seed(seed))
+        values = model.dequantiser.quantise(model.decode(z))
     within = [torch.pdist(values[labels == c].flatten(1).double()).mean() for c in range(10)]
     return classifier.accuracy(values, labels), float(torch.stack(within).mean())
 
@@ -71,9 +74,12 @@ if __name__ == "__main__":
     ways |= {f"sigma times {t}": Guidance(scale_temperature=t) for t in (0.8, 0.6, 0.4)}
     ways |= {f"logits times {t}": Guidance(weight_temperature=t) for t in (1.5, 2.0, 3.0)}
     for name, guidance in ways.items():
-        runs = [read_and_diverse(model, guidance, classifier, seed, 1000) for seed in range(3)]
-        read, diverse = zip(*runs, strict=True)
+        runs = [
+            accuracy_and_diversity(model, guidance, classifier=classifier, seed=seed, count=1000)
+            for seed in range(3)
+        ]
+        accuracy, distance = zip(*runs, strict=True)
         print(
-            f"{name:17} read {mean(read):.1%} ± {stdev(read):.1%}, "
-            f"distance within a class {mean(diverse):.2f} ± {stdev(diverse):.2f} grey levels"
+            f"{name:17} accuracy {mean(accuracy):.1%} ± {stdev(accuracy):.1%}, "
+            f"distance within a class {mean(distance):.2f} ± {stdev(distance):.2f} grey levels"
         )

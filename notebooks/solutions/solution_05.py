@@ -18,9 +18,9 @@ def swept(
     flow: AutoregressiveFlow, z: Tensor, sweeps: int, student: OneStepStudent | None = None
 ) -> Tensor:
     """The inverse of z (B,N,D), cut off: each block starts from z, or the student's guess, and is swept."""
-    for number in reversed(range(len(flow.blocks))):
-        block = flow.blocks[number]
-        x = block.flip_if_reversed(z if student is None else student.blocks[number](z))
+    for number, block in reversed(list(enumerate(flow.blocks))):
+        guess = z if student is None else student.blocks[number](z)
+        x = block.flip_if_reversed(guess)
         z = block.flip_if_reversed(z)
         for _ in range(sweeps):
             shift, log_scale = block.all_shifts_and_log_scales(x)
@@ -41,7 +41,8 @@ def student_of_form(flow: AutoregressiveFlow, form: str) -> OneStepStudent:
 def levels_of(model: Farmer, values: Tensor, generator: torch.Generator) -> list[Tensor]:
     """The teacher's levels of images, dequantised."""
     noise = model.dequantiser.draw(tuple(values.shape), generator)
-    return teacher_path(model.flow, model.patchify(model.dequantiser(values, noise)))
+    tokens, _ = model.to_tokens(model.dequantiser(values, noise))
+    return teacher_path(model.flow, tokens)
 
 
 def latents(model: Farmer) -> Tensor:
@@ -50,9 +51,10 @@ def latents(model: Farmer) -> Tensor:
 
 
 @torch.no_grad()
-def grey_levels_off(x: Tensor, y: Tensor) -> float:
-    """The root mean square difference of tokens x and y (B,N,D), pixels clamped, in grey levels."""
-    return float((x.clamp(-1, 1) - y.clamp(-1, 1)).square().mean().sqrt() / (2 / 17))
+def grey_levels_off(model: Farmer, x: Tensor, y: Tensor) -> float:
+    """The root mean square difference of the images of tokens x and y (B,N,D), in grey levels."""
+    ours, theirs = (model.to_images(tokens).clamp(-1, 1) for tokens in (x, y))
+    return float((ours - theirs).square().mean().sqrt() / (2 / model.config.levels))
 
 
 def error_after(model: Farmer, form: str, steps: int, seed: int) -> float:
@@ -77,7 +79,7 @@ def error_after(model: Farmer, form: str, steps: int, seed: int) -> float:
         schedule.step()
     z = latents(model)
     with torch.no_grad():
-        return grey_levels_off(student(z), model.flow.inverse(z))
+        return grey_levels_off(model, student(z), model.flow.inverse(z))
 
 
 if __name__ == "__main__":
@@ -88,8 +90,8 @@ if __name__ == "__main__":
     exact = model.flow.inverse(z)
     print("grey levels off, 1,000 latents from the prior, by passes for each block")
     for passes in (1, 2, 3):
-        guess = grey_levels_off(swept(model.flow, z, passes - 1, shipped), exact)
-        plain = grey_levels_off(swept(model.flow, z, passes), exact)
+        guess = grey_levels_off(model, swept(model.flow, z, passes - 1, shipped), exact)
+        plain = grey_levels_off(model, swept(model.flow, z, passes), exact)
         print(f"{passes}: student, then sweeps {guess:.3f}; sweeps from z {plain:.3f}")
     print("the same, by form of the student, three seeds")
     for steps in (0, 100, 300):

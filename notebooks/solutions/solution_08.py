@@ -65,6 +65,39 @@ def to_bits_per_dim(log_prob: Tensor, dimensions: int, levels: int) -> Tensor:
     return -log_prob / (dimensions * math.log(2)) + math.log2(levels / 2)
 
 
+class Pixels(nn.Module):
+    """Pixels through their own histogram, z = Phi^-1(F(x)): each is standard normal   (not in the paper)"""
+
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(1, sizes.levels, dtype=torch.long))
+
+    def fit(self, values: Tensor) -> None:
+        """Counts the grey levels of training images (n,1,H,W), plus one each."""
+        levels = self.counts.shape[1]
+        self.counts[0] = 1 + torch.bincount(values.long().flatten(), minlength=levels)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B,1,H,W) in [-1, 1] to z (B,1,H,W) and the sum of log dz/dx (B,)."""
+        mass = self.counts[0].double() / self.counts.sum()
+        place = (images.double() + 1) * (len(mass) / 2)  # v + u
+        level = place.long().clamp(0, len(mass) - 1)
+        below = mass.cumsum(0) - mass
+        z = torch.special.ndtri(
+            (below[level] + mass[level] * (place - level)).clamp(1e-7, 1 - 1e-7)
+        )
+        log_slope = torch.log(mass[level] * (len(mass) / 2)) + 0.5 * (z**2 + math.log(2 * math.pi))
+        return z.to(images), log_slope.sum((1, 2, 3)).to(images)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """z (B,1,H,W) to images (B,1,H,W) in [-1, 1]: x = F^-1(Phi(z))"""
+        mass = self.counts[0].double() / self.counts.sum()
+        below, probability = mass.cumsum(0) - mass, torch.special.ndtr(z.double())
+        level = (torch.searchsorted(below, probability, right=True) - 1).clamp(min=0)
+        place = level + ((probability - below[level]) / mass[level]).clamp(0, 1)
+        return (2 * place / len(mass) - 1).to(z)
+
+
 # -- the network of flow and prior -------------------------------------------------------------
 
 
@@ -295,22 +328,25 @@ class Model(nn.Module):
 
     def __init__(self, sizes: Sizes):
         super().__init__()
-        self.sizes, self.flow, self.prior = sizes, Flow(sizes), Prior(sizes)
+        self.sizes, self.pixels = sizes, Pixels(sizes)
+        self.flow, self.prior = Flow(sizes), Prior(sizes)
 
     def log_prob(self, images: Tensor, labels: Tensor) -> Tensor:
         """log p(x | c) (B,) of images (B,1,H,W) in [-1, 1]   (Eq. 6)"""
-        z, logdet = self.flow(patchify(images, self.sizes.patch))
-        return self.prior.log_prob(z, labels) + logdet
+        pixels, log_slope = self.pixels(images)
+        z, logdet = self.flow(patchify(pixels, self.sizes.patch))
+        return self.prior.log_prob(z, labels) + logdet + log_slope
 
     def sample(self, labels: Tensor, w: float = 0.0) -> Tensor:
         """One image for each label (B,): (B,1,H,W), in [-1, 1]."""
         tokens = self.flow.inverse(self.prior.sample(labels, w))
-        return unpatchify(tokens, self.sizes.patch).clamp(-1, 1)
+        return self.pixels.inverse(unpatchify(tokens, self.sizes.patch))
 
 
 def fit(model: Model, values: Tensor, labels: Tensor, *, steps: int) -> list[float]:
     """Trains on grey levels (n,1,H,W) and labels (n,); the loss of each step, nats per dimension   (Eq. 13)"""
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    model.pixels.fit(values)
     losses = []
     for step in range(steps):
         rate = 2e-3 * min(1, (step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps))

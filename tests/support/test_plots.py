@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from farmer_ref import Farmer
-from farmer_ref.support.plots import comparison, model_at_work
+from farmer_ref.support.plots import comparison, labelled_grids, model_at_work
 
 
 def test_one_measure_has_a_figure_too():
@@ -20,3 +20,13 @@ def test_one_measure_has_a_figure_too():
 def test_a_model_at_work_is_drawn_without_a_warning():
     figure = model_at_work(Farmer.from_pretrained("digits"), torch.zeros(1, 8, 8), label=3, token=7)
     assert [axes.get_title() for axes in figure.axes][1:3] == ["tokens X", "latents Z"]
+
+
+def test_marked_images_have_a_frame():
+    grids = {"one": torch.zeros(6, 1, 8, 8), "other": torch.zeros(6, 1, 8, 8)}
+    marked = {"other": torch.tensor([False, False, False, False, True, False])}
+    first, second = labelled_grids(grids, columns=3, marked=marked).axes
+    assert not first.patches
+    (frame,) = second.patches
+    assert frame.get_xy() == (42.5, 42.5)  # the second row and column, 40 pixels and a gap each
+    assert (frame.get_width(), frame.get_height()) == (42, 42)

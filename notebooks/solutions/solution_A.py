@@ -1,4 +1,4 @@
-"""Solutions of notebook 07: the largest batch for a card, and what a budget of GPU hours can train."""
+"""Solutions of appendix A: the largest batch for a card, and what a budget of GPU hours can train."""
 
 from __future__ import annotations
 

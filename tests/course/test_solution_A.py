@@ -1,7 +1,9 @@
-"""The solutions of notebook 07."""
+"""The solutions of appendix A."""
 
 import pytest
-from solution_07 import IMAGENET, largest_batch, plan
+import solution_A
+from helpers import solution_passes_starter
+from solution_A import IMAGENET, largest_batch, plan
 
 from farmer_ref import PRESETS
 from farmer_ref.training.costs import peak_flops_of, training_flops
@@ -26,3 +28,8 @@ def test_the_epochs_that_the_notebook_names():
     assert 0.5 < 320 / plan(16, 256).epochs < 0.55  # "little more than half of the hours"
     assert round(peak_flops_of("H100") / 1e12) == 989
     assert round(plan(8, 192).epochs) == 188
+
+
+@pytest.mark.parametrize("function", ["largest_batch", "plan"])
+def test_the_solution_passes_the_starter(function):
+    solution_passes_starter(solution_A, "A_scaling_up", function)
