@@ -359,8 +359,8 @@ assert bits_after(8, 32, tempfile.mkdtemp()) < nothing
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Small models make more steps in the time, large ones learn more from each. At fifteen seconds on a laptop, steps are
-# what is missing: half the width of the preset (64) is ahead of it, and twice the width far behind.
+# Small models make more steps in the time, large ones learn more from each. In a few seconds, steps are what is missing:
+# expect half the width of the preset (64) to be ahead of it, and twice the width far behind.
 # `python solutions/solution_00.py` prints the three figures for your machine. With an hour the order must turn; but
 # 1,397 images are few, and a large model will overfit before it has used its hour.
 #
