@@ -202,23 +202,44 @@ def of_hostile_input() -> dict[str, str]:
 
 
 def of_mnist() -> dict[str, str]:
-    """The model of 28x28 digits that ships, and the classifier that judges its samples."""
-    measured, student, judge = (load(name) for name in ("mnist-p2", "mnist-p2_student", "mnist_classifier"))
-    test, guided = measured["test"], measured["guidance_scale"]
+    """The models of 28x28 digits that ship, and the classifier that judges their samples."""
+    measured, coarse, judge = (load(name) for name in ("mnist-p2", "mnist", "mnist_classifier"))
+    test = measured["test"]
     return {
         "mnist_parameters": f"{measured['parameters'] / 1e6:.1f}",
-        "mnist_steps": f"{measured['training_steps']:,}",
-        "mnist_minutes": f"{measured['training_minutes']:.0f}",
         "mnist_bits": f"{test['bits_per_dim']:.3f}",
         "mnist_error": f"{test['standard_error']:.3f}",
         "mnist_images": f"{test['images']:,}",
         "mnist_label": f"{math.log2(10) / 784:.4f}",
         "mnist_samples": f"{measured['samples']:,}",
-        "mnist_accuracy": f"{guided['0']['accuracy']:.1%}",
-        "mnist_guided_accuracy": f"{guided['1']['accuracy']:.1%}",
-        "mnist_student_accuracy": f"{student['guidance_scale']['1']['accuracy']:.1%}",
+        "mnist_accuracy": f"{measured['guidance_scale']['0']['accuracy']:.1%}",
         "mnist_judge": f"{judge['accuracy']['test']:.1%}",
+        "mnist_coarse_bits": f"{coarse['test']['bits_per_dim']:.3f}",
+        "mnist_coarse_accuracy": f"{coarse['guidance_scale']['0']['accuracy']:.1%}",
     }
+
+
+def mnist_models() -> str:
+    """The models of 28x28 digits that ship: size, training, likelihood, samples."""
+    lines = []
+    for name in ("mnist-p2", "mnist"):
+        record, student = load(name), load(f"{name}_student")
+        model, guided = PRESETS[name].model, record["guidance_scale"]
+        lines.append(
+            [
+                f"`{name}`",
+                f"{model.tokens} × {model.token_channels}",
+                f"{record['parameters'] / 1e6:.1f}",
+                f"{record['training_steps']:,}",
+                f"{record['training_minutes']:.0f}",
+                f"{record['test']['bits_per_dim']:.3f}",
+                *(f"{guided[scale]['accuracy']:.1%}" for scale in ("0", "1")),
+                f"{student['guidance_scale']['1']['accuracy']:.1%}",
+            ]
+        )
+    heads = ["model", "tokens × channels", "million parameters", "steps", "minutes", "test bits/dim"]
+    heads += ["sample accuracy", "guided", "guided, student"]
+    return table(heads, lines, numbers=True)
 
 
 def pixels() -> str:
@@ -287,6 +308,7 @@ def parts() -> dict[str, str]:
         "growth": growth(),
         "anomalies": anomalies(),
         "pixels": pixels(),
+        "mnist_models": mnist_models(),
         "presets": presets(),
         "result_files": result_files(),
         "minutes": minutes(),
@@ -442,9 +464,11 @@ def minutes() -> str:
         record = load(name)
         spent, steps = record["training_minutes"]["mean"], record["settings"]["steps"]
         lines.append([f"train `{name}`", machine_of(record), f"{steps:,}", f"{spent:.1f}"])
-    mnist, judge = load("mnist-p2"), load("mnist_classifier")
-    steps = f"{mnist['training_steps']:,}"
-    lines.append(["train `mnist-p2`", machine_of(mnist), steps, f"{mnist['training_minutes']:.0f}"])
+    for name in ("mnist", "mnist-p2"):
+        record = load(name)
+        steps, spent = f"{record['training_steps']:,}", f"{record['training_minutes']:.0f}"
+        lines.append([f"train `{name}`", machine_of(record), steps, spent])
+    judge = load("mnist_classifier")
     lines.append(["train the classifier of MNIST", machine_of(judge), "", f"{judge['seconds'] / 60:.0f}"])
     return table(["what", "machine", "steps", "minutes"], lines)
 

@@ -74,12 +74,10 @@ def test_shipped_weights_score_what_their_record_says(name):
     assert figures["sample_accuracy"] == pytest.approx(record["sample_accuracy"], abs=0.01)
 
 
-def test_the_shipped_model_of_mnist_scores_as_its_record_says():
-    model, record = (
-        Farmer.from_pretrained("mnist-p2"),
-        json.loads((PRETRAINED / "mnist-p2" / "record.json").read_text()),
-    )
-    assert replace(model.config, class_names=()) == PRESETS["mnist-p2"].model
+@pytest.mark.parametrize("name", ["mnist", "mnist-p2"])
+def test_a_shipped_model_of_mnist_scores_as_its_record_says(name):
+    model, record = Farmer.from_pretrained(name), json.loads((PRETRAINED / name / "record.json").read_text())
+    assert replace(model.config, class_names=()) == PRESETS[name].model
     test = load_split("mnist-small", "test", model.config)
     bits = bits_per_dim(model, test.values[:100], test.labels[:100], draws=1)
     error = float(bits.std()) / 10
