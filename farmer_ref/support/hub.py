@@ -9,6 +9,7 @@ package. `huggingface_hub` itself does the work: it is imported when a repositor
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -113,7 +114,7 @@ def download(
     try:
         if not local_files_only:
             known = own / "snapshots" / wanted if wanted and COMMIT.fullmatch(wanted) else None
-            if known and (known / LAST).is_file() and not force_download:
+            if known and all((known / name).is_file() for name in ("config.json", LAST)) and not force_download:
                 return known
             about = _in_time(lambda: _about(repository, wanted, token), lambda: 0, PATIENCE)
         if about is None or isinstance(about, Exception):  # not reached: what is cached will do
@@ -121,11 +122,11 @@ def download(
         commit, files = about
         folder = _in_time(
             lambda: _fetched(repository, commit, files, token=token, cache_dir=cache, force_download=force_download),
-            lambda: sum(path.lstat().st_size for path in own.rglob("*")),
+            lambda: _bytes_in(own),
             STALLED,
         )
-        if commit != wanted:  # so that the name is known without a network, too
-            reference = own / "refs" / (wanted or "main")
+        reference = own / "refs" / (wanted or "main")  # so that the name is known without a network, too
+        if commit != wanted and reference.resolve().is_relative_to(own.resolve()):
             reference.parent.mkdir(parents=True, exist_ok=True)
             reference.write_text(commit)
         return folder
@@ -186,6 +187,15 @@ def _fetched(
         options = {"cache_dir": cache_dir, "token": token, "force_download": force_download}
         folder = Path(hf_hub_download(repository, name, revision=commit, **options)).parent
     return folder
+
+
+def _bytes_in(folder: Path) -> int:
+    """The size of all files in a folder, some of which may be renamed meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size
+    return total
 
 
 def _in_time(work: Callable[[], Any], progress: Callable[[], int], seconds: float) -> Any:

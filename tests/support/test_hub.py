@@ -241,7 +241,14 @@ for name in sys.argv[1:]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": "1",
     }
-    names = ["owner/commit", "owner/names", "owner/hash", "owner/dripping", "owner/silent", "owner/slow-to-answer"]
+    names = [
+        "owner/commit",
+        "owner/names@../../../../../outside",
+        "owner/hash",
+        "owner/dripping",
+        "owner/silent",
+        "owner/slow-to-answer",
+    ]
     line = [sys.executable, "-c", code, *names]
     done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
     server.shutdown()
