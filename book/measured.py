@@ -366,8 +366,11 @@ def threads() -> str:
         figures = found[name, count][work]
         return f"{figures['median']:,.0f} ({figures['p90']:,.0f})"
 
-    lines = [[name, *(milliseconds(name, n, work) for n in others for work in ("step", "sample"))] for name in names]
-    heads = [f"{work}, {in_words(n)} other{'' if n == 1 else 's'}" for n in others for work in ("step", "sample")]
+    columns = [(n, work) for n in others for work in ("step", "sample")]
+    lines = [
+        [name.removeprefix("all threads, "), *(milliseconds(name, n, work) for n, work in columns)] for name in names
+    ]
+    heads = [f"{work}, {in_words(n)} other{'' if n == 1 else 's'}" for n, work in columns]
     return f"{source('threads')}\n\n{table(['milliseconds: median (90%)', *heads], lines, numbers=True)}"
 
 
