@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 from book.pages import table
 from farmer_ref import Farmer, Guidance
 from farmer_ref.data.sets import batches, load_split
-from farmer_ref.parameters import GPU, GPU_BYTES, GPUS, LARGE, PAPER, RESERVED_BYTES, UTILISATION, count, step_costs
+from farmer_ref.parameters import (
+    DRAWN,
+    GPU,
+    GPU_BYTES,
+    GPUS,
+    LARGE,
+    PAPER,
+    RESERVED_BYTES,
+    count,
+    step_costs,
+    utilisation,
+)
 from farmer_ref.support.drawings import drawings
 from farmer_ref.support.plots import COLOURS, STYLE, image_grid, model_at_work
 from farmer_ref.training.config import TrainConfig
@@ -29,7 +40,14 @@ TABLES = {  # columns of `step_costs`, and their headings
         (5, "checkpointed (MiB)"),
     ),
     "images that fit": ((6, "1 GPU"), (7, "checkpointed"), (8, f"each of {GPUS}"), (9, "checkpointed")),
-    "time": ((1, "GFLOP an image"), (10, "images/s, 1 GPU"), (11, f"days on {GPUS} GPUs")),
+    "time": (
+        (1, "GFLOP an image"),
+        (10, "of the peak"),
+        (11, "compiled"),
+        (12, "images/s, 1 GPU"),
+        (13, f"days on {GPUS} GPUs"),
+    ),
+    "sampling": ((14, f"the guided prior's cache, {DRAWN} images (GiB)"),),
 }
 
 
@@ -98,7 +116,7 @@ def drawn(folder: Path) -> None:
 def gpu_hours(run: TrainConfig) -> float:
     """GPU-hours of a preset's whole training, to two digits: the days of `step_costs`, less rounded."""
     operations = training_flops(run.model) * run.steps * run.batch_size
-    return float(f"{operations / (UTILISATION * peak_flops_of(GPU)) / 3600:.2g}")
+    return float(f"{operations / (utilisation(run.preset) * peak_flops_of(GPU)) / 3600:.2g}")
 
 
 def costs(folder: Path) -> None:
@@ -116,8 +134,9 @@ def costs(folder: Path) -> None:
                 row.append(f"{gpu_hours(PRESETS[name]):,.0f}")
         tables.append(f"{table(heads, rows, numbers=True)}\n")
     notes = (
-        f"Computed for {GPU} GPUs of {GPU_BYTES / 1e9:.0f} GB, with {RESERVED_BYTES >> 30} GiB left free, at a model "
-        f"FLOP utilisation (MFU) of {UTILISATION:.0%} of the bfloat16 peak: a goal, not a measurement.\n"
+        f"Computed for {GPU} GPUs of {GPU_BYTES / 1e9:.0f} GB, with {RESERVED_BYTES >> 30} GiB left free. The share of "
+        "the bfloat16 peak (MFU) is what a count of this code's operations allows where nothing waits, without and "
+        "with `--compile`, on which the next columns rest: a bound with guessed efficiencies, not a measurement.\n"
     )
     (folder / "costs.md").write_text("\n".join([*tables, notes]))
     heads = [

@@ -17,6 +17,7 @@ from farmer_ref.data.order import Batch, random_seed, training_batches, training
 from farmer_ref.data.sets import batches
 from farmer_ref.model.config import StudentForm
 from farmer_ref.model.pretrained import STUDENT
+from farmer_ref.model.stepper import FixedMemory
 from farmer_ref.model.student import Distillation, Loss, OneStepStudent, relative_errors, teacher_path
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
@@ -208,6 +209,7 @@ def main(argv: list[str] | None = None) -> None:
         labels = columns.repeat(3)
         z = model.prior.sample(labels, generator=torch.Generator(device).manual_seed(config.seed))
         exact, approximate = (model.decode(z, labels, student=decoder).clamp(-1, 1) for decoder in (None, student))
+        FixedMemory.forget()
         pairs = [half.unflatten(0, (3, len(columns))) for half in (exact, approximate)]
         rows = torch.stack(pairs, 1).flatten(0, 2)  # three pairs of rows: teacher above, student below
         grid = image_grid(model.dequantiser.without_noise(rows), columns=len(columns))

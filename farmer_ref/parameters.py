@@ -5,6 +5,8 @@ Parameters beside the paper's Table 1; FLOPs and memory of a training step; the 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from farmer_ref.model.config import ModelConfig
@@ -14,6 +16,7 @@ from farmer_ref.support.errors import require
 from farmer_ref.support.settings import settings_class
 from farmer_ref.training.costs import peak_flops_of, saved_bytes, state_bytes, training_flops
 from farmer_ref.training.presets import PRESETS
+from farmer_ref.training.utilisation import reachable_utilisation
 
 PAPER = {  # Table 1, in millions: (AR, AF); it does not say at which patch size
     "farmer-1.1b-p16": (295, 828),
@@ -31,14 +34,17 @@ million and the head of the shared mixture, as stated, another 263; the paper do
 K_R, so our AR at patch 8 has a smaller head than the paper's count."""
 GPU, GPU_BYTES, GPUS = "H100", 80e9, 8
 RESERVED_BYTES = 4 * 2**30  # for kernel workspaces and temporaries: our guess
-UTILISATION = 0.45  # of the peak (MFU): our goal
+DRAWN = 100  # images at a time, as `sample` draws them
 LARGE = 100e6  # parameters: below it launch latency dominates on a GPU, which this table ignores
 COSTS = f"""
 What a training step costs, computed. GFLOP: per image, three forward passes; the attention mask is not deducted.
 GiB: float32 weights, gradients, AdamW's moments and the average, on one GPU and on each of {GPUS} (--parallel fsdp).
 MiB: memory that one more image adds in the preset's precision; then with --checkpoint-activations.
 Fit: images on each {GPU} of {GPU_BYTES / 1e9:.0f} GB with {RESERVED_BYTES >> 30} GiB left free; then with checkpoints.
-Images per second on one {GPU} at {UTILISATION:.0%} of its peak; days of the preset's training on {GPUS} of them."""
+Of the peak: the model FLOP utilisation that this code can reach by a count of its own operations, without and with
+--compile, where each of {GPUS} GPUs has its share of the batch; nothing waits in it, so expect less.
+Images per second on one {GPU} at the second of these; days of the preset's training on {GPUS} of them.
+Drawn: GiB of the prior's keys and values, in float32, while {DRAWN} images are drawn with guidance."""
 
 
 def count(config: ModelConfig) -> dict[str, int]:
@@ -58,6 +64,25 @@ def images_that_fit(state: int, image: int) -> int:
     return max(0, int((GPU_BYTES - RESERVED_BYTES - state) // image))
 
 
+@functools.cache
+def utilisation(name: str, *, compiled: bool = True) -> float:
+    """The share of the peak that a preset's training can reach on each of several GPUs."""
+    preset = PRESETS[name]
+    return reachable_utilisation(
+        preset.model,
+        parameters=count(preset.model)["total"],
+        images=preset.batch_size // GPUS,
+        precision=preset.precision,
+        compiled=compiled,
+    )
+
+
+def guided_cache_bytes(config: ModelConfig, images: int) -> int:
+    """Bytes of the prior's keys and values, in float32, for images drawn with guidance: given a label, and without."""
+    positions = config.condition_repeats + config.tokens
+    return 2 * images * positions * config.prior_layers * 2 * config.prior_width * 4
+
+
 def step_costs(name: str) -> str:
     """One line of the table of costs."""
     preset = PRESETS[name]
@@ -67,15 +92,16 @@ def step_costs(name: str) -> str:
         saved_bytes(preset.model, checkpoint_activations=checkpointed, precision=preset.precision)
         for checkpointed in (False, True)
     ]
-    rate = UTILISATION * peak_flops_of(GPU) / flops
+    rate = utilisation(name) * peak_flops_of(GPU) / flops
     days = preset.steps * preset.batch_size / (GPUS * rate) / 86_400
     one, one_checkpointed, each, each_checkpointed = (
         images_that_fit(state, image) for state in states for image in images
     )
     return (
         f"{name:16s} {flops / 1e9:9,.0f} {states[0] / 2**30:9.1f} {states[1] / 2**30:6.1f} {images[0] / 2**20:7,.0f} "
-        f"{images[1] / 2**20:12,.0f} {one:9d} {one_checkpointed:12d} {each:5d} {each_checkpointed:12d} {rate:9.0f} "
-        f"{days:6.1f}"
+        f"{images[1] / 2**20:12,.0f} {one:9d} {one_checkpointed:12d} {each:5d} {each_checkpointed:12d} "
+        f"{utilisation(name, compiled=False):11.0%} {utilisation(name):8.0%} {rate:9.0f} {days:6.1f} "
+        f"{guided_cache_bytes(preset.model, DRAWN) / 2**30:6.1f}"
     )
 
 
@@ -109,7 +135,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     print(COSTS)
     heads = f"{'GFLOP':>9s} {'GiB on 1':>9s} {f'on {GPUS}':>6s} {'MiB':>7s} {'checkpointed':>12s} {'fit on 1':>9s} "
-    heads += f"{'checkpointed':>12s} {f'on {GPUS}':>5s} {'checkpointed':>12s} {'images/s':>9s} {'days':>6s}"
+    heads += f"{'checkpointed':>12s} {f'on {GPUS}':>5s} {'checkpointed':>12s} {'of the peak':>11s} {'compiled':>8s} "
+    heads += f"{'images/s':>9s} {'days':>6s} {'drawn':>6s}"
     print(f"{'':16s} {heads}")
     for name in large:
         print(step_costs(name), flush=True)

@@ -16,6 +16,7 @@ from farmer_ref.evaluation.metrics import evaluate_likelihood
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer, LikelihoodTerms, negative_log_likelihood
 from farmer_ref.model.pretrained import STUDENT, least_parameters
+from farmer_ref.model.stepper import FixedMemory
 from farmer_ref.model.tokens import nats_to_bits_per_dim
 from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
@@ -218,6 +219,7 @@ class Training:
             self.config.guidance if self.config.model.num_classes else None,
             generator=torch.Generator(self.device).manual_seed(self.config.seed),
         )
+        FixedMemory.forget()
         grid = image_grid(self.model.dequantiser.without_noise(images), columns=len(labels) // 4)
         replace_file(self.run / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
         return {}

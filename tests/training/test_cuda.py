@@ -8,8 +8,10 @@ from conftest import mild_flow, small_model
 from helpers import QUICK, metrics, run_jobs
 
 from farmer_ref import PRESETS, Farmer, Guidance, OneStepStudent, distill, sample, train
+from farmer_ref.model import stepper as stepper_module
 from farmer_ref.model.jacobi import inverse_jacobi
-from farmer_ref.model.stepper import stepper
+from farmer_ref.model.precision import full_precision, rounded_products
+from farmer_ref.model.stepper import FixedMemory, stepper
 from farmer_ref.model.transformer import TrainingPass
 from farmer_ref.training.costs import peak_flops, saved_bytes
 from farmer_ref.training.runs import Run
@@ -135,3 +137,72 @@ def test_distil_and_sample(tmp_path):
     sample.main(
         ["--run", str(tmp_path), "--student", "--guidance", "1", "--out", str(tmp_path / "a.npz"), "--count", "20"]
     )
+
+
+def test_products_are_rounded_in_a_step_and_never_in_a_density():
+    """TF32 has 10 bits: errors near 1e-3 of the numbers, where float32 has 1e-6. Cards before Ampere have none."""
+    a = torch.randn(512, 512, device="cuda")
+    exact = (a.double() @ a.double()).float()
+    with rounded_products():
+        rounded = (a @ a - exact).abs().max()
+        with full_precision(a):
+            error = (a @ a - exact).abs().max()
+    assert error < 1e-3
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert 1e-2 < rounded < 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recorded_step_under_autocast_and_without(dtype):
+    """Buckets of 64 and 128 positions, twice: the second time from the graphs of the first."""
+    transformer = small_model().prior.transformer.float().cuda()
+    inputs = torch.randn(4, 100, 16, device="cuda")
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        wanted = transformer(inputs)
+        for _ in range(2):
+            step = stepper(transformer, 100, like=inputs)
+            found = torch.cat([step(part).clone() for part in inputs.split([2, *[1] * 98], 1)], 1)
+            assert torch.allclose(found, wanted, atol=1e-4 if dtype == torch.float32 else 0.1)
+
+
+def test_graphs_are_recorded_once_and_leave_no_memory_behind(monkeypatch):
+    FixedMemory.forget()
+    torch.cuda.empty_cache()
+    flow, made, record = mild_flow(torch.float32, 100).cuda(), [], stepper_module.record
+    monkeypatch.setattr(stepper_module, "record", lambda *step: made.append(1) or record(*step))
+    before = torch.cuda.memory_allocated()
+    for _ in range(4):
+        flow.inverse(torch.randn(8, 100, 3, device="cuda"))
+    assert len(made) == 3 * 2  # blocks, and buckets of 64 and 128 positions
+    FixedMemory.forget()
+    assert torch.cuda.memory_allocated() - before < 2**25  # workspaces of libraries
+
+
+def test_denoising_takes_bounded_memory(monkeypatch):
+    model = Farmer(PRESETS["digits-noise"].model).cuda()
+    monkeypatch.setattr("farmer_ref.model.farmer.DENOISING_BYTES", 200 * model.config.gradient_bytes)
+    peaks = []
+    for images in (200, 200, 2000):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model.denoise(torch.rand(images, 1, 8, 8, device="cuda"), torch.zeros(images, dtype=torch.long, device="cuda"))
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[2] < 1.5 * peaks[1]
+
+
+def test_nothing_waits_for_the_gpu_between_forward_and_backward(tmp_path, monkeypatch):
+    gradients = train.Trainer._gradients
+
+    def strict(trainer, batch, progress):
+        if trainer.step < 2:  # workspaces, and what is read once a run
+            return gradients(trainer, batch, progress)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return gradients(trainer, batch, progress)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(train.Trainer, "_gradients", strict)
+    arguments = [argument if argument != "cpu" else "cuda" for argument in QUICK]
+    train.main([*arguments, "--precision", "bfloat16", "--out", str(tmp_path)])
