@@ -160,7 +160,7 @@ def test_samples_from_the_same_uniform_numbers_equal_those_of_pytorch(browser, t
     found, latents = [], []
     for number in range(SAMPLES):
         label, scale = number % 10, (0.0, 1.5)[number % 2]
-        numbers = np.random.default_rng(number).random(12_000).tolist()
+        numbers = np.random.default_rng(number).random(20_000).tolist()
         found.append(in_browser(browser, SAMPLE, label=label, scale=scale, numbers=numbers))
         uniforms = Uniforms(numbers)
         with monkeypatch.context() as patched:
