@@ -451,7 +451,7 @@ for kind, axes in enumerate(panels):
 panels[0].set(title="$\\log p(Z \\mid c)$", ylabel="nats per pixel")
 panels[1].set(title="$\\log p(\\mathrm{image} \\mid c)$", ylim=(-8, 1))
 _ = panels[0].legend(frameon=False, loc="upper left", fontsize=9)
-panels[0].set_ylim(-2, 5)
+_ = panels[0].set_ylim(-2, 5)
 
 # %% tags=["nbval-check-output", "hide-output"]
 last, last_without = both[-30:].median(0).values, prior_only[-30:].median(0).values
