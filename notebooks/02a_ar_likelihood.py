@@ -196,7 +196,8 @@ left.imshow(values.float().mean(0)[0], cmap="gray")
 left.set(title="mean of the test images", xticks=[], yticks=[])
 shown = right.imshow(gain, cmap="PuOr", vmin=-1, vmax=1)
 for token, value in enumerate(gain.flatten().tolist()):
-    right.text(token % 4, token // 4, f"{value:+.2f}", ha="center", va="center")
+    shade = "white" if abs(value) > 0.7 else "black"
+    right.text(token % 4, token // 4, f"{value:+.2f}", ha="center", va="center", color=shade)
 right.set(title="gained by reading, in nats", xticks=[], yticks=[])
 for axes in (left, right):
     axes.grid(False)
@@ -424,7 +425,7 @@ def train_tiny(objective, steps=120):
     """Train a tiny model; returns log p(Z | c) and log p(image | c), nats per pixel, at each step."""
     torch.manual_seed(0)
     tiny = Farmer(PRESETS["tiny"].model)
-    optimiser = torch.optim.Adam(tiny.parameters(), lr=3e-3, maximize=True)
+    optimiser = torch.optim.Adam(tiny.parameters(), lr=1e-3, maximize=True)
     data, history = load_split("digits", "train", tiny.config), []
     for _ in range(steps):
         batch = torch.randint(len(data), (32,))
@@ -435,7 +436,7 @@ def train_tiny(objective, steps=120):
         optimiser.step()
         latent = terms.informative + terms.redundant
         history.append((latent.mean().item() / 64, terms.total.mean().item() / 64))
-    return torch.tensor(history)
+    return torch.tensor(history)  # (steps,2)
 
 
 both = train_tiny(lambda terms: terms.informative + terms.redundant + terms.logdet)
@@ -449,7 +450,8 @@ for kind, axes in enumerate(panels):
     axes.set_xlabel("step")
 panels[0].set(title="$\\log p(Z \\mid c)$", ylabel="nats per pixel")
 panels[1].set(title="$\\log p(\\mathrm{image} \\mid c)$", ylim=(-8, 1))
-_ = panels[0].legend(frameon=False, loc="center right")
+_ = panels[0].legend(frameon=False, loc="upper left", fontsize=9)
+_ = panels[0].set_ylim(-2, 5)
 
 # %% tags=["nbval-check-output", "hide-output"]
 last, last_without = both[-30:].median(0).values, prior_only[-30:].median(0).values

@@ -41,7 +41,7 @@ from farmer_ref.support.record import ROOT
 # %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
 plt.rcParams.update(STYLE)
-torch.set_grad_enabled(False)
+_ = torch.set_grad_enabled(False)
 
 # %% [markdown]
 # ## Whole grey levels have no density
@@ -147,7 +147,8 @@ print(f"no constant, with 17 levels:       {math.log2(17 / 2):.2f} bits/dim")
 print(f"constant of 256 levels, with 17:   {math.log2(256 / 17):.2f} bits/dim")
 
 # %% [markdown]
-# The first is below what anyone prints. The others are larger than everything that separates good models from bad ones.
+# The first is small, although tables often print a third decimal. The others are larger than everything that separates good
+# models from bad ones.
 #
 # ## One bound or another
 #

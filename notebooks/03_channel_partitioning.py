@@ -386,7 +386,7 @@ labelled_grids({basis: batch[100:108] for basis, batch in guessed.items()}, colu
 
 # %%
 shown = ("pixels, no split", "PCA, no split", "pixels, I = 12", "DCT, I = 12", "PCA, I = 12")
-rows = [row for row in tables["basis"] if row["name"].removesuffix(", 600 steps") in shown]
+rows = [row for row in tables["basis"] if row["name"] in [f"{name}, 600 steps" for name in shown]]
 assert len(rows) == len(shown)
 comparison(rows, {"bits_per_dim": "test bits/dim"})
 
