@@ -42,7 +42,8 @@ def shorter_path(text: str) -> str:
     """Coordinates with two decimals at most, and no spaces around the letters between them."""
     name, _, values = text.partition("=")
     values = re.sub(r"\s+", " ", re.sub(r"(\.\d\d)\d+", r"\1", values))
-    return f"{name}={re.sub(' ?([MLHVCSQTAZmlhvcsqtaz]) ?', r'\1', values)}"
+    values = re.sub(" ?([MLHVCSQTAZmlhvcsqtaz]) ?", r"\1", values)
+    return f"{name}={values}"
 
 
 def shorter_graphic(text: str) -> str:
