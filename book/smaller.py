@@ -2,8 +2,8 @@
 
 Of MathJax, one bundle and its fonts stay, and of the icons the fonts that browsers load; source maps go. Bitmaps become
 WebP, without loss, where that is smaller. Notebooks to
-download have no outputs, as students want them. Vector graphics keep two decimals of a point. In highlighted code,
-names, punctuation and spaces have the colour of the text and need no element of their own.
+download have no outputs, as students want them. Vector graphics keep two decimals of a point. In highlighted code
+and in signatures, names, punctuation and spaces look like the text around them and need no element of their own.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ USED = (
     "_static/vendor/fontawesome/webfonts/fa-brands-400.woff2",
 )
 ICONS = re.compile(r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')  # what the fonts show without a script
+WRAPPED = re.compile(r'<span class="pre">([^<]*)</span>')
 PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 VERBATIM = re.compile(r"(<(?:pre|textarea|script)\b.*?</(?:pre|textarea|script)>)", re.DOTALL)
 COORDINATES = re.compile(r' (?:d|x|y|points)="[^"]*"')
@@ -37,10 +38,18 @@ def unused(name: str) -> bool:
     return (name.startswith(FOLDERS) and not name.startswith(USED)) or name.endswith(".map")
 
 
+def shorter_path(text: str) -> str:
+    """Coordinates with two decimals at most, and no spaces around the letters between them."""
+    name, _, values = text.partition("=")
+    values = re.sub(r"\s+", " ", re.sub(r"(\.\d\d)\d+", r"\1", values))
+    values = re.sub(" ?([MLHVCSQTAZmlhvcsqtaz]) ?", r"\1", values)
+    return f"{name}={values}"
+
+
 def shorter_graphic(text: str) -> str:
     """An SVG without metadata and indentation, its coordinates to two decimals."""
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = COORDINATES.sub(lambda found: re.sub(r"\s+", " ", re.sub(r"(\.\d\d)\d+", r"\1", found[0])), text)
+    text = COORDINATES.sub(lambda found: shorter_path(found[0]), text)
     return re.sub(r"\n\s*", "\n", text)
 
 
@@ -60,7 +69,7 @@ def smaller_pictures(folder: Path) -> dict[str, str]:
 def shorter_page(text: str, renamed: dict[str, str]) -> str:
     """A page with fewer elements in its code, and without indentation, which looks the same."""
     text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda found: renamed.get(found[0], found[0]), ICONS.sub("", text))
-    parts = VERBATIM.split(PLAIN.sub(r"\1", text))  # every other one is verbatim
+    parts = VERBATIM.split(PLAIN.sub(r"\1", WRAPPED.sub(r"\1", text)))  # every other one is verbatim
     return "".join(part if i % 2 else re.sub(r"\s*\n\s*", "\n", part) for i, part in enumerate(parts))
 
 

@@ -10,9 +10,9 @@
         now = Math.max(0, Math.min(slides.length - 1, number));
         slides.forEach((parts, i) => parts.forEach(part => part.classList.toggle("shown", i === now)));
         page.dataset.slide = `${now + 1} / ${slides.length}`;
-        page.parentElement.scrollTop = 0;
         dispatchEvent(new Event("resize"));  // figures that draw themselves measure the new width
         location.replace(now ? `#${slides[now][0].id}` : "#");
+        page.parentElement.scrollTop = 0;
     }
 
     function present(on) {
