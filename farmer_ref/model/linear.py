@@ -59,13 +59,13 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...,i) to (...,o)."""
-        plain = x.dtype == self.weight.dtype == torch.float32 and x.device.type == "cpu"
         if (
-            plain
-            and x.numel() >= LEAST_ROWS * self.in_features
-            and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled("cpu")
+            not torch.compiler.is_compiling()  # first: a program that is exported is for any number of rows
             and half_used_processor()
+            and x.dtype == self.weight.dtype == torch.float32
+            and x.device.type == "cpu"
+            and x.numel() >= LEAST_ROWS * self.in_features
+            and not torch.is_autocast_enabled("cpu")
         ):
             return Product.apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)
         return F.linear(x, self.weight, self.bias)
