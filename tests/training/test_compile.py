@@ -7,8 +7,7 @@ import torch
 from conftest import small_model
 from torch._dynamo.utils import counters
 
-from farmer_ref.model.transformer import TrainingPass
-from farmer_ref.training.trainer import compiled_parts
+from farmer_ref.model.transformer import TrainingPass, transformer_layers
 
 
 def parts_of_a_step(model, *, parts, rows_of, recompute):
@@ -27,8 +26,8 @@ def compiled_model():
     torch._dynamo.reset()
     counters.clear()
     model = small_model(dropout=0.3, condition_repeats=3).train()
-    for part in compiled_parts(model):
-        part.compile(backend="aot_eager", fullgraph=True)
+    for layer in transformer_layers(model):
+        layer.compile(backend="aot_eager", fullgraph=True)
     yield model
     torch._dynamo.reset()
 
