@@ -199,7 +199,7 @@
         part(`your drawing, ${SIZE}×${SIZE}; real digits fill the frame`,
           make("div", {class: "fl-board"}, pad, guide, mark), tools(pen, eraser)),
         make("div", {class: "fl-part fl-narrow"}, given, figure, terms,
-          label("nats of each patch, pale: surprising; they add up to log p"), heat),
+          label("nats of each patch, faint: surprising; they add up to log p"), heat),
         make("div", {class: "fl-part fl-wide"}, label("which digit, by Bayes’ rule"), bars,
           label("▲ your drawing, among real test digits"), among)),
       tools(
@@ -463,7 +463,7 @@
     let seed = 0, digit = R.sample.label;
     const scrub = scrubber("Passes of the network", go);
     const say = frame(root, "A race of inverses",
-      "From the same latents to the same image, one pass of the network a step. Pale: still wrong; full colour: right.",
+      "From the same latents to the same image, one pass of the network a step. Faint: still wrong; full colour: right.",
       row(...lanes.map(({text, board, image, note}) => part(text, board, image, note))),
       scrub,
       tools(digits("digit", value => request(digit = value, seed)),
