@@ -91,7 +91,7 @@ def write_notebook(path: Path, target: Path) -> None:
         raise SystemExit(f"{path.name} has no heading {missing[0]!r}, which a widget of the live page should follow")
     notebook.cells = [more for cell in notebook.cells for more in with_widgets(cell, places)]
     if words := WANTED.get(path.stem):
-        entries = "\n\n".join(f"```{{index}} single: ! {word}\n```" for word in words)
+        entries = "\n\n".join(f"```{{index}} ! {word}\n```" for word in words)
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(entries, id="index"))
     notebook.cells.append(nbformat.v4.new_markdown_cell(sources(notebook, path.stem), id="sources"))
     nbformat.write(notebook, target)

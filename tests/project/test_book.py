@@ -397,8 +397,13 @@ def test_search_finds_what_is_there(html, browser, query, wanted, among):
     browser.complaints.clear()
     browser.open((html / "search.html").as_uri() + f"?q={query}")
     found = """new Promise(done => {
-        const look = () => document.querySelectorAll("#search-results li").length
-            ? done([...document.querySelectorAll("#search-results li a")].map(a => a.href)) : setTimeout(look, 50);
+        let before = 0;
+        const look = () => {
+            const links = [...document.querySelectorAll("#search-results li a")].map(a => a.href);
+            if (links.length && links.length === before) return done(links);  // they appear one by one
+            before = links.length;
+            setTimeout(look, 500);
+        };
         look(); setTimeout(() => done([]), 20000);
     })"""
     places = [address.split("/html/")[1] for address in browser.run(found)]

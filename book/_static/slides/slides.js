@@ -4,6 +4,8 @@
     const page = document.querySelector("article > section");
     const title = [...page.children].filter(child => child.tagName !== "SECTION");
     const slides = [title, ...[...page.children].filter(child => child.tagName === "SECTION").map(child => [child])];
+    const paper = document.createElement("style");
+    paper.textContent = "@page { size: 1280px 720px; margin: 30px 70px; }";
     let now = 0;
 
     function show(number) {
@@ -17,6 +19,8 @@
 
     function present(on) {
         document.body.classList.toggle("presenting", on);
+        if (on) document.head.append(paper);
+        else paper.remove();
         if (on) show(Math.max(0, slides.findIndex(([first]) => first.id && `#${first.id}` === location.hash)));
     }
 
