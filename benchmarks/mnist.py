@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Literal
@@ -27,10 +26,12 @@ from farmer_ref import PRESETS, Farmer, Guidance
 from farmer_ref.data.sets import ImageSet, batches, load_split
 from farmer_ref.evaluation.classifier import WEIGHTS, ConvClassifier, shipped_classifier
 from farmer_ref.evaluation.metrics import evaluate_likelihood, frechet_distance, sample_values
-from farmer_ref.model.pretrained import STUDENT
+from farmer_ref.model.pretrained import STUDENT, fingerprint
 from farmer_ref.support import cli
 from farmer_ref.support.files import (
+    CHECKSUM,
     PRETRAINED,
+    read_metadata,
     read_metrics,
     read_weights,
     replace_file,
@@ -202,11 +203,14 @@ def grid_of(config: MnistConfig, model: Farmer) -> Tensor:
 
 
 def make_student(config: MnistConfig) -> None:
-    """Ship the run's student, and what its samples score."""
-    name = config.preset
-    shutil.copyfile(Path(config.run) / STUDENT, PRETRAINED / name / STUDENT)
+    """Ship the run's student, and what its samples score. Its teacher is now the shipped one, in half precision."""
+    name, trained = config.preset, Run.open(config.run)
+    trained.load_student(trained.load("ema"))  # raises InputError where it is not the student of this run
     run = Run.open(name)
     model = run.load("ema")
+    weights = read_weights(Path(config.run) / STUDENT) | {"teacher_fingerprint": fingerprint(model.flow)}
+    written = {key: value for key, value in read_metadata(Path(config.run) / STUDENT).items() if key != CHECKSUM}
+    write_weights(PRETRAINED / name / STUDENT, weights, written)
     figures = sample_figures(config, model, split_of(config, "test"), student=run.load_student(model))
     made = made_by(config)
     write_json(PRETRAINED / name / "student.json", {**made, **figures})
