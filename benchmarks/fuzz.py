@@ -116,10 +116,10 @@ def number(text: str | None) -> float | int | None:
 
 
 def bad_log(folder: Path) -> str:
-    """What is wrong with metrics.jsonl."""
+    """What is wrong with the end of metrics.jsonl, which the command itself wrote."""
     records = read_metrics(folder)
-    bad = [record["step"] for record in records if any(value is None for value in record.values())]
-    return f"values at step {bad[0]} are not finite" if bad else "" if records else "metrics.jsonl is empty"
+    bad = not records or any(value is None for value in records[-1].values())
+    return "metrics.jsonl ends without finite values" if bad else ""
 
 
 def check_train(case: Case, folder: Path) -> str:
@@ -190,7 +190,10 @@ def check_evaluate(case: Case, folder: Path) -> str:
     """Finite figures, of the images, draws, samples and settings given, if they were to be written."""
     if not case.given("--out"):
         return check_printed(case, folder)
-    return not_as_given(case, figures_in(folder / str(case.given("--out"))), but=("dataset",))
+    figures, most = figures_in(folder / str(case.given("--out"))), number(case.given("--images"))
+    if most is not None and figures["images"] > most:
+        return f"{figures['images']} images"
+    return not_as_given(case, figures, but=("dataset", "images"))
 
 
 def check_images(case: Case, folder: Path) -> str:

@@ -77,6 +77,8 @@ class RunConfig:
         final, decay = self.final_learning_rate, self.weight_decay
         require(final <= rate, "final_learning_rate", final, f"0 to learning_rate ({rate})")
         require(rate * decay <= 1, "weight_decay", decay, f"0 to 1 / learning_rate ({1 / rate:g})")
+        plain = not any("\ud800" <= letter <= "\udfff" for letter in self.out)  # TensorBoard takes no other
+        require(plain, "out", self.out, "a name that UTF-8 can express")
         require(self.batch_size % parts == 0, "accumulate", parts, f"a divisor of batch_size ({self.batch_size})")
 
 

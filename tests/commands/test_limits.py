@@ -126,6 +126,11 @@ def test_training_that_cannot_fit_is_refused(capsys, tmp_path, arguments, part):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("main", [train.main, distill.main])
+def test_a_run_folder_that_utf_8_cannot_express_is_refused(capsys, main):
+    fails_with_one_line(capsys, main, ["--out", "\udcff"], "out is '\\udcff'", "UTF-8")
+
+
 def test_a_config_that_asks_for_terabytes_is_refused(capsys, trained, tmp_path):
     shutil.copy(trained / "model.safetensors", tmp_path)
     for name, value, part in (
