@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from farmer_ref.model.checks import draw_places
 from farmer_ref.model.precision import float32_at_least
@@ -81,10 +82,14 @@ class GaussianMixture:
         """log p(z) (B,T) of T vectors z (B,T,D) each, under B mixtures: `log_prob` without its T K D numbers   (Eq. 14)
 
         At patch 16 these would be 33 million an image. So the square is multiplied out, which leaves two matrix
-        products; in float64, as terms of up to (z / sigma_k)^2 cancel there.
+        products; in float64, as terms of up to (z / sigma_k)^2 cancel there. They are computed again to go backward.
         """
         if z.shape[1] * self.mean.shape[1:].numel() <= DIRECTLY:
             return self.unsqueeze().log_prob(z)
+        again = torch.is_grad_enabled()
+        return checkpoint(self._multiplied_out, z, use_reentrant=False) if again else self._multiplied_out(z)
+
+    def _multiplied_out(self, z: Tensor) -> Tensor:
         exact, mean, log_scale = z.double(), self.mean.double(), self.log_scale.double()
         precision = torch.exp(-2 * log_scale)  # (B,K,D)
         square = exact.square() @ precision.mT - 2 * exact @ (precision * mean).mT  # (B,T,K)
