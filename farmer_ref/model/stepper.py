@@ -66,7 +66,7 @@ class LayerStep:
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """The layer's output (B,W), given what attention made of x (B,heads,1,d)."""
-        x = x + self.attention_out(attended.reshape(x.shape[0], -1))
+        x = x + self.attention_out(attended.flatten(1))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
 
 

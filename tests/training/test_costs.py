@@ -33,7 +33,7 @@ def fitted(config):
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_operations_are_those_that_pytorch_counts(changes):
     """Forward exactly; backward twice as many, but for what needs no gradient: the image, an orthonormal basis."""
-    config = dataclasses.replace(PRESETS["digits"].model, **changes)
+    config = dataclasses.replace(PRESETS["digits"].model, **{"pixels": "linear", **changes})
     model, images = fitted(config), torch.rand(3, 1, 8, 8)
     with FlopCounterMode(display=False) as forward, sdpa_kernel(SDPBackend.MATH):  # the CPU's own is not counted
         total = model(images, torch.zeros(3, dtype=torch.long)).total
@@ -65,7 +65,9 @@ def test_paper_presets_in_miniature(name):
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_memory_is_what_forward_keeps(checkpointed, precision):
-    config = dataclasses.replace(PRESETS["digits"].model, flow_blocks=3, prior_layers=3, max_log_scale=2.0)
+    config = dataclasses.replace(
+        PRESETS["digits"].model, pixels="linear", flow_blocks=3, prior_layers=3, max_log_scale=2.0
+    )
 
     def kept(images):
         pieces = {}

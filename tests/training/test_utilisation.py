@@ -10,7 +10,12 @@ from farmer_ref.training.costs import training_flops
 from farmer_ref.training.utilisation import RATES, _counted, reachable_utilisation, work_of_an_image
 
 DEEP = dataclasses.replace(
-    PRESETS["digits"].model, flow_blocks=3, flow_layers=3, prior_layers=4, patch_basis="dct", channel_mixing="learned"
+    PRESETS["digits-noise"].model,
+    flow_blocks=3,
+    flow_layers=3,
+    prior_layers=4,
+    patch_basis="dct",
+    channel_mixing="learned",
 )
 
 
