@@ -153,7 +153,9 @@ def main(argv: list[str] | None = None) -> None:
         found = run("digits", config.steps, healthy, "--sample-every", "100")
         record["healthy"] = {"digits": curve(found), **logs}
         torch.manual_seed(0)
-        stages = {"step 0": image_grid(draw(Farmer(PRESETS["digits"].model).eval(), 4), columns=10)}
+        untrained = Farmer(PRESETS["digits"].model).eval()
+        untrained.pixels.fit(load_split("digits", "train", untrained.config).values)
+        stages = {"step 0": image_grid(draw(untrained, 4), columns=10)}
         for step in (100, config.steps):
             stages[f"step {step:,}"] = Image.open(f"{healthy}/samples/step-{step:07d}.png")
         shipped = Farmer.from_pretrained("digits")
