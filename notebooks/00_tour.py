@@ -184,6 +184,8 @@ draw_strip({"bits/dim": mnist_values[ends]}, [[f"{bit:.2f}" for bit in bits[ends
 #
 # ## Sample
 #
+# [![Sample, step by step](../results/live_sample.png)](https://github.com/farmer-ref/farmer_ref#the-course) Operate this figure in the book: `make book`, then `book/_build/html/live.html#sample`.
+#
 # Sampling runs the picture at the top from right to left: draw latents from the mixtures, token by token, then undo the
 # flow. First the small digits, one column for each class; nothing is selected.
 

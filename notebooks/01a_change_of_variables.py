@@ -107,6 +107,8 @@ print(f"integral of p(x) = {total:.3f}")
 # %% [markdown]
 # ## Two numbers
 #
+# [![Change of variables](../results/live_volume.png)](https://github.com/farmer-ref/farmer_ref#the-course) Operate this figure in the book: `make book`, then `book/_build/html/live.html#volume`.
+#
 # With two numbers, $x$ is a point of the plane. A small square around $x$ becomes a small parallelogram around $z = f(x)$
 # with the same probability, and the ratio of their areas is the determinant of the matrix of derivatives. The formula is
 # the one above, with that ratio in the place of $f'$, and as a logarithm:
@@ -374,6 +376,8 @@ assert abs(sum(part.sum() for part in sums).item() - summed) < 1e-8
 
 # %% [markdown]
 # ## A broken mask
+#
+# [![What the mask is for](../results/live_mask.png)](https://github.com/farmer-ref/farmer_ref#the-course) Operate this figure in the book: `make book`, then `book/_build/html/live.html#mask`.
 #
 # The triangle rests on one thing, the causal mask of the attention together with the shift by one. A common bug is to
 # lose it: then every position sees all tokens, its own included (right).

@@ -54,6 +54,8 @@ latents, _ = shipped.flow(tokens)
 # %% [markdown]
 # ## Two ways back
 #
+# [![A race of inverses](../results/live_race.png)](https://github.com/farmer-ref/farmer_ref#the-course) Operate this figure in the book: `make book`, then `book/_build/html/live.html#race`.
+#
 # One block of the flow shifts and scales token $i$ by numbers that a causal transformer computes from the tokens before
 # it (Eq. 8). Solve that for $x_i$ (Eq. 9):
 #

@@ -204,6 +204,8 @@ plt.show()
 #
 # ## How many candidates?
 #
+# [![Guidance in one dimension](../results/live_guidance.png)](https://github.com/farmer-ref/farmer_ref#the-course) Operate this figure in the book: `make book`, then `book/_build/html/live.html#guidance`.
+#
 # *Predict first:* the paper takes five of each kind. Will the draws follow the target? Would a hundred be better?
 #
 # (A histogram of the candidates that are kept would be noisy. These histograms count *every* candidate, with its

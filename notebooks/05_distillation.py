@@ -397,6 +397,8 @@ print(f"log p(x | c) {(of_student.total - of_exact.total).mean():+6.2f} nats")
 #
 # ## Speed
 #
+# [![A race of inverses](../results/live_race.png)](https://github.com/farmer-ref/farmer_ref#the-course) Operate this figure in the book: `make book`, then `book/_build/html/live.html#race`.
+#
 # *Predict first:* one pass a block in place of $N - 1$ steps. Is the student $N - 1$ times as fast? ("Parallel" is the
 # exact inverse by sweeps over all tokens at once, notebook 01b.)
 

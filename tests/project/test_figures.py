@@ -51,8 +51,8 @@ L 3.1 4.999" transform="scale(0.015625)"/><image href="data:image/png;base64,iVB
         '<image href="data:image/png;base64,iVBOR.123456"/></svg>'
     )
     code = '<span class="k">def</span><span class="w"> </span><span class="n">f</span><span class="p">():</span>'
-    assert shorter_page(code) == '<span class="k">def</span> f():'
-    assert shorter_page("<p>\n    a\n</p>\n<pre>\n    b\n</pre>\n  c") == "<p>\na\n</p>\n<pre>\n    b\n</pre>\nc"
+    assert shorter_page(code, {}) == '<span class="k">def</span> f():'
+    assert shorter_page("<p>\n    a\n</p>\n<pre>\n    b\n</pre>\n  c", {}) == "<p>\na\n</p>\n<pre>\n    b\n</pre>\nc"
 
 
 def test_what_pages_load_stays():
