@@ -25,7 +25,7 @@ from PIL import Image
 from pydantic import PositiveInt
 from torch import Tensor
 
-from farmer_ref import Farmer, train
+from farmer_ref import Farmer, InputError, train
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.transformer import transformer_layers
@@ -96,9 +96,12 @@ def finite(value: float | None) -> float | None:
 
 
 def draw(model: Farmer, rows: int) -> Tensor:
-    """A grid of samples, one column a class."""
-    images = model.sample(class_labels(10, rows), generator=torch.Generator().manual_seed(0))
-    return model.dequantiser.without_noise(images.nan_to_num(0.0))
+    """A grid of samples, one column a class; grey where a broken model has none that is finite."""
+    try:
+        images = model.sample(class_labels(10, rows), generator=torch.Generator().manual_seed(0))
+    except InputError:
+        images = torch.zeros(10 * rows, model.config.channels, model.config.image_size, model.config.image_size)
+    return model.dequantiser.without_noise(images)
 
 
 def show(axes: Any, picture: Any, title: str) -> None:

@@ -480,9 +480,8 @@ assert misread["resampling, w = 1"].sum() < misread["without guidance"].sum()
 # more alike. Note that broken samples are far from everything and so count as diverse; a diversity above that of real
 # digits is no merit.
 #
-# Where guidance is right depends on the model. The figures below are of our smaller model of 8×8 digits (with pixels on
-# a linear scale; three times 1,000 samples for each setting, from `python -m benchmarks.guidance`), which needs less
-# help. The *Fréchet distance* compares means and covariances of features of samples with those of real images: it is
+# Where guidance is right depends on the model. The figures below are of our smaller model of 8×8 digits (three times
+# 1,000 samples for each setting, from `python -m benchmarks.guidance`), which needs less help. The *Fréchet distance* compares means and covariances of features of samples with those of real images: it is
 # the formula of FID, with the scores of a digit classifier for features, and small is good.
 
 # %% tags=["hide-input"]

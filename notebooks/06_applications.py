@@ -236,7 +236,9 @@ plt.show()
 # %%
 old, new = (large.prior.split(large.encode(x)[0]) for x in (images28, details))
 moved = (old[0] - new[0]).abs()
-assert moved.mean() < 1e-3  # the informative latents are the same, to the rounding of nearly black pixels
+assert (
+    moved.mean() < 1e-3
+)  # the informative latents are the same, to the rounding of nearly black pixels
 middle = [large.log_prob(walk)[3:5].mean().item() for walk in walks.values()]
 assert middle[0] > middle[1] + 100
 editing = measured["editing"]["class"]

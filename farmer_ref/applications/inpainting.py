@@ -53,15 +53,15 @@ class Conditional:
     too: the target is p(x | c) restricted to x whose known part lies in these cells. Its grey levels follow the model's
     P(v_U | v_K, c) exactly, since P(v) is the integral of p over the cell of v. Coordinates y are the logits of the
     known pixels' positions in their cells, so that no wall blocks a move (their density gains log u (1 - u)), and the
-    missing pixels unchanged. A model of Gaussian noise has no cells: its known pixels keep the one draw of noise they
-    are given.
+    missing pixels in the model's own coordinates (`model.pixels`: as they are, or their normal scores). A model of
+    Gaussian noise has no cells: its known pixels keep the one draw of noise they are given.
 
     *Start.* A kernel estimate over S images x_s that the model drew for the same label, weighted towards those that
     match the known pixels: q(y) = Uniform(x_K) * sum_s w_s N(x_U; x_sU, KERNEL^2). It can be sampled, its density is
     known, and annealing leads from it to the target: log pi_t = t log p + (1 - t) log q, all densities of y.
     """
 
-    KERNEL = 0.3  # standard deviation, of pixels in [-1, 1]: wide enough to join the library's images
+    KERNEL = 0.3  # standard deviation, of pixels in [-1, 1] or of scores: wide enough to join the library's images
 
     def __init__(self, model: Farmer, values: Tensor, known: Tensor, labels: Tensor, *, library: Tensor, noise: Tensor):
         """`values` (B,C,H,W), `known` (C,H,W) bool, `labels` (B,), `library` (B,S,C,H,W); `noise` as `values`."""
@@ -76,9 +76,12 @@ class Conditional:
             -distance, most=distance.new_full(distance.shape[:1], 1e3), effective=library.shape[1] / 3
         )
         self.log_weights = torch.log_softmax(-nearness[:, None] * distance, -1)
-        self.centres = library[..., ~self.known]  # (B,S,U)
+        scores, _ = model.pixels.pixel_by_pixel(library.flatten(0, 1).unflatten(1, values.shape[1:]))
+        scores = scores.to(library.dtype).view(library.shape)  # (B,S,d)
+        self.centres = scores[..., ~self.known]  # (B,S,U)
         inside, missing = self.held.new_full(self.held.shape[2:], 1.5), self.centres.new_full(self.centres.shape[2:], 1)
-        self.scale = torch.cat([inside * self.uniform, 0.4 * self.cell * missing])  # (d,), step sizes
+        narrow = 0.4 * self.cell if model.config.pixels == "linear" else 0.2  # a score has no cells
+        self.scale = torch.cat([inside * self.uniform, narrow * missing])  # (d,), step sizes
 
     def start(self, particles: int, generator: torch.Generator) -> Tensor:
         """Draw from q: coordinates y (B,P,d), the K known pixels first."""
@@ -91,19 +94,24 @@ class Conditional:
 
     def images(self, y: Tensor) -> Tensor:
         """Map coordinates (B,P,d) to images (B,P,C,H,W)."""
-        count = self.held.shape[2]
+        count, config = self.held.shape[2], self.model.config
         known = self.floor + self.cell * torch.sigmoid(y[..., :count]) if self.uniform else self.held
-        flat = torch.empty_like(y)
-        flat[..., self.known], flat[..., ~self.known] = known.expand(-1, y.shape[1], -1), y[..., count:]
-        config = self.model.config
-        return flat.unflatten(2, (config.channels, config.image_size, config.image_size))
+        scores = torch.zeros_like(y)
+        scores[..., ~self.known] = y[..., count:]
+        scores = scores.unflatten(2, (config.channels, config.image_size, config.image_size))
+        flat = self.model.pixels.inverse(scores.flatten(0, 1)).view(y.shape).clone()
+        flat[..., self.known] = known.expand(-1, y.shape[1], -1)
+        return flat.view(scores.shape)
 
     def log_densities(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The target's log p and the start's log q at coordinates y (B,P,d): (B,P) each, up to constants."""
         (batch, particles), count = y.shape[:2], self.held.shape[2]
         labels = self.labels[:, None].expand(batch, particles).flatten()
-        parts = zip(self.images(y).flatten(0, 1).split(CHUNK), labels.split(CHUNK), strict=True)
-        log_p = torch.cat([self.model(images, c).total for images, c in parts]).view(batch, particles)
+        images = self.images(y).flatten(0, 1)
+        parts = zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
+        log_p = torch.cat([self.model(part, c).total for part, c in parts]).view(batch, particles)
+        _, log_slopes = self.model.pixels.pixel_by_pixel(images)
+        log_p = log_p - log_slopes.flatten(1)[:, ~self.known].sum(1).to(log_p.dtype).view(batch, particles)
         distance = (y[..., count:].unsqueeze(2) - self.centres[:, None]).square().sum(-1)  # (B,P,S)
         log_q = torch.logsumexp(self.log_weights[:, None] - distance / (2 * self.KERNEL**2), -1)
         inside = y[..., :count]

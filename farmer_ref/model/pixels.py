@@ -73,6 +73,10 @@ class LinearPixels(nn.Module):
         """The images themselves, and zeros (B,)."""
         return images, images.new_zeros(images.shape[0])
 
+    def pixel_by_pixel(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The images themselves, and a zero for each pixel."""
+        return images, torch.zeros_like(images)
+
     def inverse(self, images: Tensor) -> Tensor:
         """The images themselves."""
         return images
@@ -116,12 +120,14 @@ class HistogramPixels(nn.Module):
         return mass, mass.cumsum(1) - mass
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B,C,H,W) in [-1, 1] to z (B,C,H,W) and sum log dz/dx (B,); -inf outside of [-1, 1].
-
-        log dz/dx = log f(x) - log phi(z). Computed in float64, returned in the images' dtype, float32 at least.
-        """
-        self.check_fitted()
+        """Images (B,C,H,W) in [-1, 1] to z (B,C,H,W) and sum log dz/dx (B,); -inf outside of [-1, 1]."""
+        z, log_slope = self.pixel_by_pixel(images)
         dtype = float32_at_least(images.dtype)
+        return z.to(dtype), log_slope.sum((1, 2, 3)).to(dtype)
+
+    def pixel_by_pixel(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B,C,H,W) to z and log dz/dx = log f(x) - log phi(z) of each pixel, both (B,C,H,W) in float64."""
+        self.check_fitted()
         with torch.autocast(images.device.type, enabled=False):
             mass, below = self._tables()
             place = (images.double() + 1) * (self.levels / 2)  # v + u
@@ -134,7 +140,7 @@ class HistogramPixels(nn.Module):
             z = normal_quantile(distribution) if exporting else torch.special.ndtri(distribution)
             log_slope = (mass * (self.levels / 2)).log() + 0.5 * (z.square() + math.log(2 * math.pi))
             log_slope = log_slope.masked_fill((images < -1) | (images > 1), -math.inf)
-        return z.to(dtype), log_slope.sum((1, 2, 3)).to(dtype)
+        return z, log_slope
 
     def inverse(self, z: Tensor) -> Tensor:
         """z (B,C,H,W) to images in [-1, 1]: x = F^-1(Phi(z)), never rounded out of the cell it belongs to."""

@@ -129,8 +129,8 @@ def test_a_class_that_the_model_lacks_is_named(home, copy, tmp_path, capsys, com
 
 
 def test_a_shipped_model_knows_the_names_of_its_data_set(tmp_path):
-    """Which it does not store."""
-    run = Run.open("digits")
+    """Also where it does not store them."""
+    run = Run.open("digits-noise")
     assert run.model_config.class_names == () and run.class_names() == tuple("0123456789")
     Run.open(run.folder).load().save_pretrained(tmp_path)
     assert Run.open(tmp_path).class_names() == ()  # a model alone

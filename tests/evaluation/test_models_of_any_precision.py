@@ -82,7 +82,7 @@ def test_steps_of_fixed_shape_do_half_precision_too(dtype, fixed_steps):
     z, _ = flow(some_tokens().float())
     growing = flow.inverse(z)
     fixed_steps()
-    assert torch.allclose(flow.inverse(z), growing, atol=1e-3)
+    assert torch.allclose(flow.inverse(z), growing, atol=5e-3)
     drawn = small_model().to(dtype).sample(torch.tensor([0, -1]), generator=torch.Generator().manual_seed(0))
     assert drawn.dtype == torch.float32 and drawn.isfinite().all()
 
