@@ -111,7 +111,7 @@ print(f"integral of p(x) = {total:.3f}")
 #
 # With two numbers, $x$ is a point of the plane. A small square around $x$ becomes a small parallelogram around $z = f(x)$
 # with the same probability, and the ratio of their areas is the determinant of the matrix of derivatives. The formula is
-# the one above, with that ratio in the place of $f'$, and as a logarithm:
+# the one above, with that ratio in the place of $f'$, and as a logarithm; $\mathcal N$ is again a standard normal:
 #
 # $$\log p(x) = \log \mathcal N(f(x); 0, I) + \log\left|\det \frac{\partial z}{\partial x}\right| \qquad\text{(Eqs. 2 and 4)}$$
 #
@@ -262,9 +262,9 @@ _ = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9
 #
 # $$z_i = (x_i - \mu(x_{<i})) \odot \sigma(x_{<i}), \qquad z_1 = x_1 \qquad \text{(Eq. 8)}$$
 #
-# Here $x_{<i}$ are the tokens before $x_i$, and $\odot$ multiplies channel by channel. (Eq. 8 counts from 1, as the paper
+# Here $x_{<i}$ are the tokens before $x_i$, and $\odot$ multiplies channel by channel. Eq. 8 counts from 1, as the paper
 # does: the first token, number 0 in our code, passes through. And this $\sigma$ *multiplies*; a standard deviation would
-# divide.) No $z_i$ depends on a later $x_j$, so above the diagonal $\partial z / \partial x$ is zero; on the diagonal
+# divide. No $z_i$ depends on a later $x_j$, so above the diagonal $\partial z / \partial x$ is zero; on the diagonal
 # stand the $\sigma$. So the log-determinant is a sum:
 #
 # $$\log\left|\det \frac{\partial z}{\partial x}\right| = \sum_i \sum_{\text{channels}} \log \sigma(x_{<i}) \qquad \text{(Eq. 10)}$$

@@ -79,10 +79,11 @@ class GaussianMixture:
         return torch.logsumexp(torch.log_softmax(self.logits, -1) + log_normal.sum(-1), -1)
 
     def log_prob_shared(self, z: Tensor) -> Tensor:
-        """log p(z) (B,T) of T vectors z (B,T,D) each, under B mixtures: `log_prob` without its T K D numbers   (Eq. 14)
+        """log p(z) (B,T) of T redundant vectors z (B,T,D) under each of B shared mixtures   (Eq. 14)
 
-        At patch 16 these would be 33 million an image. So the square is multiplied out, which leaves two matrix
-        products; in float64, as terms of up to (z / sigma_k)^2 cancel there. They are computed again to go backward.
+        As `log_prob`, without its T K D numbers. At patch 16 these would be 33 million an image. So the square is
+        multiplied out, which leaves two matrix products; in float64, as terms of up to (z / sigma_k)^2 cancel there.
+        They are computed again to go backward.
         """
         if z.shape[1] * self.mean.shape[1:].numel() <= DIRECTLY:
             return self.unsqueeze().log_prob(z)
