@@ -7,7 +7,7 @@
 # samples and the one-step student, in nine parts. Each part is checked against the package as soon as it is written, and
 # at the end *your* code loads the weights that ship with the package, trains on digits, and draws them.
 #
-# The parts are small: most have two to eight lines. Allow three to four hours in all, or one part a day. You need the
+# The parts are small: most have two to eight lines. Allow four to five hours in all, or one part a day. You need the
 # notebooks 01a to 05, and this sheet: $B$ images, $N$ tokens, $D = I + R$ channels of a token, $K$ components.
 
 # %% tags=["hide-input"]
