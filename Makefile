@@ -6,7 +6,7 @@ ABLATE := $(BIN)/python -m farmer_ref.ablate --out results
 # A clone of the public TARFlow code (github.com/apple/ml-tarflow), which "make check" then compares with.
 TARFLOW ?=
 
-.PHONY: train quick test notebooks book refresh check check-gpu format clean
+.PHONY: train quick test tests course notebooks book refresh check check-gpu format clean
 
 train: .venv/.installed
 	$(BIN)/python -m farmer_ref.train --preset digits --out $(RUN) --max-minutes 6 --resume
@@ -14,7 +14,7 @@ train: .venv/.installed
 	$(BIN)/python -m farmer_ref.sample --run $(RUN) --out $(RUN)/samples.png
 
 # One thread: the tests start processes of their own, and multi-threaded processes on two cores starve each other.
-quick test notebooks book check: export OMP_NUM_THREADS = 1
+quick test tests course notebooks book check: export OMP_NUM_THREADS = 1
 
 # The mathematics alone, in less than a minute.
 quick: .venv/.installed
@@ -23,7 +23,12 @@ quick: .venv/.installed
 test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --jobs 2 tests course
+
+tests: .venv/.installed
 	$(BIN)/python -m pytest
+
+course: .venv/.installed
 	$(BIN)/python -m pytest --nbval-lax notebooks
 
 # Make each notebook's .ipynb from its .py and run it; NAMES="01a_change_of_variables ..." selects some.

@@ -111,6 +111,8 @@ def chosen_tables(config: AblateConfig) -> dict[str, tuple[TrainConfig, Table]]:
         return replace(PRESETS[name], model=replace(PRESETS[name].model, pixels=config.pixels))
 
     preset = varied(config.data)
+    plain = re.fullmatch(r"[\w-]*", config.suffix, re.ASCII) is not None  # it names files
+    require(plain, "suffix", config.suffix, "letters, digits, _ and -")
     names = [f"table{name}" for name in config.table] + [f"figure{name}" for name in config.figure]
     available = tables(preset)
     require(bool(names or config.basis or config.all), "table", None, "3, 4, 5; or --figure, --basis, --all")

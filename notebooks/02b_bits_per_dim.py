@@ -330,10 +330,11 @@ axes.set(title="A single pixel", xlabel="components of the mixture", ylabel="bit
 _ = axes.legend(frameon=False)
 
 # %% [markdown]
-# In the histogram's coordinate one Gaussian reaches the entropy. In the linear scale it takes many components to come near,
-# and each of them costs outputs of a network.
+# In the histogram's coordinate one Gaussian reaches the entropy. In the linear scale it takes many components to
+# come near, and a network must put out the parameters of each of them.
 #
-# A model knows more than a single pixel's histogram, however. Suppose it has read enough to be *certain* that a pixel is
+# A model knows more than a single pixel's histogram, however. Suppose the tokens before allow it to
+# be *certain* that a pixel is
 # black. The truth is now a box: $x$ is uniform in the cell of level 0. What does the best Gaussian lose against it, in each
 # coordinate? *Predict first:* in which coordinate is black cheaper?
 

@@ -6,7 +6,7 @@
 # A token of the paper has 768 channels, and most of them say little that matters. FARMER models a few with care, one token
 # after another, and the rest all at once (Sec. 3.3). Who decides which numbers matter? After this notebook you can say what
 # ends up where, test it on a model by exchanging, redrawing and reading its latents, write down the density, and compute
-# what the split saves. You need 00 and 02a.
+# what the split saves. You need notebooks 00 and 02a.
 
 # %% tags=["hide-input"]
 import os
@@ -179,8 +179,9 @@ assert compare(redrawn[0], torch.arange(100))[1] < compare(redrawn[2], torch.ara
 #
 # The third experiment asks what a *linear classifier* can read from each part. We compare the latents with the pixels they
 # were made from, in the same two halves: channels 0 to 7 of the tokens before the flow are the upper two rows of each
-# patch, channels 8 to 15 the lower two. *Predict first:* from the pixels of either half it reads about as well. And from
-# $Z_I$ and $Z_R$?
+# patch, channels 8 to 15 the lower two. *Predict first:* from the pixels, either half tells it about as much as the
+# other.
+# Is that also so for $Z_I$ and $Z_R$?
 
 # %%
 parts = [latents(split, 300) for split in ("train", "validation", "test")]
@@ -344,9 +345,10 @@ comparison(
 )
 
 # %% [markdown]
-# The first claim holds in bits/dim, and the samples cannot tell. The second fails here: the more channels are informative,
-# the better. Of four pixels there is none to spare. (In the last row the informative channels are spread over the patch
-# instead of the first ones.)
+# That the shared mixture beats $N(0, I)$ holds here in bits/dim, but the samples do not show it.
+# That few informative channels are best fails here: the more channels are informative,
+# the better. Of four pixels there is none to spare. (In the last row the informative channels are spread over
+# the patch, instead of being its first ones.)
 #
 # ## Which channels? The basis
 #
@@ -423,7 +425,8 @@ comparison(rows, {"bits_per_dim": "test bits/dim"})
 # </details>
 #
 # **2 (a few lines · 15 minutes · 4 marks).** Exchange some of the channels, not all of one kind: the first $k$ of 16, for
-# $k = 0, 1, \dots, 16$. At which $k$ does a digit take the donor's class? Plot both shares.
+# $k = 0, 1, \dots, 16$. From which $k$ on are most digits classified as the donor's class?
+# Plot the shares classified as the original's class and as the donor's, against $k$.
 
 
 # %% tags=["raises-exception"]
@@ -465,7 +468,8 @@ assert torch.allclose(again[..., [0, 1, 3]], three[..., [0, 1, 3]], atol=0.01)
 #
 # **3 (open · 90 minutes · 8 marks).** Which channels should be the informative ones? It has been suggested to *cluster* them.
 # Try it with photographs in raw pixels, $I = 12$: cluster the 48 channels by their correlations, keep the middle of each
-# cluster, and compare with the first twelve: by how much of the rest can be guessed, and by a trained model.
+# cluster, and compare this choice with the first twelve channels in two ways: how much of the
+# other channels can be guessed from it linearly, and what bits/dim a trained model reaches.
 
 
 # %% tags=["raises-exception"]

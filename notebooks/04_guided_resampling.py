@@ -58,7 +58,8 @@ def seeded(on="cpu"):
 # ## What guidance asks for
 #
 # The prior can predict a token in two ways. $p_c(z)$ is its density given the class; $p_u(z)$ is its density when the
-# class is withheld (the *null class*, which one training image in ten had instead of its own). Where the ratio
+# class is withheld (the *null class*, which one training image in ten was given in place of its own
+# class). Where the ratio
 # $p_c / p_u$ is large, a value speaks for the class. Guidance with *scale* $w$ multiplies the density by a power of that
 # ratio:
 #
@@ -289,7 +290,7 @@ for name, exponent in (("w + 1, as in Alg. 1", 2.0), ("w, as in A.2", 1.0)):
     print(f"exponent {name:20} mean of the draws {mean:.1f}, of the target {exact[1][0]:.1f}")
 
 # %% [markdown]
-# Algorithm 1 is right.
+# Only the exponent $w + 1$ reaches the target's mean, so Algorithm 1 is right.
 #
 # > **The paper** does not say when the rule converges. Its settings (Table 6) weigh candidates with other temperatures
 # > than they are drawn with: $T_{\pi,v} = 0.2$ flattens the weights of the mixtures. With these, the rule does not
@@ -340,7 +341,8 @@ plt.show()
 #
 # Eq. 15 is a density only if its integral is finite. For two Gaussians this means $\lambda > 0$, or
 # $\sigma_c^2 < \frac{1+w}{w} \sigma_u^2$. Suppose that $p_c$ is the wider of the two: then $\log p'$ is a parabola that
-# opens downwards for a small $w$ and *upwards* for a large one, and the values that are asked for most lie at infinity.
+# opens downwards for a small $w$ and *upwards* for a large one, in which case Eq. 15 grows
+# without limit far out.
 
 # %%
 WIDE, NARROW = ([1.0], [0.0], [1.2]), ([1.0], [0.0], [1.0])  # p_c and p_u
@@ -476,7 +478,8 @@ for name, batch in images.items():
 assert misread["resampling, w = 1"].sum() < misread["without guidance"].sum()
 
 # %% [markdown]
-# Guidance repairs much: a scale of 1 removes most of the digits that are none. A larger scale makes digits of one class
+# Guidance repairs much: a scale of 1 removes most of the samples that are not recognisable
+# digits. A larger scale makes digits of one class
 # more alike. Note that broken samples are far from everything and so count as diverse; a diversity above that of real
 # digits is no merit.
 #
@@ -638,7 +641,7 @@ assert 0.1 < shares[-1] < 0.5, shares
 # **3 (open · 30 minutes · 6 marks).** There is a cheaper way to tidy up samples: no $p_u$ and no candidates, but sharper
 # mixtures. Narrow their components (`scale_temperature` below 1) or prefer the likely ones (`weight_temperature` above
 # 1), both at $w = 0$. Compare with guidance at equal accuracy: which keeps more diversity? Start with a function that
-# measures both.
+# measures accuracy and diversity.
 
 
 # %% tags=["raises-exception"]

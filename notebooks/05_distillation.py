@@ -3,7 +3,8 @@
 #
 # [Open this notebook in Colab](https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/05_distillation.ipynb)
 #
-# A flow computes its latents in one pass, and its inverse token by token. That makes sampling slow. The paper trains a
+# A flow computes its latents in one pass, but its inverse has to be computed token by
+# token. That makes sampling slow. The paper trains a
 # second network, a *student*, to compute the inverse in one pass of each block (§3.5, Alg. 2). In this notebook you
 # will see why the inverse is slow, why one step may be enough nevertheless, train two kinds of student, look at where a
 # student errs, and find out what it gains and what it loses.
@@ -101,7 +102,8 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Several times as long. (Not $N - 1$ times: a step computes a single token, and keeps the *keys and values* that
+# The inverse takes several times as long. (Not $N - 1$
+# times: a step computes a single token, and keeps the *keys and values* that
 # attention needs of the tokens before, the key/value cache of notebook 01b.) The reason is Eq. 9. To undo a block, we
 # solve for one token after another:
 #
@@ -249,12 +251,14 @@ plt.show()
 # %% [markdown]
 # The error of a level is the norm of the difference, relative to the norm of the teacher's level; $Z^0$ is the image.
 # Untrained, the inverse form already draws digits. Its blocks are nearly the sweeps of the parallel inverse in notebook
-# 01b; only the mask is missing, to which the weights are used. The forward form starts by scaling the wrong way. Both
+# 01b; only the causal mask is missing, with which the weights were
+# trained. The forward form starts by scaling the wrong way. Both
 # learn fast.
 #
 # ## Where a student errs
 #
-# Now a student of 28×28 digits that was trained for longer: the one that ships with the model of 196 tokens. It has the
+# We now turn to a student that was trained for longer, the one that ships with the 28×28 model of 196
+# tokens. It has the
 # inverse form. Its file carries a fingerprint of its teacher's weights, so that it is not used with others by mistake.
 #
 # How do its errors arise? We measure each block twice: given what its predecessor has computed, as in sampling, and
@@ -431,7 +435,8 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Not quite: a step of the sequential inverse computes one token, and a pass of the student all of them. With one image,
+# Far from it: a step of the sequential inverse computes one
+# token, and a pass of the student all of them. With one image,
 # a step is short and most of its time is overhead, which the student saves; with more images, arithmetic counts, and
 # there is as much of it. Measured on a quiet machine with 256 tokens and two CPU cores (`results/inverses.json`):
 
@@ -459,7 +464,8 @@ for file in ("distillation", "distillation_losses"):
         print(f"{name:18} {record['steps']} steps: {mean:.3f} ± {spread:.3f}")
 
 # %% [markdown]
-# > **The paper** reports the ratios in brackets; the two that it gives for the whole of sampling do not agree. Its
+# > **The paper** reports the ratios given in brackets in the sentences
+# > above; the two that it gives for the whole of sampling do not agree. Its
 # > student has the forward form and is compared on every level (`hidden`). **We** gain less, with 16 tokens in place of
 # > 256 and on a CPU. In our measurements the inverse form is slightly nearer after equal training. So is a student
 # > whose inner levels are compared through small heads (`projected`); comparing the last level alone (`output`) is
@@ -477,7 +483,8 @@ for file in ("distillation", "distillation_losses"):
 # ## Exercises
 #
 # **1 (think · 10 minutes · 3 marks).** In the paper's Table 5 the inverse takes 77% of the time of a sample. By how much
-# could the *best* student, which takes no time at all, speed up sampling? What about ours, by the share printed above?
+# could the *best* student, which takes no time at all, speed up sampling? What about ours, by the two shares printed
+# above?
 # What should be made faster next?
 #
 # <details><summary>Solution</summary>

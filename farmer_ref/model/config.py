@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from farmer_ref.support.errors import require
 from farmer_ref.support.files import read_json
-from farmer_ref.support.settings import Dropout, settings_class
+from farmer_ref.support.settings import Count, Dropout, settings_class
 
 Depth = Annotated[int, Field(ge=1, le=1000)]  # a mistyped depth would take hours to build
 
@@ -72,7 +72,7 @@ class ModelConfig:
     """Components K_R of the mixture that all redundant channels share."""
     redundant_prior: Literal["shared", "normal"] = "shared"
     """Redundant channels: one shared conditional mixture (FARMER), or N(0, I) (JetFormer)."""
-    condition_repeats: PositiveInt = 64
+    condition_repeats: Count = 64
     """Copies M of the class embedding that the prior reads before the tokens."""
     final_permutation: bool = True
     """The prior reads the tokens in the order opposite to the last flow block's."""

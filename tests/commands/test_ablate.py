@@ -238,3 +238,9 @@ def test_the_students_of_a_run_have_a_folder_for_each_form(tmp_path, monkeypatch
     (folder / "distilled").write_text("")  # as it was before there were two forms
     with pytest.raises(InputError, match="distilled'; allowed: students that say their form, here 'forward'"):
         runs.distil(preset, rows[0], 0)
+
+
+@pytest.mark.parametrize("suffix", ["../../x", "\udcff", "a b", "/x"])
+def test_a_suffix_names_a_file_of_the_folder(capsys, tmp_path, suffix):
+    line = ["--table", "3", "--suffix", suffix, "--out", str(tmp_path / "out")]
+    fails_with_one_line(capsys, ablate.main, line, "suffix is", "letters, digits, _ and -")

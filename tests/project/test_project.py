@@ -245,10 +245,11 @@ def test_results_of_healthy_and_broken_runs():
             "wrong constant: a cell of width 1/L",
         )
     )
-    assert right[5] > math.log2(17) > right[100]
+    assert right[5] < math.log2(17) < measured["healthy"]["tiny"]["value"][0]  # through the histogram, and linear
     assert max(measured["round_trip"], unbounded["round_trip"]) < 1e-5 < 1 < unmasked["round_trip"]
-    assert abs(unmasked["curve"]["value"][-1] - right[measured["broken_steps"]]) < 0.2  # the curve shows nothing
-    assert max(unbounded["curve"]["value"][10:30]) > min(unbounded["curve"]["value"][:10])  # jumps, and recovers
+    last = right[measured["broken_steps"]]
+    assert unmasked["curve"]["value"][-1] < last - 0.2  # too good
+    assert abs(unbounded["curve"]["value"][-1] - last) < 0.2  # nothing happens
     assert wild["round_trip"] is None and min(wild["curve"]["value"][10:]) > 3 * math.log2(17)
     differences = [a - b for a, b in zip(shifted["curve"]["value"], curve["value"], strict=True)]
     assert max(abs(difference - 1) for difference in differences) < 1e-3
