@@ -50,7 +50,8 @@ steps = 250 if device.type == "cpu" else 2000  # of training, below
 pipeline()
 
 # %% [markdown]
-# Two models ship with the package. One knows the handwritten digits that come with scikit-learn, 8×8 pixels with 17 grey
+# This page uses two of the models that ship with the package. One knows the handwritten digits that come with
+# scikit-learn, 8×8 pixels with 17 grey
 # levels: small enough to see every number. The other knows MNIST, 28×28 pixels with 256 grey levels. Here is one image of
 # the small kind on its way through its model:
 
@@ -91,8 +92,8 @@ model_at_work(small, images[3], label=int(labels[3]), token=7)
 # flow that crushes all images to one point makes $\log p(Z)$ large, and loses at least as much in the log-determinant.
 # One label in ten is replaced by a **null class** on the way, so that the model can also do without a label.
 #
-# *Predict first:* a pixel has 17 levels. How many bits does a model need for it that knows nothing? And how many after
-# some twenty seconds of training on a laptop?
+# *Predict first:* a pixel has 17 levels. How many bits does a model that knows nothing need for it? And how many does
+# one need after some twenty seconds of training on a laptop?
 #
 # This is the command that you would type, `python -m farmer_ref.train --preset digits --out ...`, with fewer steps:
 
@@ -127,7 +128,8 @@ figure
 #
 # ## Score
 #
-# A density is measured in nats per image, a unit that nobody can picture. **Bits/dim** can be pictured: the number of
+# A log-density is measured in **nats** per image (natural logarithms; one nat is 1.44 bits), a unit that nobody can
+# picture. **Bits/dim** can be pictured: the number of
 # bits per pixel that a compressor built on the model would need for the whole grey levels. Knowing nothing costs
 # $\log_2 17$.
 
@@ -288,7 +290,8 @@ draw_strip({"digit": mnist_images[:8], "shuffled": shuffled[:8]}, titles)
 # ## What to remember
 #
 # - Image → tokens → (flow) → latents → (prior) → mixtures: to the right for a score, to the left for a sample.
-# - The log-density is a sum of terms, in nats per image. Bits/dim is the same number in another unit.
+# - The log-density is a sum of terms, in nats per image. Bits/dim is that sum with its sign turned, per pixel and in
+#   bits, plus a constant for the size of a grey level.
 # - Samples and scores come from one model and may disagree: look at both.
 #
 # Where to go: **01a** and **01b** take the flow apart, **02a** and **02b** build the likelihood, **03** splits the
@@ -305,7 +308,8 @@ draw_strip({"digit": mnist_images[:8], "shuffled": shuffled[:8]}, titles)
 # A density is a probability per volume. The cell of one image, $[-1, 1]^{64}$ cut into 17 levels per pixel, has the
 # volume $(2/17)^{64}$, a number with 59 zeros behind the point; a density far above 1 in it still integrates to less
 # than 1. Bits/dim are about the whole cell: `nats_to_bits_per_dim` adds the logarithm of that volume. Averaged over the
-# noise, they are no less than $-\log_2$ of the cell's true probability, per pixel, and so never negative.
+# noise, they are no less than $-\log_2$ of the probability that the model gives to the cell, per pixel, and so never
+# negative.
 #
 # </details>
 #
@@ -341,7 +345,7 @@ assert null > math.log2(10)  # more than a label holds
 # The null class loses more bits than the label has: it saw a tenth of the training images, and is a worse model of
 # images than the average $\frac{1}{10}\sum_c p(x \mid c)$ of the ten others. Against that average the label saves a
 # little less than 3.32 bits; what is missing are digits that could have been another one. Keep this in mind when
-# notebook 04 guides with the ratio of the two.
+# notebook 04 guides with the ratio of the density with a label to that with the null class.
 #
 # </details>
 #

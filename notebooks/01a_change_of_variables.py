@@ -386,7 +386,8 @@ assert abs(sum(part.sum() for part in sums).item() - summed) < 1e-8
 causal_masks()
 
 # %% [markdown]
-# Train the moons again with that bug, and with everything else as before. *Predict first:* will the loss be worse, the
+# Train the moons again with that bug and everything else as before, except that 200 steps will do. *Predict first:*
+# will the loss be worse, the
 # same, or better?
 
 # %%
@@ -465,13 +466,13 @@ print(f"without the mask: the sum {summed:.2f} nats, by elimination {eliminated:
 # passes every test, with any bug.
 #
 # > **The paper** gives Eq. 8 and does not say how $\sigma$ is kept positive and bounded. **We** use
-# > $\log\sigma = b \tanh(\cdot/b)$ with $b = 2.5$ (`max_log_scale`), so that no block can stretch or squeeze by more than a
-# > factor of 12.
+# > $\log\sigma = b \tanh(\cdot/b)$ with $b = 2.5$ (`max_log_scale`), so that no block can stretch or squeeze any one
+# > channel by more than a factor of 12.
 #
 # ## What to remember
 #
 # - Density of $x$ = density of $z$ × change of volume. In one dimension that is the slope, in many the determinant.
-# - Causal → triangular → the log-determinant is a sum of $\log\sigma$, and costs nothing.
+# - Causal → triangular → the log-determinant is a sum of $\log\sigma$, and costs next to nothing.
 # - A flow that leaks has a *better* loss. Test the round trip and the log-determinant, with random weights.
 #
 # ## Exercises
@@ -524,7 +525,8 @@ assert (matrix.slogdet().logabsdet - logdet).abs() > 1e-3  # and yet the sum is 
 # </details>
 #
 # **3 (open · 60 minutes · 8 marks).** Three separate modes, and one Gaussian for $z$: where must an invertible map
-# struggle? Train flows on three well separated blobs, count the samples that fall between them, and find what helps.
+# struggle? Train flows on three Gaussian blobs of width 0.2, evenly spaced on a circle of radius 2. Count the samples
+# that lie more than four widths from every centre, and find what helps.
 # The starter's asserts say what there is to find.
 
 

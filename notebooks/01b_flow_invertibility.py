@@ -160,7 +160,7 @@ _ = figure.colorbar(shown, ax=panels, label="log10 of the largest error")
 # two differ. Sequential steps have not touched these tokens yet. Sweeps improve all of them every time, by about the same
 # factor: tokens depend on one another only weakly, so a small error in one makes a smaller error in the next.
 #
-# The package's `inverse_jacobi` stops as soon as a sweep changes nothing any more. On these 20 images, to a tolerance
+# The package's `inverse_jacobi` stops as soon as a sweep changes next to nothing. On these 20 images, with a tolerance
 # of $10^{-5}$:
 
 # %% tags=["nbval-check-output"]
@@ -187,8 +187,8 @@ for row in recorded("inverses")["matrix"]["rows"]:
 
 # %% [markdown]
 # On a CPU **the parallel inverse does not pay**: arithmetic is what takes the time there, and sweeps do more of it. On a
-# GPU, a step for one token is so little work that the time goes into launching it. Few large sweeps then beat many small
-# steps.
+# GPU, a step for one token is so little work that the time goes into launching it. A few large sweeps then beat many
+# small steps.
 #
 # > **The paper** inverts the flow sequentially, or with a one-step student (notebook 05). **We** add the parallel inverse,
 # > which needs no training and is exact.
@@ -268,7 +268,8 @@ print(f"the sum: {summed:.3f} nats    by elimination: {eliminated:.3f} nats")
 
 # %% [markdown]
 # Coupling is the faster of the two to invert, and the weaker model. These are two models of the small digits with equally
-# many blocks, each trained for 2,500 steps on linear pixels (`results/table4.json`), beside what the paper reports for
+# many blocks, each trained for 2,500 steps on linear pixels, without the histogram of notebook 02b
+# (`results/table4.json`), beside what the paper reports for
 # its own:
 
 # %% tags=["nbval-check-output"]
@@ -395,7 +396,7 @@ for name, learned in shares.items():
 
 # %% [markdown]
 # One block learns nothing, as it must. Four learn it, by the detour. With mixing, a single block does what takes four
-# without. So without mixing, a flow spends blocks on looking around the blind spot of one.
+# without. So without mixing, a flow spends several blocks on getting around the blind spot that each of them has.
 #
 # What is that worth on real images? These are colour photographs, with tokens of 48 channels, after a short training and
 # after a longer one (`results/basis.json`, `basis_long.json`). The third way is a PCA basis of the patches: a fixed
@@ -434,8 +435,9 @@ for name, steps in (("basis", 600), ("basis_long", 2700)):
 #
 # </details>
 #
-# **2 (a few lines · 15 minutes · 4 marks).** Why do blocks alternate their order? Measure how far $z_i$ is from a straight
-# line as $x_i$ alone moves, and then make all blocks of a random flow read the same way.
+# **2 (a few lines · 15 minutes · 4 marks).** Why do blocks alternate their order? Write a function that measures how
+# far $z_i$ is from a straight line as $x_i$ alone moves. The cell then applies it to a random flow twice: with
+# alternating blocks, and with all blocks reading the same way. Explain the difference.
 
 
 # %% tags=["raises-exception"]
@@ -475,7 +477,8 @@ assert max(bend(random_flow, x, i) for i in range(4)) < 1e-9  # all one way
 #
 # **3 (open · 45 minutes · 6 marks).** When are few sweeps enough? Multiply $\mu$ and $\log\sigma$ of all blocks by a
 # number, the strength with which tokens depend on one another, and count the sweeps of the parallel inverse. Plot them
-# over the strength. At which strength is nothing gained any more, and what does a training that ends there look like?
+# over the strength. At which strength does the parallel inverse need as many sweeps as the sequential one needs steps?
+# What does that say about a flow that training has taken there?
 
 
 # %% tags=["raises-exception"]

@@ -217,7 +217,8 @@ plt.show()
 # draws is called *teacher forcing*.
 #
 # Does the mask hold? Differentiate: how much does the mixture of token $i$ move when token $j$ moves? The last row is the
-# mixture $G_{N+1}$ for the redundant channels of all tokens (notebook 03).
+# mixture $G_{N+1}$ for the redundant channels of all tokens (notebook 03); the paper, which names it, counts tokens
+# from 1.
 
 # %%
 one, label = z[chosen, None], labels[chosen, None]
@@ -308,7 +309,8 @@ assert torch.tensor(curves["with the mask"][-50:]).median() < best + 0.05
 # $$\log p(\text{image} \mid c) = \sum_i \Big[ \underbrace{\log p(z_i \mid \dots)}_{\text{prior}} +
 # \underbrace{\textstyle\sum_{\text{blocks}} \log \sigma_i}_{\text{flow}} + \underbrace{\log |dx_i / d\text{pixels}|}_{\text{coordinates}} \Big]$$
 #
-# The last term is there because both models that ship look at a pixel not in its linear scale but in a coordinate in which
+# The last term is there because both models of this notebook look at a pixel not in its linear scale but in a
+# coordinate in which
 # it is standard normal on its own. That is an invertible map like any other, with a derivative that counts. Notebook 02b
 # says why it helps.
 
@@ -369,7 +371,8 @@ plt.show()
 #
 # $$\log p(\text{image} \mid c) - \log p(\text{image} \mid c') = \log p(Z \mid c) - \log p(Z \mid c')$$
 #
-# We compare the right class with the runner-up.
+# We compare the right class with the runner-up, in the informative channels only. (The shared mixture of the redundant
+# channels depends on the class as well; the map leaves its term out.)
 
 # %%
 informative, _ = large.prior.split(large_z)
@@ -407,7 +410,8 @@ plt.show()
 
 # %% [markdown]
 # Purple patches speak for the right class, orange ones for its rival; the number is their sum. Where both classes expect
-# the same, the map is white. It is decided by a few tokens, where one digit would turn and the other would not.
+# the same, the map is white. A few tokens decide between the two: those where one digit would turn and the other would
+# not.
 #
 # ## Training flow and prior together
 #

@@ -125,6 +125,11 @@ def class_labels(num_classes: int, per_class: int, *, most: int = 10) -> Tensor:
     return torch.arange(min(num_classes, most)).repeat(per_class)
 
 
+def drawable(value: float) -> float:
+    """A number within the range in which axes can be divided."""
+    return max(-1e30, min(value, 1e30))
+
+
 def training_curve(run: Path) -> Figure:
     """Training and validation likelihood over steps, from a run's metrics.jsonl.
 
@@ -139,10 +144,10 @@ def training_curve(run: Path) -> Figure:
         figure = Figure(figsize=(6, sum(heights)), layout="constrained")
         axes, *below = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for name, label in ((unit, "training batch"), (f"validation_{unit}", "validation, EMA weights")):
-            points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+            points = [(record["step"], drawable(record[name])) for record in records if record.get(name) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 40 else None, ms=4)
-        values = sorted(record[unit] for record in records if record.get(unit) is not None)
+        values = sorted(drawable(record[unit]) for record in records if record.get(unit) is not None)
         if values:  # leaves out the first steps
             axes.set_ylim(values[0] - 0.1, values[int(0.9 * (len(values) - 1))] + 0.1)
         what = "bits/dim" if unit == "bits_per_dim" else "nats/dim of the noised image"

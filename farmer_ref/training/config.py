@@ -5,7 +5,7 @@ The command lines are derived from these classes, so a field's docstring is also
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -77,8 +77,10 @@ class RunConfig:
         final, decay = self.final_learning_rate, self.weight_decay
         require(final <= rate, "final_learning_rate", final, f"0 to learning_rate ({rate})")
         require(rate * decay <= 1, "weight_decay", decay, f"0 to 1 / learning_rate ({1 / rate:g})")
-        plain = not any("\ud800" <= letter <= "\udfff" for letter in self.out)  # TensorBoard takes no other
-        require(plain, "out", self.out, "a name that UTF-8 can express")
+        texts = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), str)}
+        for name, text in texts.items():  # JSON and TensorBoard take no other
+            plain = not any("\ud800" <= letter <= "\udfff" for letter in text)
+            require(plain, name, text, "a name that UTF-8 can express")
         require(self.batch_size % parts == 0, "accumulate", parts, f"a divisor of batch_size ({self.batch_size})")
 
 

@@ -201,3 +201,10 @@ def test_the_figures_of_samples_are_those_of_all_at_once_and_their_memory_is_fla
     other = scores.flip(1) + 1
     assert frechet_distance(moments, other) == pytest.approx(frechet_distance(scores, other), rel=1e-10)
     assert frechet_distance(moments, scores) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["data-root", "dataset"])
+def test_a_text_that_config_json_cannot_hold_is_refused(capsys, tmp_path, name):
+    line = [*QUICK, "--out", str(tmp_path / "run"), f"--{name}", "\udcff"]
+    fails_with_one_line(capsys, train.main, line, f"{name.replace('-', '_')} is '\\udcff'", "UTF-8")
+    assert not (tmp_path / "run").exists()

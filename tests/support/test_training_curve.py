@@ -1,5 +1,7 @@
 """curve.png: training and validation are drawn where they can be compared, at the same noise."""
 
+import json
+
 import pytest
 import torch
 from helpers import QUICK, metrics
@@ -57,3 +59,10 @@ def test_a_uniform_run_has_one_panel_in_bits(tmp_path):
     (curve,) = training_curve(tmp_path).axes
     assert curve.get_ylabel() == "bits/dim" and curve.get_xlabel() == "step" and len(curve.lines) == 2
     assert not any("noise_std" in name for line in metrics(tmp_path) for name in line)
+
+
+def test_a_number_that_no_axis_can_show_is_drawn_all_the_same(tmp_path):
+    lines = [{"step": 1, "bits_per_dim": 1e308}, {"step": 2, "bits_per_dim": -1e308}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    training_curve(tmp_path).savefig(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
