@@ -19,12 +19,24 @@ LEAST_ROWS = 128  # fewer rows gain less than the call costs
 
 
 @functools.cache
+def has_onednn() -> bool:
+    """Whether the operations exist that PyTorch's own compiler uses for a layer with constant weights."""
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b by oneDNN, without a gradient; W as it is, or in oneDNN's own order."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@functools.cache
 def half_used_processor() -> bool:
     """Whether this is an AMD processor with AVX-512, and oneDNN is there."""
     information = Path("/proc/cpuinfo")
     name = information.read_text() if information.exists() else platform.processor()
     is_amd, wide = "AuthenticAMD" in name, torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return is_amd and wide and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return is_amd and wide and has_onednn()
 
 
 class Product(torch.autograd.Function):
@@ -33,7 +45,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(n,o)."""
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return onednn_product(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from farmer_ref.model.linear import has_onednn, onednn_product
 from farmer_ref.model.precision import without_autocast
 from farmer_ref.model.transformer import GrowingCache, Transformer, TransformerLayer
 
@@ -78,17 +79,10 @@ def _norm(norm: nn.LayerNorm) -> Step:
 def _linear(linear: nn.Linear, *, rows: int, dtype: torch.dtype) -> Step:
     """The layer with its weights in `dtype`; on a CPU in oneDNN's own order: twice the speed from some rows on."""
     weight, bias = linear.weight.detach().to(dtype), linear.bias.detach().to(dtype)
-    if weight.device.type == "cpu" and dtype == torch.float32 and rows >= PACKED_FROM and _has_onednn():
+    if weight.device.type == "cpu" and dtype == torch.float32 and rows >= PACKED_FROM and has_onednn():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        return lambda x: onednn_product(x, packed, bias)
     return lambda x: F.linear(x.to(dtype), weight, bias)
-
-
-@functools.cache
-def _has_onednn() -> bool:
-    """Whether the operations exist that PyTorch's own compiler uses for a layer with constant weights."""
-    names = ("_reorder_linear_weight", "_linear_pointwise")
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 def products_dtype(like: Tensor) -> torch.dtype:
