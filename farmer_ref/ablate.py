@@ -68,7 +68,7 @@ class AblateConfig:
     """Our own: the blind spot inside a token, and its remedies, on photographs (or --data cifar10, cifar10-crops)."""
     all: bool = False
     """Everything."""
-    data: Literal["digits", "photographs", "mnist", "cifar10", "cifar10-crops"] = "digits"
+    data: Literal["digits", "photographs", "mnist-quick", "mnist", "cifar10", "cifar10-crops"] = "digits"
     """The preset to vary."""
     pixels: Literal["linear", "histogram"] = "linear"
     """Coordinates of the pixels in every run, whatever the preset's: the paper's are linear."""
@@ -193,7 +193,7 @@ class Runs:
             return
         quiet = ["--validate-every", 0, "--sample-every", 0, "--dropout", 0.1, "--data-root", self.config.data_root]
         place = ["--run", folder, "--out", distilled.parent, "--resume", "--form", row.form]
-        self._run("distill", *place, *self._limit(row), *quiet)
+        self._run("distill", *place, *self._limit(row), *quiet, "--batch-size", preset.batch_size)
         distilled.write_text(row.form)
 
     def figures(self, preset: TrainConfig, row: Row, seed: int) -> Figures:
