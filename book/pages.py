@@ -19,6 +19,7 @@ from farmer_ref.parameters import NOTES, PAPER, count
 
 RESULTS = equations.ROOT / "results"
 ORDER = ("table3", "table4", "table5", "figure6a", "figure6b", "figure7", "figure8")
+SETS = {"mnist-quick": "28×28 digits", "digits": "8×8 digits"}  # what the tables are of, the most telling first
 JUDGED = ("frechet_distance", "sample_accuracy", "bits_per_dim")  # the first is nearest to the paper's measure
 BADGES = {
     "holds": "{bdg-success}`✓ holds`",
@@ -42,10 +43,12 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def comparisons() -> list[Path]:
-    """The results of `farmer_ref.ablate` of the paper's tables and figures: in the paper's order, digits first."""
+def comparisons(data: str | None = None) -> list[Path]:
+    """The results of `farmer_ref.ablate` of the paper's tables and figures: by data, and in the paper's order."""
     found = [path for path in RESULTS.glob("*.json") if "sentences" in load(path.stem) and path not in BASES]
-    return sorted(found, key=lambda path: (len(path.stem.split("_")), ORDER.index(path.stem.split("_")[0]), path.stem))
+    known = {path: load(path.stem)["data"] for path in found if data in (None, load(path.stem)["data"])}
+    order = {data: place for place, data in enumerate(SETS)}
+    return sorted(known, key=lambda path: (order[known[path]], ORDER.index(path.stem.split("_")[0]), path.stem))
 
 
 def link(name: str) -> str:
@@ -75,33 +78,54 @@ def judged() -> list[dict[str, Any]]:
     for path in comparisons():
         record = load(path.stem)
         paper = {row["name"]: re.findall(r"FID ([\d.]+)", row["paper"]) for row in record["rows"]}
-        where = {"stem": path.stem, "where": record["title"].split(":")[0]}
-        if record["data"] != "digits":
-            where["where"] += f", {record['data']}"
-        for claim in record["claims"]:
+        where = {"stem": path.stem, "where": record["title"].split(":")[0], "data": record["data"]}
+        for place, claim in enumerate(record["claims"]):
             first, relation, second = re.split(r" (better than|within \S+ of) ", claim["claim"])
             known = paper.get(first) and paper[second]
             figures = f"FID {paper[second][0]} → {paper[first][0]}" if known else ""
             verdicts = {measure: word["verdict"] for measure, word in claim["verdicts"].items()}
             said = f"*{first}* {relation} *{second}*"
-            found.append({**where, "said": said, "figures": figures, "verdicts": verdicts})
+            found.append({**where, "place": place, "said": said, "figures": figures, "verdicts": verdicts})
         if path.stem.startswith("figure8"):
             said, word = re.match(r'"(.+)" ([\w ]+):', record["sentences"][-1]).groups()
-            found.append({**where, "said": said, "figures": "", "verdicts": {"sharpness": word}})
+            found.append({**where, "place": 0, "said": said, "figures": "", "verdicts": {"sharpness": word}})
     return found
 
 
 def claims() -> str:
-    """Which of the paper's claims hold here, how many, and the timings."""
+    """Which of the paper's claims hold here, how many, and the timings: a table for each data set."""
     every = judged()
+    told: dict[tuple[str, int], bool] = {}
+    for claim in every:  # the same claim of every data set has the same table and place
+        key = claim["where"], claim["place"]
+        told[key] = told.get(key, False) or set(claim["verdicts"].values()) != {"inconclusive"}
+    parts = [
+        f"We tested {len(told)} claims of the paper. The seeds tell **{sum(told.values())}** of them apart on at least "
+        "one of the data sets."
+    ]
+    for place, data in enumerate(dict.fromkeys(claim["data"] for claim in every)):
+        verdicts = claims_table([claim for claim in every if claim["data"] == data])
+        heading = f"{SETS[data]}, {' and '.join(sorted(coordinates(data)))} pixels"
+        parts += [f"**{heading}**", verdicts] if place == 0 else [folded(f"The same on {heading}", verdicts)]
+        parts.append(folded(f"Timings on {SETS[data]}", timings(data)))
+    return "\n\n".join(parts)
+
+
+def coordinates(data: str) -> set[str]:
+    """In which coordinates of the pixels the tables of a data set are."""
+    return {load(path.stem)["pixels"] for path in comparisons(data)}
+
+
+def claims_table(every: list[dict[str, Any]]) -> str:
+    """How many of the claims of one data set hold, and which."""
     votes = [set(claim["verdicts"].values()) for claim in every]
     held = sum("holds" in vote and "does not hold" not in vote for vote in votes)
     failed = sum("does not hold" in vote and "holds" not in vote for vote in votes)
     split = sum({"holds", "does not hold"} <= vote for vote in votes)
     weak = sum("holds weakly" in vote for vote in votes)
     counts = (
-        f"We tested {len(every)} claims. **{held}** hold by at least one measure and fail by none; **{failed}** fail "
-        f"by at least one and hold by none; on **{split}** the measures disagree; **{weak}** holds weakly; "
+        f"Of {len(every)} claims, **{held}** hold by at least one measure and fail by none; **{failed}** fail by at "
+        f"least one and hold by none; on **{split}** the measures disagree; **{weak}** hold weakly; "
         f"**{len(every) - held - failed - split - weak}** are inconclusive by every measure."
     )
     rows = []
@@ -112,14 +136,18 @@ def claims() -> str:
             text += f"<br>by sharpness {BADGES[claim['verdicts']['sharpness']]}"
         rows.append([f"{text}<br>{claim['figures']}" if claim["figures"] else text, *by])
     heads = ["the paper says", *(f"by {MEASURES[measure][0]}" for measure in JUDGED)]
-    timed = [
+    return f"{counts}\n\n{table(heads, rows)}"
+
+
+def timings(data: str) -> str:
+    """What the results of one data set say of speed."""
+    return "\n".join(
         f"- [{record['title'].split(':')[0]}](#{path.stem}): {sentence}"
-        for path in comparisons()
+        for path in comparisons(data)
         for record in [load(path.stem)]
         for sentence in record["sentences"]
         if not sentence.startswith('"')
-    ]
-    return "\n\n".join([counts, table(heads, rows), folded("Timings", "\n".join(timed))])
+    )
 
 
 def folded(title: str, *texts: str) -> str:
@@ -158,7 +186,7 @@ def comparison(path: Path) -> str:
     """A result of `farmer_ref.ablate` under a heading to link to: table and picture; what is of one seed is folded."""
     record = load(path.stem)
     _, *others = path.stem.split("_")
-    kind = f" ({', '.join(others)})" if others else ""
+    kind = f" ({', '.join([SETS.get(part, part) for part in others])})" if others else ""
     picture = f"![{seen(path.stem, record)}](results/{path.stem}.png)" if path.with_suffix(".png").exists() else ""
     shown = [bases_table(record)] if path in BASES else [measures_table(record), picture]
     if record["seeds"] == 1:
