@@ -46,6 +46,14 @@ def test_a_page_small_enough_to_mail_and_scripts_small_enough_to_read(page):
     assert sizes["served"] < 60_000 and sizes["gzip"] < 20_000
 
 
+@pytest.mark.parametrize("function", live.WIDGETS.values(), ids=live.WIDGETS)
+def test_the_same_in_pytorch_is_where_the_link_leads(function):
+    source = live.source_of(function)
+    path, line = source["address"].split("/blob/main/")[1].split("#L")
+    lines = (live.ROOT / path).read_text(encoding="utf-8").splitlines()
+    assert any(f"def {function.__name__}(" in text for text in lines[int(line) - 1 : int(line) + 2])
+
+
 def test_comments_and_indentation_are_left_out_and_nothing_else():
     script = '// one\nconst a = "http://b"; // two\n  // three\n  if (a)\n    f(a);\n'
     assert live.without_comments(script) == 'const a = "http://b";\nif (a)\nf(a);\n'
