@@ -39,9 +39,9 @@ from farmer_ref.data import __main__ as look
 from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.support import cli
 from farmer_ref.support.errors import InputError, shown
-from farmer_ref.support.files import read_metrics, write_json
+from farmer_ref.support.files import Logged, read_metrics, write_json
 from farmer_ref.support.record import ROOT, provenance
-from farmer_ref.support.settings import Whole, settings_class
+from farmer_ref.support.settings import Whole, parse_json, settings_class
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.presets import DISTILLATIONS
 from farmer_ref.training.runs import Run
@@ -140,11 +140,12 @@ def check_train(case: Case, folder: Path) -> str:
     return check_run(case, folder) or bad_log(folder / str(case.given("--out")))
 
 
-def line_kept(line: dict[str, Any]) -> Check:
-    """A resumed run, whose log still holds the line that was put there: null is allowed in it."""
+def line_kept(line: str) -> Check:
+    """A resumed run, whose log still begins with the line that was put there: null is allowed in it."""
 
     def check(case: Case, folder: Path) -> str:
-        kept = line in read_metrics(folder / str(case.given("--out")))
+        first, *_ = read_metrics(folder / str(case.given("--out")))
+        kept = first == parse_json(Logged, line).model_dump()
         return check_run(case, folder) or ("" if kept else "metrics.jsonl has lost its line")
 
     return check
@@ -358,7 +359,7 @@ def json_cases(run: Path) -> Iterator[Case]:
 
                 what = f"{name}: {'.'.join(map(str, place))} = {shown(value, 40)}"
                 for main, arguments, check in commands:
-                    judge = line_kept(changed) if name == "metrics.jsonl" else check
+                    judge = line_kept(text) if name == "metrics.jsonl" else check
                     yield Case("JSON field", what, main, arguments, judge, prepare)
 
 

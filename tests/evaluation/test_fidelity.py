@@ -14,11 +14,12 @@ import torch_fidelity
 from helpers import draw, fails_with_one_line, folder_of_images
 from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3
+from torch_fidelity.metric_isc import isc_features_to_metric
 
 from farmer_ref import PRESETS, InputError, evaluate
 from farmer_ref.data.sets import ImageSet, load_split
 from farmer_ref.evaluation import fidelity
-from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance
+from farmer_ref.evaluation.metrics import Moments, PixelClassifier, frechet_distance
 
 DIGITS = PRESETS["digits"].model
 CPU = torch.device("cpu")
@@ -129,9 +130,28 @@ def test_the_library_alone_finds_the_same():
     )
     for extractor in (fidelity.extractor_named("pooled", weights=None, device=CPU), fidelity.Extractor("ours", pooled)):
         found = fidelity.figures_of(features(samples, extractor), features(reference, extractor).features)
-        assert found["frechet_distance"] == pytest.approx(alone["frechet_inception_distance"], rel=1e-6)
+        wanted = pytest.approx(alone["frechet_inception_distance"], rel=1e-5)  # whose means are in float32
+        assert found["frechet_distance"] == wanted
         assert (found["precision"], found["recall"]) == (alone["precision"], alone["recall"])
         assert found["inception_score"] is None  # no classifier
+
+
+def test_figures_of_parts_are_those_of_all_at_once(classifier, monkeypatch):
+    """However little is held at a time: 50 rows of distances, and moments of 50 features."""
+    samples, reference = features(split("validation").values, classifier), features(split("test").values, classifier)
+    held, moments_of = [], Moments.of
+    monkeypatch.setattr(Moments, "of", lambda part: held.append(len(part)) or moments_of(part))
+    distances = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda a, b: held.append(len(a)) or distances(a, b))
+    at_once = fidelity.figures_of(samples, reference.features)
+    assert max(held) == len(reference.features) == 300
+    held.clear()
+    monkeypatch.setattr(fidelity, "ROWS", 50)
+    monkeypatch.setattr(fidelity, "PAIRS", 50 * 300)
+    assert fidelity.figures_of(samples, reference.features) == pytest.approx(at_once, rel=1e-9, abs=1e-12)
+    assert max(held) == 50
+    whole = isc_features_to_metric(samples.scores)
+    assert (at_once["inception_score"], at_once["inception_score_deviation"]) == tuple(whole.values())
 
 
 def test_features_of_the_reference_are_computed_once_and_anew_for_another(classifier, torch_home, monkeypatch):
