@@ -69,11 +69,11 @@ class Extractor:
         """The features of images (B,3,H,W), bytes, on the CPU."""
         given = self.function(images)
         features, scores = given if isinstance(given, tuple) else (given, None)
-        for value in (features, *([] if scores is None else [scores])):
+        for value, fewest in ((features, 1), *([] if scores is None else [(scores, 2)])):
             shape = tuple(value.shape)
-            if len(shape) != 2 or shape[0] != len(images) or shape[1] < 2:
+            if len(shape) != 2 or shape[0] != len(images) or shape[1] < fewest:
                 raise InputError(
-                    f"extractor is {self.name!r}, which gives {shape}; allowed: ({len(images)}, 2 or more)"
+                    f"extractor is {self.name!r}, which gives {shape}; allowed: ({len(images)}, {fewest} or more)"
                 )
         return Features(features.float().cpu(), None if scores is None else scores.float().cpu())
 

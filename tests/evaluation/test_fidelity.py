@@ -23,6 +23,7 @@ from farmer_ref.evaluation.metrics import Moments, PixelClassifier, frechet_dist
 
 DIGITS = PRESETS["digits"].model
 CPU = torch.device("cpu")
+PARTS = ("train", "validation", "test")
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +90,18 @@ def test_our_frechet_distance_is_the_library_s(classifier):
         found = fidelity.figures_of(other, reference)["frechet_distance"]
         assert found == pytest.approx(frechet_distance(other.features, reference), rel=1e-3, abs=1e-5)
         assert found > 0
+
+
+def test_a_classifier_of_two_classes_has_one_feature():
+    """An SVM's one score, and two class scores: a folder of cats and dogs has figures, too."""
+    few = {part: split(part, values=(s := split(part)).values, labels=s.labels % 2, num_classes=2) for part in PARTS}
+    classifier = fidelity.classifier_extractor(PixelClassifier(few["train"]), few["train"])
+    samples = features(few["validation"].values, classifier)
+    assert samples.features.shape == (len(few["validation"]), 1) and samples.scores.shape[1] == 2
+    reference = features(few["test"].values, classifier).features
+    found = fidelity.figures_of(samples, reference)
+    assert found["frechet_distance"] == pytest.approx(frechet_distance(samples.features, reference), rel=1e-6)
+    assert 1 <= found["inception_score"] <= 2 and 0 < found["precision"] <= 1
 
 
 class Pooled(torch_fidelity.FeatureExtractorBase):
@@ -341,7 +354,7 @@ def test_what_fails_is_one_line(capsys, tmp_path, monkeypatch):
         (["--extractor-weights", tmp_path / "text.pth"], ["text.pth', which cannot be read"]),
         (["--extractor", "resnet"], ["extractor is 'resnet'", "classifier, inception-v3-compat", "module:function"]),
         (["--extractor", "nothing:here"], ["extractor is 'nothing:here', which cannot be imported"]),
-        (["--extractor", "mine_too:mean"], ["which gives (8,); allowed: (8, 2 or more)"]),
+        (["--extractor", "mine_too:mean"], ["which gives (8,); allowed: (8, 1 or more)"]),
         ([*classifier, "--extractor-weights", "a"], ["extractor_weights is 'a'; allowed: none for classifier"]),
         ([*classifier, "--images", 9], ["images is 9; allowed: 10 or more, of a split that has them"]),
         ([*classifier, "--samples", 9], ["samples is 9, with fid; allowed: 10 or more"]),
