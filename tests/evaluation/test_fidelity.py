@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -321,6 +322,30 @@ def test_inception_with_weights_from_a_file(tmp_path, monkeypatch):
     found, (features, scores) = extractor(images), network(images)
     assert found.features.shape == (3, 2048) and found.scores.shape == (3, 1008)
     assert torch.equal(found.features, features) and torch.equal(found.scores, scores)
+
+
+def damage(path, name):
+    """An .npz file that asks for terabytes, whose compressed data changed, or that is encrypted."""
+    np.savez_compressed(path, arr_0=np.arange(20 * 8 * 8 * 3, dtype=np.uint8).reshape(20, 8, 8, 3))
+    content = bytearray(path.read_bytes())
+    if name == "zlib":
+        content[200] ^= 255
+    elif name == "encrypted":
+        for flag in (6, content.index(b"PK\x01\x02") + 8):
+            content[flag] |= 1
+    path.write_bytes(content)
+    if name == "huge":
+        with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (10**12, 8, 8, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+
+
+@pytest.mark.parametrize("name", ["huge", "zlib", "encrypted"])
+def test_a_damaged_array_is_one_line(tmp_path, name):
+    damage(tmp_path / "a.npz", name)
+    with pytest.raises(InputError, match=r"a\.npz', which cannot be read \(.+\); allowed: an .npz file") as raised:
+        fidelity.SavedSamples(str(tmp_path / "a.npz"), 8)
+    assert "\n" not in str(raised.value)
 
 
 def test_what_fails_is_one_line(capsys, tmp_path, monkeypatch):
