@@ -268,8 +268,8 @@ def figures_of(samples: Features, reference: Tensor) -> dict[str, float | None]:
     them.
 
     Precision and recall compare the distances of all pairs: their time grows quadratically with the number of images,
-    and they need all features, 8 kB an image of Inception's (400 MB for 50,000). Whatever else is held does not grow
-    with that number: moments are summed part by part, and PAIRS distances are held at a time.
+    and they need all features. Inception's are 8 kB an image, 400 MB for 50,000, and its class scores half of that.
+    Nothing else that is held grows with the number: moments are summed part by part, and PAIRS distances are held.
     """
     most = max(len(samples.features), len(reference))
     nearest = {"prc_neighborhood": 3, "prc_batch_size": max(1, PAIRS // most), "save_cpu_ram": True, "verbose": False}
