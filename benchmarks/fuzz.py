@@ -39,9 +39,9 @@ from farmer_ref.data import __main__ as look
 from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.support import cli
 from farmer_ref.support.errors import InputError, shown
-from farmer_ref.support.files import read_metrics, write_json
+from farmer_ref.support.files import Logged, read_metrics, write_json
 from farmer_ref.support.record import ROOT, provenance
-from farmer_ref.support.settings import Whole, settings_class
+from farmer_ref.support.settings import Whole, parse_json, settings_class
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.presets import DISTILLATIONS
 from farmer_ref.training.runs import Run
@@ -116,14 +116,15 @@ def number(text: str | None) -> float | int | None:
 
 
 def bad_log(folder: Path) -> str:
-    """What is wrong with the end of metrics.jsonl, which the command itself wrote."""
+    """What is wrong with the end of metrics.jsonl, which the command itself wrote: null is a figure that was not
+    finite."""
     records = read_metrics(folder)
     bad = not records or any(value is None for value in records[-1].values())
     return "metrics.jsonl ends without finite values" if bad else ""
 
 
-def check_train(case: Case, folder: Path) -> str:
-    """A run that can be read, with the settings given, finite figures, and all of its steps unless its time was up."""
+def check_run(case: Case, folder: Path) -> str:
+    """A run that can be read, with the settings given, and all of its steps unless its time was up."""
     run = folder / str(case.given("--out"))
     saved = json.loads((run / "config.json").read_text())
     settings = saved["training"] | {"model": saved["model"]}
@@ -131,7 +132,23 @@ def check_train(case: Case, folder: Path) -> str:
     done = int(checkpoints(run)[-1].name.removeprefix("step-"))
     if done < settings["steps"] and settings["max_minutes"] is None:
         return f"{done} steps of {settings['steps']}"
-    return not_as_given(case, settings, but=("resume",)) or bad_log(run)
+    return not_as_given(case, settings, but=("resume",))
+
+
+def check_train(case: Case, folder: Path) -> str:
+    """A run, whose log ends with finite figures."""
+    return check_run(case, folder) or bad_log(folder / str(case.given("--out")))
+
+
+def line_kept(line: str) -> Check:
+    """A resumed run, whose log still begins with the line that was put there: null is allowed in it."""
+
+    def check(case: Case, folder: Path) -> str:
+        first, *_ = read_metrics(folder / str(case.given("--out")))
+        kept = first == parse_json(Logged, line).model_dump()
+        return check_run(case, folder) or ("" if kept else "metrics.jsonl has lost its line")
+
+    return check
 
 
 def check_distill(case: Case, folder: Path) -> str:
@@ -342,7 +359,8 @@ def json_cases(run: Path) -> Iterator[Case]:
 
                 what = f"{name}: {'.'.join(map(str, place))} = {shown(value, 40)}"
                 for main, arguments, check in commands:
-                    yield Case("JSON field", what, main, arguments, check, prepare)
+                    judge = line_kept(text) if name == "metrics.jsonl" else check
+                    yield Case("JSON field", what, main, arguments, judge, prepare)
 
 
 def damaged(content: bytes, generator: random.Random) -> bytes:

@@ -192,8 +192,6 @@ def of_hostile_input() -> dict[str, str]:
         "fuzz_of": f"{tried['of']:,}",
         "fuzz_refused": f"{sum(counts.get('refused', 0) for counts in outcomes):,}",
         "fuzz_accepted": f"{sum(counts.get('accepted', 0) for counts in outcomes):,}",
-        "fuzz_tracebacks": in_words(sum(counts.get("traceback", 0) for counts in outcomes)),
-        "fuzz_hangs": in_words(sum(counts.get("hang", 0) for counts in outcomes)),
         "fuzz_findings": in_words(len(tried["findings"])),
         "hub_patience": str(PATIENCE),
         "hub_stalled": str(STALLED),

@@ -15,6 +15,7 @@ from farmer_ref.applications.anomalies import AnomalyScorer
 from farmer_ref.applications.classification import class_log_probs, class_probabilities, expected_calibration_error
 from farmer_ref.applications.editing import change_class, change_details, interpolate
 from farmer_ref.applications.inpainting import inpaint
+from farmer_ref.data.folders import counted, folder_of
 from farmer_ref.data.images import Pictures, read_picture, read_pictures
 from farmer_ref.data.sets import ImageData, batches
 from farmer_ref.model.config import NULL_LABEL, ModelConfig
@@ -171,8 +172,16 @@ class Inputs:
 
     def normal(self) -> str:
         """The data set that the run was trained on; `dataset` where that holds the same images, or none is recorded."""
-        moved = self.run.read_these(self.scored)
-        return self.config.dataset if moved else self.run.dataset(otherwise=self.config.dataset)
+        given = self.config.dataset
+        if self.run.read_these(self.scored):
+            return given
+        own = self.run.dataset(otherwise=given)
+        if given and own.startswith("folder:") and not folder_of(own).is_dir():
+            raise InputError(
+                f"dataset is {given!r}, with other images than {self.run.name} was trained on, and {own} has gone; "
+                "allowed: those images in any folder, or --images to score and --dataset for what is normal"
+            )
+        return own
 
     def as_bytes(self, values: Tensor) -> Tensor:
         """Grey levels 0..L-1 as bytes 0..255, on the CPU."""
@@ -249,7 +258,8 @@ def run_inpaint(config: InpaintConfig) -> str:
                 single = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
                 replace_file(out / f"{name}_{k}.png", lambda path, single=single: single.save(path, format="PNG"))
     return (
-        f"{len(drawn)} images, {missing.double().mean():.0%} of each missing, {config.samples} completions each; "
+        f"{counted(len(drawn), 'image')}, {missing.double().mean():.0%} of each missing, "
+        f"{counted(config.samples, 'completion')} each; "
         f"{done.temperatures} temperatures, {done.acceptance:.0%} of the exact moves accepted: {out}"
     )
 
@@ -276,7 +286,8 @@ def run_edit(config: EditConfig) -> str:
             rows.append(interpolate(model, images[:-1], images[1:], steps=config.steps, latent=latent))
         walks = torch.stack(rows, 1).flatten(0, 1)  # (2 (n-1),steps,C,H,W): latents, pixels, latents, ...
         picture([to_bytes(model.dequantiser.without_noise(walk)) for walk in walks], out)
-        return f"{len(images) - 1} walks of {config.steps} images, in the latents and, below, in the pixels: {out}"
+        walked = counted(len(images) - 1, "walk")
+        return f"{walked} of {config.steps} images, in the latents and, below, in the pixels: {out}"
     if config.change == "class":
         classes = config.labels or tuple(range(min(model.config.num_classes, 10)))
         require(bool(classes), "model's classes", 0, "a model trained with labels, to change the class")
@@ -291,7 +302,7 @@ def run_edit(config: EditConfig) -> str:
         what = f"with {config.steps} other details"
     columns = [originals, *(to_bytes(model.dequantiser.without_noise(edit)) for edit in edits)]
     picture(list(torch.stack(columns, 1)), out)
-    return f"{len(images)} images {what}: {out}"
+    return f"{counted(len(images), 'image')} {what}: {out}"
 
 
 def run_anomaly(config: AnomalyConfig) -> str:
@@ -340,8 +351,8 @@ def run_classify(config: ClassifyConfig) -> str:
         accuracy = (classes == inputs.pictures.labels)[known].double().mean()
         error = expected_calibration_error(probabilities[known], inputs.pictures.labels[known])
         lines.append(
-            f"accuracy {accuracy:.1%} on {int(known.sum())} images ({config.draws} dequantisations each); expected "
-            f"calibration error {error:.1%}"
+            f"accuracy {accuracy:.1%} on {counted(int(known.sum()), 'image')} "
+            f"({counted(config.draws, 'dequantisation')} each); expected calibration error {error:.1%}"
         )
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, NonNegativeInt
 
+from farmer_ref.data.folders import counted
 from farmer_ref.data.sets import ImageData, batches
 from farmer_ref.evaluation.classifier import classifier_for, sample_scores
 from farmer_ref.evaluation.metrics import (
@@ -122,7 +123,9 @@ def evaluate(config: EvaluateConfig) -> dict:
     with parallel.rank_zero_first():
         data = run.split(config.split, dataset, data_root=config.data_root, download=config.download)
     if len(data) < 2:
-        raise InputError(f"split is {config.split!r}, of {len(data)} image of {dataset}; allowed: a split of 2 or more")
+        raise InputError(
+            f"split is {config.split!r}, of {counted(len(data), 'image')} of {dataset}; allowed: a split of 2 or more"
+        )
     classifier = None
     if samples:
         train = run.split("train", dataset, data_root=config.data_root, download=config.download)
@@ -245,7 +248,7 @@ def describe(figures: dict) -> str:
     if figures["bits_per_dim"] is not None:
         lines.append(
             f"  {figures['bits_per_dim']:.4f} bits/dim (± {figures['standard_error']:.4f} over images; "
-            f"uniform dequantisation, {figures['draws']} draws)"
+            f"uniform dequantisation, {counted(figures['draws'], 'draw')})"
         )
         if figures["importance_weighted_bits_per_dim"] is not None:
             lines.append(f"  {figures['importance_weighted_bits_per_dim']:.4f} bits/dim, importance-weighted bound")

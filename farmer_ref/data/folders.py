@@ -110,7 +110,7 @@ def folder_split(name: str, split: str, config: ModelConfig) -> FolderSet:
     labels = {c: label for label, c in enumerate(names)}
     files = [(file.path, labels[c]) for c in sorted(members, key=labels.__getitem__) for file in members[c]]
     if not files:  # by chance, in a small folder
-        note_once(f"{printable(name)} leaves no image for the {split} split; more images would, or a folder {split}")
+        note_once(f"{printable(name)} has no image in its {split} split: add images, or a folder {split}")
     splits = folder.records()  # reads all of it, so that all that is skipped is counted
     if folder.skipped:
         note_once(f"{printable(name)}: skipped {described(folder.skipped)}")
@@ -129,6 +129,16 @@ def folder_split(name: str, split: str, config: ModelConfig) -> FolderSet:
 def listed(names: Sequence[str], most: int = 12) -> str:
     """Names of classes for a message, the first few of many."""
     return ", ".join(names[:most]) + f" and {len(names) - most:,} more" * (len(names) > most)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things for a message: "1 image", "2 images"."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def folder_of(name: str) -> Path:
+    """The PATH of `folder:PATH`."""
+    return Path(os.path.expanduser(name.removeprefix("folder:")))
 
 
 class ImageFile(NamedTuple):
@@ -153,8 +163,8 @@ class ImageFolder:
     def __init__(self, name: str):
         """Read the folder's structure from `folder:PATH`. Raises `InputError` where PATH is none."""
         self.name, self.skipped = name, Counter[str]()
-        given = name.removeprefix("folder:")
-        self.root = Path(os.path.expanduser(given))
+        given = name != "folder:"
+        self.root = folder_of(name)
         if not given or not os.path.isdir(self.root):
             raise InputError(
                 f"dataset is {name!r}, and {printable(self.root) if given else 'nothing'} is not a folder; "

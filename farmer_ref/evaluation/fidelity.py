@@ -16,8 +16,10 @@ Legend: B images of a batch, n of all; F features, K classes; images are bytes 0
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,22 +29,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from tqdm import tqdm
 
 from farmer_ref.data.images import image_files, read_picture
 from farmer_ref.data.sets import ImageData, ImageSet, batches
 from farmer_ref.evaluation.classifier import ConvClassifier
-from farmer_ref.evaluation.metrics import PixelClassifier
+from farmer_ref.evaluation.metrics import Moments, PixelClassifier
 from farmer_ref.support import parallel
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import read_weights, write_weights
 
 INCEPTION = "inception-v3-compat"  # the library's copy of the TensorFlow network behind published FIDs
 FEWEST = 10  # samples, and reference images: the Inception score averages over ten parts of the samples
+ROWS, PAIRS = 1000, 5_000_000  # features whose moments are taken at once, and distances that are held: 20 MB
 PROBE = 8  # reference images whose features identify an extractor
 
 
@@ -65,11 +69,11 @@ class Extractor:
         """The features of images (B,3,H,W), bytes, on the CPU."""
         given = self.function(images)
         features, scores = given if isinstance(given, tuple) else (given, None)
-        for value in (features, *([] if scores is None else [scores])):
+        for value, fewest in ((features, 1), *([] if scores is None else [(scores, 2)])):
             shape = tuple(value.shape)
-            if len(shape) != 2 or shape[0] != len(images) or shape[1] < 2:
+            if len(shape) != 2 or shape[0] != len(images) or shape[1] < fewest:
                 raise InputError(
-                    f"extractor is {self.name!r}, which gives {shape}; allowed: ({len(images)}, 2 or more)"
+                    f"extractor is {self.name!r}, which gives {shape}; allowed: ({len(images)}, {fewest} or more)"
                 )
         return Features(features.float().cpu(), None if scores is None else scores.float().cpu())
 
@@ -259,52 +263,20 @@ def reference_features(
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-class _Rows(Dataset):
-    """Vectors (n,F) as the data set that the library expects."""
-
-    def __init__(self, rows: Tensor):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.rows[index]
-
-
-class _AsGiven(FeatureExtractorBase):
-    """An extractor that passes features through, so that the library computes its metrics from them."""
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str]:
-        return ("as given",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "as given"
-
-    def __init__(self, name: str, features_list: list[str], **_: Any):
-        super().__init__(name, features_list)
-
-    def forward(self, rows: Tensor) -> tuple[Tensor]:
-        return (rows,)
-
-
-AS_GIVEN = "farmer_ref: features as given"
-register_feature_extractor(AS_GIVEN, _AsGiven)
-
-
 def figures_of(samples: Features, reference: Tensor) -> dict[str, float | None]:
     """Fréchet distance, Inception score (None without class scores), precision and recall, as torch-fidelity defines
     them.
 
-    Precision and recall compare the distances of all pairs: their time grows quadratically with the number of images.
+    Precision and recall compare the distances of all pairs: their time grows quadratically with the number of images,
+    and they need all features. Inception's are 8 kB an image, 400 MB for 50,000, and its class scores half of that.
+    Nothing else that is held grows with the number: moments are summed part by part, and PAIRS distances are held.
     """
-    options = {"feature_extractor": AS_GIVEN, "cuda": False, "cache": False, "save_cpu_ram": True, "verbose": False}
-    rows = {"input1": _Rows(samples.features), "input2": _Rows(reference)}
-    found = calculate_metrics(**rows, fid=True, prc=True, **options)
+    most = max(len(samples.features), len(reference))
+    nearest = {"prc_neighborhood": 3, "prc_batch_size": max(1, PAIRS // most), "save_cpu_ram": True, "verbose": False}
+    distance = fid_statistics_to_metric(_statistics(samples.features), _statistics(reference), verbose=False)
+    found = distance | prc_features_to_metric(samples.features, reference, **nearest)
     if samples.scores is not None:
-        found |= calculate_metrics(input1=_Rows(samples.scores), isc=True, **options)
+        found |= _inception_score(samples.scores)
     return {
         "frechet_distance": found["frechet_inception_distance"],
         "inception_score": found.get("inception_score_mean"),
@@ -312,3 +284,18 @@ def figures_of(samples: Features, reference: Tensor) -> dict[str, float | None]:
         "precision": found["precision"],
         "recall": found["recall"],
     }
+
+
+def _statistics(features: Tensor) -> dict[str, np.ndarray]:
+    """Mean and covariance of features (n,F) in float64, as the library holds them."""
+    moments = functools.reduce(Moments.__add__, map(Moments.of, features.split(ROWS)))
+    return {"mu": moments.mean.numpy(), "sigma": moments.covariance.numpy()}
+
+
+def _inception_score(scores: Tensor) -> dict[str, float]:
+    """The library's Inception score of class scores (n,K), part by part: it would hold all of them in float64."""
+    order = np.random.RandomState(2020).permutation(len(scores))
+    ends = [part * len(scores) // FEWEST for part in range(FEWEST + 1)]
+    parts = (scores[order[first:last]] for first, last in itertools.pairwise(ends))
+    found = [isc_features_to_metric(part, splits=1, shuffle=False)["inception_score_mean"] for part in parts]
+    return {"inception_score_mean": float(np.mean(found)), "inception_score_std": float(np.std(found))}

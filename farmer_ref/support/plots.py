@@ -136,18 +136,22 @@ def training_curve(run: Path) -> Figure:
     With Gaussian noise, both are those of images with the noise of the step, whose size is drawn below.
     """
     records = read_metrics(run)
+
+    def points(name: str) -> list[tuple[int, float]]:
+        """Steps and values; without those that were not finite, which the log holds as null."""
+        return [(record["step"], drawable(record[name])) for record in records if record.get(name) is not None]
+
     names = {name.removeprefix("validation_") for record in records for name in record}
     unit = "bits_per_dim" if "bits_per_dim" in names else "nats_per_dim"
     with matplotlib.rc_context(STYLE):
-        noise = [(record["step"], record["noise_std"]) for record in records if "noise_std" in record]
+        noise = points("noise_std")
         heights = [3.6, 1.2] if noise else [3.6]  # inches
         figure = Figure(figsize=(6, sum(heights)), layout="constrained")
         axes, *below = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for name, label in ((unit, "training batch"), (f"validation_{unit}", "validation, EMA weights")):
-            points = [(record["step"], drawable(record[name])) for record in records if record.get(name) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 40 else None, ms=4)
-        values = sorted(drawable(record[unit]) for record in records if record.get(unit) is not None)
+            if found := points(name):
+                axes.plot(*zip(*found, strict=True), label=label, marker="o" if len(found) < 40 else None, ms=4)
+        values = sorted(value for _, value in points(unit))
         if values:  # leaves out the first steps
             axes.set_ylim(values[0] - 0.1, values[int(0.9 * (len(values) - 1))] + 0.1)
         what = "bits/dim" if unit == "bits_per_dim" else "nats/dim of the noised image"

@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from farmer_ref.data.folders import SplitRecord, listed
+from farmer_ref.data.folders import SplitRecord, folder_of, listed
 from farmer_ref.data.images import printable
 from farmer_ref.data.sets import CLASS_NAMES, ImageData, load_split
 from farmer_ref.model.config import ModelConfig, SavedConfig, read_config
@@ -101,8 +101,9 @@ class Run:
         if self.model_config.num_classes and not self.class_names():
             by_place = listed([f"{label} {own}" for label, own in enumerate(names)])
             note_once(f"{self.name} stores no class names: those of {name} are matched by order ({by_place})")
-        elif self.model_config.num_classes and (lacking := set(range(len(names))) - set(data.present())):
-            note_once(f"{name} has no {part} image of {listed([names[label] for label in sorted(lacking)])}")
+        elif self.model_config.num_classes and len(data) and (lacking := set(range(len(names))) - set(data.present())):
+            missing = listed([names[label] for label in sorted(lacking)])
+            note_once(f"{name} has no image of {missing} in its {part} split")
         before = (self.data or {}).get(part)
         own = self.training is not None and self.training.dataset.startswith("folder:")
         if self.data is None and own and part != "train":
@@ -154,8 +155,7 @@ def _spelled_alike(first: str, second: str) -> bool:
     """Whether two names of data sets are equal, or paths of one folder."""
     if not (first.startswith("folder:") and second.startswith("folder:")):
         return first == second
-    paths = (os.path.realpath(os.path.expanduser(name.removeprefix("folder:"))) for name in (first, second))
-    return next(paths) == next(paths)
+    return os.path.realpath(folder_of(first)) == os.path.realpath(folder_of(second))
 
 
 def saved_settings(folder: Path) -> TrainConfig:

@@ -98,12 +98,12 @@ def test_apply_anomaly_takes_what_is_normal_from_the_run_s_own_data(trained, tmp
 def test_apply_classify_tells_what_it_read(capsys, trained, pictures, tmp_path):
     line = ["classify", "--run", trained, "--draws", 1, "--temperature", 2]
     apply.main([str(part) for part in (*line, "--images", pictures, "--out", tmp_path / "read.json")])
-    assert "c.png" in (printed := capsys.readouterr().out) and "on 1 images (1 dequantisations each)" in printed
+    assert "c.png" in (printed := capsys.readouterr().out) and "on 1 image (1 dequantisation each)" in printed
     rows = json.loads((tmp_path / "read.json").read_text())["images"]
     assert [row["label"] for row in rows] == [-1, 7, -1]
     assert sum(rows[0]["probabilities"]) == pytest.approx(1)
     apply.main([str(part) for part in (*line, "--count", 20)])
-    assert "on 20 images (1 dequantisations each)" in capsys.readouterr().out
+    assert "on 20 images (1 dequantisation each)" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

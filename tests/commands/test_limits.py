@@ -1,7 +1,11 @@
 """Sizes that cannot fit are refused before anything is allocated; values that are not finite are never shown."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +130,16 @@ def test_training_that_cannot_fit_is_refused(capsys, tmp_path, arguments, part):
     assert not (tmp_path / "run").exists()
 
 
+TEMPERATURES = ["redundant-temperature", "guidance.weight-temperature", "guidance.scale-temperature", "guidance.scale"]
+
+
+@pytest.mark.parametrize("flag", TEMPERATURES)
+@pytest.mark.parametrize("command", [sample.main, evaluate.main])
+def test_a_temperature_that_float32_does_not_hold_is_refused(capsys, trained, command, flag):
+    line = ["--run", trained, f"--{flag}", "1e308"]
+    fails_with_one_line(capsys, command, line, f"{flag.replace('-', '_')} is 1e+308; allowed: ")
+
+
 @pytest.mark.parametrize("main", [train.main, distill.main])
 def test_a_run_folder_that_utf_8_cannot_express_is_refused(capsys, main):
     fails_with_one_line(capsys, main, ["--out", "\udcff"], "out is '\\udcff'", "UTF-8")
@@ -201,6 +215,35 @@ def test_the_figures_of_samples_are_those_of_all_at_once_and_their_memory_is_fla
     other = scores.flip(1) + 1
     assert frechet_distance(moments, other) == pytest.approx(frechet_distance(scores, other), rel=1e-10)
     assert frechet_distance(moments, scores) < 1e-6
+
+
+PEAK = """
+import importlib, re, sys
+from pathlib import Path
+importlib.import_module(f"farmer_ref.{sys.argv[1]}").main(sys.argv[2:])
+print(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the largest memory of a process")
+def test_memory_hardly_grows_with_the_number_of_samples(trained, tmp_path):
+    """20,000 against 2,000: in an array, judged by a classifier, and as FID of that array."""
+    environment = os.environ | {"TORCH_HOME": str(tmp_path), "PYTHONPATH": str(Path(train.__file__).parents[1])}
+
+    def peak(*arguments):
+        line = [sys.executable, "-c", PEAK, *map(str, arguments), "--run", str(trained), "--device", "cpu"]
+        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout.splitlines()[-1])
+
+    peaks = []
+    for samples in (2000, 20_000):
+        drawn = peak("sample", "--count", samples, "--out", f"{samples}.npz")
+        judged = peak("evaluate", "--samples", samples, "--draws", 1)
+        compared = peak("evaluate", "--fid", "--extractor", "classifier", "--samples-from", f"{samples}.npz")
+        peaks.append(torch.tensor([drawn, judged, compared]))
+    assert (peaks[1] <= 1.1 * peaks[0]).all(), peaks
 
 
 @pytest.mark.parametrize("name", ["data-root", "dataset"])

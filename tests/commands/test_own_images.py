@@ -97,7 +97,7 @@ def test_a_folder_with_fewer_classes_keeps_their_labels(home, copy, tmp_path, ca
     dogs = f"folder:{copy / 'pets'}"
     rows = classified(tmp_path, "--run", home / "run", "--dataset", dogs, "--split", "train", "--count", 20)
     assert {row["label"] for row in rows} == {1}
-    assert "has no train image of cat" in capsys.readouterr().err
+    assert "has no image of cat in its train split" in capsys.readouterr().err
     Run.open(home / "run").load().save_pretrained(tmp_path / "exported")
     rows = classified(tmp_path, "--run", tmp_path / "exported", "--dataset", dogs, "--split", "train", "--count", 2)
     assert {row["label"] for row in rows} == {1}
@@ -212,6 +212,10 @@ def test_anomalies_of_moved_images(copy, tmp_path, capsys):
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
     main(apply, *line, "--dataset", f"folder:{copy / 'pets'}", "--images", tmp_path)
     fails_with_one_line(capsys, apply.main, [*line, "--images", tmp_path], "gone is not a folder")
+    changed = next((copy / "pets" / "cat").iterdir())
+    shutil.copy(changed, changed.with_name("one-more.png"))
+    line_of_changed = [*line, "--dataset", f"folder:{copy / 'pets'}", "--split", "train", "--count", 2]
+    fails_with_one_line(capsys, apply.main, line_of_changed, "pets', with other images", "folder:gone has gone")
     line = ["classify", "--run", copy / "run", "--images", tmp_path, "--dataset", "digits"]
     fails_with_one_line(capsys, apply.main, line, "dataset is 'digits'; allowed: none with images")
 
@@ -256,7 +260,7 @@ def test_a_run_without_validation_images(tmp_path, capsys):
     main(train, *QUICK, *shape, "--steps", 4, "--out", tmp_path / "run")
     printed = capsys.readouterr()
     assert "no validation images" in printed.out
-    assert "leaves no image for the validation split" in printed.err
+    assert "has no image in its validation split" in printed.err
     main(distill, "--run", tmp_path / "run", *BRIEF)
     assert "none, without validation images" in capsys.readouterr().out
     line = ["classify", "--run", tmp_path / "run"]

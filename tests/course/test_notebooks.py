@@ -48,6 +48,14 @@ def test_the_two_files_are_one_notebook(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_finds_its_files_from_any_folder(name):
+    """What it reads of the repository begins at ROOT, and what it writes in a temporary folder."""
+    code = "\n".join(sources(read(name), "code"))
+    found = re.findall(r"""(\w* ?/? ?)f?["'](?:\.\./)*(?:results|notebooks|book|data|runs)/""", code)
+    assert all(before == "ROOT / " for before in found), found
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_was_run_to_its_end_without_a_complaint(name):
     cells = [cell for cell in read(name).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))

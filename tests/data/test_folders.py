@@ -160,7 +160,7 @@ def test_a_limit_spreads_over_the_classes(tmp_path):
 def test_a_split_that_happens_to_be_empty_is_said(tmp_path, capsys):
     fill(tmp_path / "cat", count=1)
     assert [len(load_split(f"folder:{tmp_path}", split, named("cat"))) for split in ("validation", "test")] == [0, 0]
-    assert "leaves no image for the test split" in capsys.readouterr().err
+    assert "has no image in its test split" in capsys.readouterr().err
 
 
 def test_records_tell_changes_from_moves(tmp_path):

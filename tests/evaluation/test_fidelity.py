@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,16 @@ import torch_fidelity
 from helpers import draw, fails_with_one_line, folder_of_images
 from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3
+from torch_fidelity.metric_isc import isc_features_to_metric
 
 from farmer_ref import PRESETS, InputError, evaluate
 from farmer_ref.data.sets import ImageSet, load_split
 from farmer_ref.evaluation import fidelity
-from farmer_ref.evaluation.metrics import PixelClassifier, frechet_distance
+from farmer_ref.evaluation.metrics import Moments, PixelClassifier, frechet_distance
 
 DIGITS = PRESETS["digits"].model
 CPU = torch.device("cpu")
+PARTS = ("train", "validation", "test")
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +93,18 @@ def test_our_frechet_distance_is_the_library_s(classifier):
         assert found > 0
 
 
+def test_a_classifier_of_two_classes_has_one_feature():
+    """An SVM's one score, and two class scores: a folder of cats and dogs has figures, too."""
+    few = {part: split(part, values=(s := split(part)).values, labels=s.labels % 2, num_classes=2) for part in PARTS}
+    classifier = fidelity.classifier_extractor(PixelClassifier(few["train"]), few["train"])
+    samples = features(few["validation"].values, classifier)
+    assert samples.features.shape == (len(few["validation"]), 1) and samples.scores.shape[1] == 2
+    reference = features(few["test"].values, classifier).features
+    found = fidelity.figures_of(samples, reference)
+    assert found["frechet_distance"] == pytest.approx(frechet_distance(samples.features, reference), rel=1e-6)
+    assert 1 <= found["inception_score"] <= 2 and 0 < found["precision"] <= 1
+
+
 class Pooled(torch_fidelity.FeatureExtractorBase):
     """`pooled` as the library's users write an extractor."""
 
@@ -129,9 +144,28 @@ def test_the_library_alone_finds_the_same():
     )
     for extractor in (fidelity.extractor_named("pooled", weights=None, device=CPU), fidelity.Extractor("ours", pooled)):
         found = fidelity.figures_of(features(samples, extractor), features(reference, extractor).features)
-        assert found["frechet_distance"] == pytest.approx(alone["frechet_inception_distance"], rel=1e-6)
+        wanted = pytest.approx(alone["frechet_inception_distance"], rel=1e-5)  # whose means are in float32
+        assert found["frechet_distance"] == wanted
         assert (found["precision"], found["recall"]) == (alone["precision"], alone["recall"])
         assert found["inception_score"] is None  # no classifier
+
+
+def test_figures_of_parts_are_those_of_all_at_once(classifier, monkeypatch):
+    """However little is held at a time: 50 rows of distances, and moments of 50 features."""
+    samples, reference = features(split("validation").values, classifier), features(split("test").values, classifier)
+    held, moments_of = [], Moments.of
+    monkeypatch.setattr(Moments, "of", lambda part: held.append(len(part)) or moments_of(part))
+    distances = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda a, b: held.append(len(a)) or distances(a, b))
+    at_once = fidelity.figures_of(samples, reference.features)
+    assert max(held) == len(reference.features) == 300
+    held.clear()
+    monkeypatch.setattr(fidelity, "ROWS", 50)
+    monkeypatch.setattr(fidelity, "PAIRS", 50 * 300)
+    assert fidelity.figures_of(samples, reference.features) == pytest.approx(at_once, rel=1e-9, abs=1e-12)
+    assert max(held) == 50
+    whole = isc_features_to_metric(samples.scores)
+    assert (at_once["inception_score"], at_once["inception_score_deviation"]) == tuple(whole.values())
 
 
 def test_features_of_the_reference_are_computed_once_and_anew_for_another(classifier, torch_home, monkeypatch):
@@ -290,6 +324,30 @@ def test_inception_with_weights_from_a_file(tmp_path, monkeypatch):
     assert torch.equal(found.features, features) and torch.equal(found.scores, scores)
 
 
+def damage(path, name):
+    """An .npz file that asks for terabytes, whose compressed data changed, or that is encrypted."""
+    np.savez_compressed(path, arr_0=np.arange(20 * 8 * 8 * 3, dtype=np.uint8).reshape(20, 8, 8, 3))
+    content = bytearray(path.read_bytes())
+    if name == "zlib":
+        content[200] ^= 255
+    elif name == "encrypted":
+        for flag in (6, content.index(b"PK\x01\x02") + 8):
+            content[flag] |= 1
+    path.write_bytes(content)
+    if name == "huge":
+        with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (10**12, 8, 8, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+
+
+@pytest.mark.parametrize("name", ["huge", "zlib", "encrypted"])
+def test_a_damaged_array_is_one_line(tmp_path, name):
+    damage(tmp_path / "a.npz", name)
+    with pytest.raises(InputError, match=r"a\.npz', which cannot be read \(.+\); allowed: an .npz file") as raised:
+        fidelity.SavedSamples(str(tmp_path / "a.npz"), 8)
+    assert "\n" not in str(raised.value)
+
+
 def test_what_fails_is_one_line(capsys, tmp_path, monkeypatch):
     def no_network(*_, **__):
         raise OSError("<urlopen error [Errno -2] Name or service not known>")
@@ -321,7 +379,7 @@ def test_what_fails_is_one_line(capsys, tmp_path, monkeypatch):
         (["--extractor-weights", tmp_path / "text.pth"], ["text.pth', which cannot be read"]),
         (["--extractor", "resnet"], ["extractor is 'resnet'", "classifier, inception-v3-compat", "module:function"]),
         (["--extractor", "nothing:here"], ["extractor is 'nothing:here', which cannot be imported"]),
-        (["--extractor", "mine_too:mean"], ["which gives (8,); allowed: (8, 2 or more)"]),
+        (["--extractor", "mine_too:mean"], ["which gives (8,); allowed: (8, 1 or more)"]),
         ([*classifier, "--extractor-weights", "a"], ["extractor_weights is 'a'; allowed: none for classifier"]),
         ([*classifier, "--images", 9], ["images is 9; allowed: 10 or more, of a split that has them"]),
         ([*classifier, "--samples", 9], ["samples is 9, with fid; allowed: 10 or more"]),

@@ -21,6 +21,8 @@ from farmer_ref import InputError, ModelConfig, TrainConfig
         ("noise_final", 0.2, "at most noise_start"),
         ("components", 0, "1 or more"),
         ("num_classes", -1, "0 or more"),
+        ("condition_repeats", 0, "1 to 1,000,000"),
+        ("condition_repeats", 10**30, "1 to 1,000,000"),
     ],
 )
 def test_bad_model_fields_are_named(field, value, allowed):

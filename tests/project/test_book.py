@@ -152,6 +152,13 @@ def test_listed_tests_exist():
             assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, test
 
 
+def test_tests_that_a_page_names_exist():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "book" / "your_pictures.md").read_text(encoding="utf-8")))
+    assert len(named) > 50
+    assert [name for name in sorted(named) if f"def {name}(" not in tests] == []
+
+
 # -- other papers ------------------------------------------------------------------------------------------------------
 
 NAMED = re.compile(r"([A-Z][\w'-]+) (?:(et al\.?)|and [A-Z][\w-]+)?,? ?\(?((?:19|20)\d\d[a-z]?)\b")

@@ -7,7 +7,15 @@ import torch
 from safetensors.torch import save_file
 
 from farmer_ref import InputError
-from farmer_ref.support.files import read_metadata, read_weights, replace_file, write_json, write_weights
+from farmer_ref.support.files import (
+    CHECKSUM,
+    PRETRAINED,
+    read_metadata,
+    read_weights,
+    replace_file,
+    write_json,
+    write_weights,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -59,6 +67,16 @@ def spaces_of(file):
     """The places of the spaces that fill up the header of a safetensors file."""
     end = 8 + int.from_bytes(file[:8], "little")
     return set(range(len(file[:end].rstrip()), end))
+
+
+@pytest.mark.parametrize("path", sorted(PRETRAINED.rglob("*.safetensors")), ids=lambda path: path.parent.name)
+def test_a_flipped_bit_of_a_shipped_file_is_noticed(tmp_path, path):
+    assert read_weights(path) and CHECKSUM in read_metadata(path)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    (tmp_path / path.name).write_bytes(content)
+    with pytest.raises(InputError, match="has changed since it was written"):
+        read_weights(tmp_path / path.name)
 
 
 def test_a_file_without_a_checksum_is_read(tmp_path):

@@ -61,8 +61,23 @@ def test_a_uniform_run_has_one_panel_in_bits(tmp_path):
     assert not any("noise_std" in name for line in metrics(tmp_path) for name in line)
 
 
-def test_a_number_that_no_axis_can_show_is_drawn_all_the_same(tmp_path):
-    lines = [{"step": 1, "bits_per_dim": 1e308}, {"step": 2, "bits_per_dim": -1e308}]
+@pytest.mark.parametrize("name", ["bits_per_dim", "noise_std"])
+def test_a_number_that_no_axis_can_show_is_drawn_all_the_same(tmp_path, name):
+    lines = [{"step": 1, "bits_per_dim": 2, name: 1e308}, {"step": 2, "bits_per_dim": 2, name: -1e308}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     training_curve(tmp_path).savefig(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_a_figure_that_was_not_finite_is_a_gap_in_the_curve_and_stays_in_the_log(tmp_path):
+    """The log holds it as null, as where a step was skipped: a run resumes all the same, and keeps its line."""
+    train.main([*BRIEF, "--model.dequantisation", "gaussian", "--out", str(tmp_path)])
+    log = tmp_path / "metrics.jsonl"
+    first, *others = metrics(tmp_path)
+    for name in set(first) - {"step"}:
+        log.write_text("".join(json.dumps(line) + "\n" for line in (first | {name: None}, *others)))
+        train.main([*BRIEF, "--model.dequantisation", "gaussian", "--out", str(tmp_path), "--resume"])
+        assert metrics(tmp_path) == [first | {name: None}, *others]
+        curve, noise = training_curve(tmp_path).axes
+        gap = {"nats_per_dim": curve, "noise_std": noise}.get(name)
+        assert gap is None or first["step"] not in gap.lines[0].get_xdata()
