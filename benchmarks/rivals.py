@@ -16,7 +16,8 @@ bits/dim, of the log-density of uniformly dequantised images. Writes results/riv
 The port's factory, Patch PCA and loss are for three colours (`3 * patch_size * patch_size` in jetformer.py and
 latents.py, `H * W * 3` in losses.py). Its flow, decoder and mixture have no such number: we put these three together,
 and change nothing in them. `masking_mode` is "pairing", because with the port's default, "masking", a coupling of
-channels ignores its permutation, and half of the channels would never change.
+channels ignores its permutation, and half of the channels would never change. Its mixture's components start out
+identical, so they have the same gradients and stay identical: one variant starts with their means apart.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from farmer_ref.support.settings import Whole, settings_class
 from farmer_ref.training.config import RunConfig
 from farmer_ref.training.trainer import MovingAverage, keep_freed_memory, make_optimiser
 
+PRESET = PRESETS["mnist"]  # the shape of ours, and everyone's weight decay and moving average
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a contender's time, where its curve has a point
 RATES = (1e-3, 2e-3, 4e-3)  # tried first
 WARM_UP = 0.05  # share of the time
@@ -102,7 +104,7 @@ def log_normal(z: Tensor) -> Tensor:
 
 
 class OurFarmer(nn.Module):
-    """FARMER (Eq. 6)."""
+    """FARMER."""
 
     def __init__(self, shape: ModelConfig, values: Tensor):
         super().__init__()
@@ -161,7 +163,8 @@ class TarFlow(nn.Module):
 class JetFormer(nn.Module):
     """The port's coupling flow over tokens, and its decoder, whose prefix is the class and whose head is a mixture."""
 
-    def __init__(self, public: JetFormerCode, shape: ModelConfig, *, couplings: int = 8):
+    def __init__(self, public: JetFormerCode, shape: ModelConfig, *, couplings: int = 8, scattered: bool = False):
+        """`scattered`: the means of the mixture's components start apart, as those of our prior do."""
         super().__init__()
         self.side, self.mixture = shape.image_size // shape.patch_size, public.gmm_distribution
         self.patchify = Patchify(shape.image_size, shape.channels, patch_size=shape.patch_size)
@@ -194,6 +197,9 @@ class JetFormer(nn.Module):
             image_ar_dim=shape.token_channels,
             per_modality_final_norm=True,
         )
+        if scattered:
+            of_components = self.decoder.img_head.bias.data[shape.components :].view(-1, 2, shape.token_channels)
+            nn.init.normal_(of_components[:, 0], std=0.1 / math.sqrt(shape.token_channels))
 
     def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (B,N,D) and log|det| (B,)."""
@@ -238,7 +244,8 @@ def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Buil
     """Every contender: its variants by name, each a function of the shape. The better one on validation competes."""
 
     def ours(pixels: Literal["linear", "histogram"]) -> dict[str, Builder]:
-        return {"4 x 2": lambda shape: OurFarmer(dataclasses.replace(shape, pixels=pixels), values)}
+        name = f"{PRESET.model.flow_blocks} x {PRESET.model.flow_layers}"
+        return {name: lambda shape: OurFarmer(dataclasses.replace(shape, pixels=pixels), values)}
 
     found = {"FARMER, histogram": ours("histogram"), "FARMER, linear": ours("linear")}
     if config.tarflow:
@@ -249,7 +256,10 @@ def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Buil
         }
     if config.jetformer:
         port = jetformer_code(config.jetformer)
-        found["JetFormer, port"] = {"8 x 1": lambda shape: JetFormer(port, shape)}
+        found["JetFormer, port"] = {
+            "8 x 1": lambda shape: JetFormer(port, shape),
+            "8 x 1, scattered means": lambda shape: JetFormer(port, shape, scattered=True),
+        }
     found["coupling flow"] = {
         "8 x 2": lambda shape: OurCoupling(shape, 8, 2),
         "16 x 1": lambda shape: OurCoupling(shape, 16, 1),
@@ -259,7 +269,7 @@ def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Buil
 
 def check_logdet(build: Builder) -> None:
     """Compare log|det| with that of the Jacobian by automatic differentiation, on 8x8 pixels, at random weights."""
-    shape = dataclasses.replace(PRESETS["mnist"].model, image_size=8)
+    shape = dataclasses.replace(PRESET.model, image_size=8)
     torch.manual_seed(0)
     contender = build(shape).eval()
     with torch.no_grad():
@@ -280,12 +290,11 @@ class Training:
 
     def __init__(self, contender: nn.Module, data: ImageSet, *, config: RivalsConfig, rate: float, minutes: float):
         self.contender, self.data, self.budget = contender, data, 60 * minutes
-        preset = PRESETS["mnist"]
         self.config = RunConfig(
             batch_size=config.batch_size,
             learning_rate=rate,
-            weight_decay=preset.weight_decay,
-            ema_decay=preset.ema_decay,
+            weight_decay=PRESET.weight_decay,
+            ema_decay=PRESET.ema_decay,
         )
         self.optimiser = make_optimiser(contender, self.config)
         self.average = MovingAverage(contender, lambda: copy.deepcopy(contender), decay=self.config.ema_decay)
@@ -348,7 +357,7 @@ def choose_rates(config: RivalsConfig, built: dict[str, dict[str, Builder]], rec
 
     def bits_at(rate: float, name: str, variant: str) -> float:
         torch.manual_seed(config.seed)
-        contender = built[name][variant](PRESETS["mnist"].model)
+        contender = built[name][variant](PRESET.model)
         training = Training(contender, train, config=config, rate=rate, minutes=config.trial_minutes)
         training.until(math.inf)
         bits = training.score(validation, config.validation_images)["bits_per_dim"]
@@ -375,7 +384,7 @@ def contest(config: RivalsConfig, built: dict[str, dict[str, Builder]], record: 
         trials = [trial for trial in record["rates"]["trials"] if trial["contender"] == name]
         best = min(trials, key=lambda trial: trial["bits_per_dim"])
         torch.manual_seed(config.seed)
-        contender = variants[best["variant"]](PRESETS["mnist"].model)
+        contender = variants[best["variant"]](PRESET.model)
         rate = best["learning_rate"]
         trainings[name] = Training(contender, train, config=config, rate=rate, minutes=config.minutes)
         record["contenders"][name] = {"variant": best["variant"], "learning_rate": rate, "curve": []}
@@ -400,7 +409,7 @@ def contest(config: RivalsConfig, built: dict[str, dict[str, Builder]], record: 
 
 def splits(config: RivalsConfig, *names: str) -> list[ImageSet]:
     """Splits of MNIST."""
-    return [load_split("mnist", name, PRESETS["mnist"].model, data_root=config.data_root) for name in names]
+    return [load_split("mnist", name, PRESET.model, data_root=config.data_root) for name in names]
 
 
 # -- the figure --------------------------------------------------------------------------------------------------------
