@@ -382,6 +382,8 @@ def contest(config: RivalsConfig, built: dict[str, dict[str, Builder]], record: 
     record["contenders"] = {}
     for name, variants in built.items():
         trials = [trial for trial in record["rates"]["trials"] if trial["contender"] == name]
+        if not trials:
+            raise InputError(f"stage is 'contest', and {out} has no rate for {name}; allowed: all, or rates before")
         best = min(trials, key=lambda trial: trial["bits_per_dim"])
         torch.manual_seed(config.seed)
         contender = variants[best["variant"]](PRESET.model)
@@ -449,7 +451,8 @@ def main(argv: list[str] | None = None) -> None:
             settings = dataclasses.asdict(dataclasses.replace(config, tarflow="", jetformer="", data_root="data"))
             heads = ("model", "bits_per_dim", "kind", "note")
             published = [dict(zip(heads, row, strict=True)) for row in PUBLISHED]
-            record = {**provenance(torch.device("cpu")), "settings": settings, "published": published, **record}
+            made = {**provenance(torch.device("cpu")), "settings": settings, "published": published}
+            record = {**made, "rates": record["rates"]}
             contest(config, built, record, out)
     if config.stage != "rates":
         with matplotlib.rc_context({"svg.hashsalt": "farmer"}):

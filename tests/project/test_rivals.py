@@ -108,6 +108,12 @@ def test_a_contest_from_the_rates_to_the_figure(tmp_path, capsys):
     assert len(figure.read_text()) == len(drawn)
 
 
+def test_a_contest_needs_rates_of_all(tmp_path):
+    (tmp_path / "results" / "rivals.json").write_text(json.dumps({"rates": {"trials": []}}))
+    with pytest.raises(InputError, match="no rate for FARMER, histogram"):
+        rivals.main(["--stage", "contest"])
+
+
 @pytest.mark.parametrize("clone", ["tarflow", "jetformer"])
 def test_a_folder_that_is_no_clone_is_named(clone, tmp_path):
     with pytest.raises(InputError, match=f"{clone} is .*; allowed: a clone of"):
