@@ -296,7 +296,7 @@ def published() -> str:
     """Published bits/dim on MNIST."""
     heads = ["published, not measured here", "bits/dim", "", "remark"]
     rows = [
-        [row["model"], f"{row['bits_per_dim']:.3g}", row["kind"], row["note"]] for row in load("rivals")["published"]
+        [row["model"], f"{row['bits_per_dim']:g}", row["kind"], row["note"]] for row in load("rivals")["published"]
     ]
     return table(heads, rows)
 
