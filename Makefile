@@ -84,7 +84,7 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))
-	$(if $(TARFLOW)$(JETFORMER),$(BIN)/python -m benchmarks.rivals --minutes 8 $(if $(TARFLOW),--tarflow $(TARFLOW)) $(if $(JETFORMER),--jetformer $(JETFORMER)))
+	$(if $(TARFLOW)$(JETFORMER),$(BIN)/python -m benchmarks.rivals $(if $(TARFLOW),--tarflow $(TARFLOW)) $(if $(JETFORMER),--jetformer $(JETFORMER)))
 	$(BIN)/python -m book.refresh
 
 # Measure what needs a GPU (downloads the data sets into data/).
