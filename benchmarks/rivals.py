@@ -35,6 +35,7 @@ from typing import Any, Literal
 import matplotlib
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -415,19 +416,18 @@ def splits(config: RivalsConfig, *names: str) -> list[ImageSet]:
 
 
 def draw(record: dict[str, Any]) -> Figure:
-    """Validation bits/dim over processor seconds, both logarithmic; every curve has its name at its end."""
+    """Validation bits/dim over processor seconds, on a logarithmic axis; the legend has the last points."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         for colour, (name, found) in zip(COLOURS, record["contenders"].items(), strict=False):
             seconds, bits = ([point[key] for point in found["curve"]] for key in ("seconds", "bits_per_dim"))
-            axes.plot(seconds, bits, marker="o", ms=4, color=colour, label=name)
-            place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-            axes.annotate(f"{name} {bits[-1]:.2f}", (seconds[-1], bits[-1]), **place, fontsize=8, color=colour)
+            axes.plot(seconds, bits, marker="o", ms=4, color=colour, label=f"{name}: {bits[-1]:.2f}")
         axes.set(xscale="log", xlabel="processor seconds of training, one thread", ylabel="validation bits/dim")
-        axes.set_xticks([60 * record["settings"]["minutes"] * share for share in SHARES], minor=False)
+        axes.set_xticks([60 * record["settings"]["minutes"] * share for share in SHARES])
         axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.legend(frameon=False)
     return figure
 
 
