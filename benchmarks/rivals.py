@@ -1,0 +1,461 @@
+"""Bits/dim on MNIST at equal seconds, against rivals: `python -m benchmarks.rivals --tarflow PATH --jetformer PATH`.
+
+Contenders, each with about as many weights and told the class of an image:
+
+- FARMER of the preset `mnist`, in linear pixels and in the histogram's coordinates;
+- the public TARFlow code (github.com/apple/ml-tarflow), with its unit Gaussian;
+- a PyTorch port of JetFormer (github.com/alexojica/JetFormer);
+- an affine coupling flow of our own, with a unit Gaussian.
+
+All train in one process and on one thread, in turns, by the same optimiser, schedule, batches and moving average. The
+clock counts the processor time of a contender's training steps alone, so that other work on the machine does not
+count. The learning rate of each, and the better of two variants of TARFlow and of JetFormer, are chosen by short runs
+(`--stage rates`) on validation images, which the curves show, too; test images are used once, at the end. Every figure
+is a bound on the discrete bits/dim, from the log-density of uniformly dequantised images. Writes results/rivals.json
+and results/rivals.svg.
+
+The port's factory, Patch PCA and loss are for three colours (`3 * patch_size * patch_size` in jetformer.py and
+latents.py, `H * W * 3` in losses.py). Its flow, decoder and mixture have no such number: we put these three together,
+and change nothing in them. `masking_mode` is "pairing", because with the port's default, "masking", a coupling of
+channels ignores its permutation, and half of the channels would never change. Its mixture's components start out
+identical, so they have the same gradients and stay identical: one variant starts with their means apart.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from benchmarks.tarflow import public_code
+from farmer_ref import PRESETS, Farmer, InputError, ModelConfig
+from farmer_ref.data.sets import ImageSet, batches, load_split
+from farmer_ref.model.coupling import CouplingFlow
+from farmer_ref.model.tokens import Dequantiser, Patchify, nats_to_bits_per_dim
+from farmer_ref.support import cli
+from farmer_ref.support.files import read_json, write_json
+from farmer_ref.support.plots import COLOURS, STYLE
+from farmer_ref.support.record import ROOT, provenance
+from farmer_ref.support.settings import Whole, settings_class
+from farmer_ref.training.config import RunConfig
+from farmer_ref.training.trainer import MovingAverage, keep_freed_memory, make_optimiser
+
+PRESET = PRESETS["mnist"]  # the shape of ours, and everyone's weight decay and moving average
+SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a contender's time, where its curve has a point
+RATES = (1e-3, 2e-3, 4e-3)  # tried first
+WARM_UP = 0.05  # share of the time
+SLICE = 20.0  # seconds of a turn
+UNIFORM = Dequantiser("uniform", 256, noise_start=1.0, noise_final=1.0)
+PUBLISHED = (
+    ("PixelCNN, UvA tutorial 12", 0.808, "exact", "grey levels without noise, 0.9M parameters"),
+    ("Residual Flow", 0.970, "bound", "Chen et al. 2019"),
+    ("FFJORD", 0.99, "bound", "table of Chen et al. 2019"),
+    ("multi-scale coupling flow, UvA tutorial 11", 1.020, "bound", "variational dequantisation, 1.7M parameters"),
+    ("coupling flow, UvA tutorial 11", 1.043, "bound", "variational dequantisation"),
+    ("Glow", 1.05, "bound", "table of Chen et al. 2019"),
+    ("RealNVP", 1.06, "bound", "table of Chen et al. 2019"),
+    ("coupling flow, UvA tutorial 11", 1.078, "bound", "uniform dequantisation"),
+)
+
+
+@settings_class
+class RivalsConfig:
+    """The contest."""
+
+    stage: Literal["all", "rates", "contest", "figure"] = "all"
+    """Choose the learning rates, train with those that were chosen, draw; or all of it."""
+    tarflow: str = ""
+    """A clone of github.com/apple/ml-tarflow; without one, TARFlow takes no part."""
+    jetformer: str = ""
+    """A clone of github.com/alexojica/JetFormer; without one, JetFormer takes no part."""
+    minutes: PositiveFloat = 5.0
+    """Processor time of each contender's training."""
+    trial_minutes: PositiveFloat = 0.5
+    """That of a short run, whose schedule is fitted to it."""
+    batch_size: PositiveInt = 32
+    """Images per step."""
+    validation_images: PositiveInt = 500
+    """Images of the validation split."""
+    test_images: PositiveInt = 2000
+    """Images of the test split."""
+    data_root: str = "data"
+    """Where torchvision keeps its data sets."""
+    seed: Whole = 0
+    """Seed of weights, batches and noise."""
+
+
+# -- the contenders: modules from images (B,C,H,W) in [-1, 1] and labels (B,) to log p (B,) ----------------------------
+
+
+def log_normal(z: Tensor) -> Tensor:
+    """log N(z; 0, I) (B,) of latents (B,N,D)."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum((1, 2))
+
+
+class OurFarmer(nn.Module):
+    """FARMER."""
+
+    def __init__(self, shape: ModelConfig, values: Tensor):
+        super().__init__()
+        self.model = Farmer(shape)
+        self.model.pixels.fit(values)
+
+    def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B,N,D) and log|det| (B,)."""
+        x, log_slope = self.model.to_tokens(images)
+        z, logdet = self.model.flow(x)
+        return z, logdet + log_slope
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """log p (B,)."""
+        return self.model(images, labels).total
+
+
+class OurCoupling(nn.Module):
+    """An affine coupling flow whose latents are standard normal."""
+
+    def __init__(self, shape: ModelConfig, blocks: int, layers: int):
+        super().__init__()
+        self.patchify = Patchify(shape.image_size, shape.channels, patch_size=shape.patch_size)
+        settings = {**shape.flow_settings(), "blocks": blocks, "layers": layers, "channel_mixing": False}
+        self.flow = CouplingFlow(shape.tokens, shape.token_channels, **{**settings, "num_classes": shape.num_classes})
+
+    def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B,N,D) and log|det| (B,)."""
+        return self.flow(self.patchify(images), labels)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """log p (B,)."""
+        z, logdet = self.encode(images, labels)
+        return log_normal(z) + logdet
+
+
+class TarFlow(nn.Module):
+    """The public TARFlow model, whose log-determinant is a mean over N D."""
+
+    def __init__(self, public: ModuleType, shape: ModelConfig, blocks: int, layers: int, *, width: int = 128):
+        super().__init__()
+        sizes = (shape.channels, shape.image_size, shape.patch_size, width, blocks, layers)
+        self.model = public.Model(*sizes, num_classes=shape.num_classes)
+
+    def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B,N,D) and log|det| (B,)."""
+        z, _, mean_logdet = self.model(images, labels)
+        return z, mean_logdet * z[0].numel()
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """log p (B,)."""
+        z, logdet = self.encode(images, labels)
+        return log_normal(z) + logdet
+
+
+class JetFormer(nn.Module):
+    """The port's coupling flow over tokens, and its decoder, whose prefix is the class and whose head is a mixture."""
+
+    def __init__(self, public: JetFormerCode, shape: ModelConfig, *, couplings: int = 8, scattered: bool = False):
+        """`scattered`: the means of the mixture's components start apart, as those of our prior do."""
+        super().__init__()
+        self.side, self.mixture = shape.image_size // shape.patch_size, public.gmm_distribution
+        self.patchify = Patchify(shape.image_size, shape.channels, patch_size=shape.patch_size)
+        heads = shape.flow_width // shape.head_dim
+        self.flow = public.flow(
+            (self.side, self.side, shape.token_channels),
+            depth=couplings,
+            block_depth=1,
+            emb_dim=shape.flow_width,
+            num_heads=heads,
+            ps=1,
+            kinds=("channels",),
+            masking_mode="pairing",
+        )
+        classes = shape.num_classes
+        self.decoder = public.decoder(
+            vocab_size=classes + 3,
+            bos_id=classes,
+            boi_id=classes + 1,
+            nolabel_id=classes + 2,
+            d_model=shape.prior_width,
+            n_heads=heads,
+            n_layers=shape.prior_layers,
+            d_ff=4 * shape.prior_width,
+            max_seq_len=1,
+            num_mixtures=shape.components,
+            dropout=0.0,
+            patch_size=shape.patch_size,
+            input_size=(shape.image_size, shape.image_size),
+            image_ar_dim=shape.token_channels,
+            per_modality_final_norm=True,
+        )
+        if scattered:
+            of_components = self.decoder.img_head.bias.data[shape.components :].view(-1, 2, shape.token_channels)
+            nn.init.normal_(of_components[:, 0], std=0.1 / math.sqrt(shape.token_channels))
+
+    def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B,N,D) and log|det| (B,)."""
+        z, logdet = self.flow(self.patchify(images).unflatten(1, (self.side, self.side)))
+        return z.flatten(1, 2), logdet
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """log p (B,)."""
+        z, logdet = self.encode(images, labels)
+        yes = torch.ones(len(z), dtype=torch.bool)
+        _, head = self.decoder(labels[:, None], z, text_first_mask=yes, input_mask=yes[:, None])
+        mixture, tokens = self.mixture(*self.decoder.gmm_params(head), z)
+        return mixture.log_prob(tokens).view(len(z), -1).sum(1) + logdet
+
+
+@dataclasses.dataclass
+class JetFormerCode:
+    """What we use of a clone of the port."""
+
+    flow: type[nn.Module]
+    decoder: type[nn.Module]
+    gmm_distribution: Callable[..., tuple[torch.distributions.Distribution, Tensor]]
+
+
+def jetformer_code(path: str) -> JetFormerCode:
+    """Import the port from a clone; its logging imports wandb, which nothing here calls, so an empty module will do."""
+    if not (Path(path) / "src" / "jetformer.py").is_file():
+        raise InputError(f"jetformer is {path!r}, without src/jetformer.py; allowed: a clone of alexojica/JetFormer")
+    sys.modules.setdefault("wandb", ModuleType("wandb"))
+    sys.path.insert(0, path)
+    from src.flow.jet_flow import FlowCore
+    from src.jetformer import JetFormer as Decoder
+    from src.utils.losses import gmm_distribution
+
+    return JetFormerCode(FlowCore, Decoder, gmm_distribution)
+
+
+Builder = Callable[[ModelConfig], nn.Module]
+
+
+def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Builder]]:
+    """Every contender: its variants by name, each a function of the shape. The better one on validation competes."""
+
+    def ours(pixels: Literal["linear", "histogram"]) -> dict[str, Builder]:
+        name = f"{PRESET.model.flow_blocks} x {PRESET.model.flow_layers}"
+        return {name: lambda shape: OurFarmer(dataclasses.replace(shape, pixels=pixels), values)}
+
+    found = {"FARMER, histogram": ours("histogram"), "FARMER, linear": ours("linear")}
+    if config.tarflow:
+        public = public_code(config.tarflow)
+        found["TARFlow"] = {
+            "4 x 2": lambda shape: TarFlow(public, shape, 4, 2),
+            "8 x 1": lambda shape: TarFlow(public, shape, 8, 1),
+        }
+    if config.jetformer:
+        port = jetformer_code(config.jetformer)
+        found["JetFormer, port"] = {
+            "8 x 1": lambda shape: JetFormer(port, shape),
+            "8 x 1, scattered means": lambda shape: JetFormer(port, shape, scattered=True),
+        }
+    found["coupling flow"] = {"16 x 1": lambda shape: OurCoupling(shape, 16, 1)}
+    return found
+
+
+def check_logdet(build: Builder) -> None:
+    """Compare log|det| with that of the Jacobian by automatic differentiation, on 8x8 pixels, at random weights."""
+    shape = dataclasses.replace(PRESET.model, image_size=8)
+    torch.manual_seed(0)
+    contender = build(shape).eval()
+    with torch.no_grad():
+        for weight in contender.parameters():
+            weight.add_(0.03 * torch.randn_like(weight))  # no flow is the identity now
+    pixels, label = torch.rand(1, 1, 8, 8) * 2 - 1, torch.tensor([3])
+    jacobian = torch.autograd.functional.jacobian(lambda x: contender.encode(x, label)[0].flatten(), pixels)
+    expected = torch.linalg.slogdet(jacobian.view(64, 64).double()).logabsdet
+    logdet = contender.encode(pixels, label)[1]
+    assert torch.allclose(logdet.double(), expected, atol=1e-3), f"log|det| is {logdet}, the Jacobian's {expected}"
+
+
+# -- training by the clock ---------------------------------------------------------------------------------------------
+
+
+class Training:
+    """One contender in training, and the processor seconds that its steps took."""
+
+    def __init__(self, contender: nn.Module, data: ImageSet, *, config: RivalsConfig, rate: float, minutes: float):
+        self.contender, self.data, self.budget = contender, data, 60 * minutes
+        self.config = RunConfig(
+            batch_size=config.batch_size,
+            learning_rate=rate,
+            weight_decay=PRESET.weight_decay,
+            ema_decay=PRESET.ema_decay,
+        )
+        self.optimiser = make_optimiser(contender, self.config)
+        self.average = MovingAverage(contender, lambda: copy.deepcopy(contender), decay=self.config.ema_decay)
+        self.generator = torch.Generator().manual_seed(config.seed)  # the same batches for all
+        self.seconds, self.step, self.skipped = 0.0, 0, 0
+
+    def until(self, seconds: float) -> None:
+        """Train until the clock of this contender shows so much."""
+        while self.seconds < min(seconds, self.budget):
+            began = time.process_time()
+            self._step()
+            self.seconds += time.process_time() - began
+
+    def _step(self) -> None:
+        progress = self.seconds / self.budget
+        rate = self.config.learning_rate * min(1, progress / WARM_UP) * (1 + math.cos(math.pi * progress)) / 2
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        rows = torch.randint(len(self.data), (self.config.batch_size,), generator=self.generator)
+        values = self.data.values[rows]
+        images = UNIFORM(values, UNIFORM.draw(tuple(values.shape), self.generator))
+        self.optimiser.zero_grad(set_to_none=True)
+        (-self.contender(images, self.data.labels[rows]).mean() / values[0].numel()).backward()
+        norm = nn.utils.clip_grad_norm_(self.contender.parameters(), self.config.clip_norm)
+        if math.isfinite(norm):
+            self.optimiser.step()
+            self.average.update(self.step)
+        else:
+            self.skipped += 1
+        self.step += 1
+
+    def parameters(self) -> int:
+        """Weights that the loss reaches: the port has some that it does not."""
+        return sum(weight.numel() for weight in self.contender.parameters() if weight.grad is not None)
+
+    def score(self, data: ImageSet, limit: int) -> dict[str, float]:
+        """Bits/dim of the averaged weights on a split, with one draw of noise for each image, the same for all."""
+        averaged, generator, bits = self.average.module(), torch.Generator().manual_seed(0), []
+        with torch.no_grad():
+            for values, labels in batches(data, 100, limit):
+                images = UNIFORM(values, UNIFORM.draw(tuple(values.shape), generator))
+                bits.append(nats_to_bits_per_dim(averaged(images, labels), values[0].numel(), data.levels))
+        every = torch.cat(bits)
+        return {
+            "bits_per_dim": float(every.mean()),
+            "standard_error": float(every.std() / math.sqrt(len(every))),
+            "images": len(every),
+        }
+
+
+def choose_rates(config: RivalsConfig, built: dict[str, dict[str, Builder]], record: dict[str, Any], out: Path) -> None:
+    """Short runs, one by one; `record["rates"]`.
+
+    Of the first variant at `RATES`, halved or doubled until the best rate is not the last one on its side; of the other
+    variants at that rate.
+    """
+    train, validation = splits(config, "train", "validation")
+    trials: list[dict[str, Any]] = []
+    record["rates"] = {**provenance(torch.device("cpu")), "minutes": config.trial_minutes, "trials": trials}
+
+    def bits_at(rate: float, name: str, variant: str) -> float:
+        torch.manual_seed(config.seed)
+        contender = built[name][variant](PRESET.model)
+        training = Training(contender, train, config=config, rate=rate, minutes=config.trial_minutes)
+        training.until(math.inf)
+        bits = training.score(validation, config.validation_images)["bits_per_dim"]
+        trials.append({"contender": name, "variant": variant, "learning_rate": rate, "bits_per_dim": bits})
+        write_json(out, record)
+        print(trials[-1], flush=True)
+        return bits
+
+    for name, (first, *others) in built.items():
+        found = {rate: bits_at(rate, name, first) for rate in RATES}
+        while (best := min(found, key=found.__getitem__)) in (min(found), max(found)):
+            beyond = best / 2 if best == min(found) else 2 * best
+            found[beyond] = bits_at(beyond, name, first)
+        for variant in others:
+            bits_at(best, name, variant)
+
+
+def contest(config: RivalsConfig, built: dict[str, dict[str, Builder]], record: dict[str, Any], out: Path) -> None:
+    """Train all in turns, with a point of each curve where its clock passes a share; `record["contenders"]`."""
+    train, validation, test = splits(config, "train", "validation", "test")
+    trainings: dict[str, Training] = {}
+    record["contenders"] = {}
+    for name, variants in built.items():
+        trials = [trial for trial in record["rates"]["trials"] if trial["contender"] == name]
+        if not trials:
+            raise InputError(f"stage is 'contest', and {out} has no rate for {name}; allowed: all, or rates before")
+        best = min(trials, key=lambda trial: trial["bits_per_dim"])
+        torch.manual_seed(config.seed)
+        contender = variants[best["variant"]](PRESET.model)
+        rate = best["learning_rate"]
+        trainings[name] = Training(contender, train, config=config, rate=rate, minutes=config.minutes)
+        record["contenders"][name] = {"variant": best["variant"], "learning_rate": rate, "curve": []}
+    marks = [60 * config.minutes * share for share in SHARES]
+    while any(training.seconds < training.budget for training in trainings.values()):
+        for name, training in trainings.items():
+            found, turn_ends = record["contenders"][name], training.seconds + SLICE
+            while training.seconds < min(turn_ends, training.budget):
+                mark = marks[len(found["curve"])]
+                training.until(min(turn_ends, mark))
+                if training.seconds >= mark:
+                    score = training.score(validation, config.validation_images)
+                    found["curve"].append({"seconds": training.seconds, "steps": training.step, **score})
+                    found |= {"parameters": training.parameters(), "skipped_steps": training.skipped}
+                    write_json(out, record)
+                    print(name, found["curve"][-1], flush=True)
+    for name, training in trainings.items():
+        record["contenders"][name]["test"] = training.score(test, config.test_images)
+        write_json(out, record)
+        print(name, record["contenders"][name]["test"], flush=True)
+
+
+def splits(config: RivalsConfig, *names: str) -> list[ImageSet]:
+    """Splits of MNIST."""
+    return [load_split("mnist", name, PRESET.model, data_root=config.data_root) for name in names]
+
+
+# -- the figure --------------------------------------------------------------------------------------------------------
+
+
+def draw(record: dict[str, Any]) -> Figure:
+    """Validation bits/dim over processor seconds, on a logarithmic axis; the legend has the last points."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for colour, (name, found) in zip(COLOURS, record["contenders"].items(), strict=False):
+            seconds, bits = ([point[key] for point in found["curve"]] for key in ("seconds", "bits_per_dim"))
+            axes.plot(seconds, bits, marker="o", ms=4, color=colour, label=f"{name}: {bits[-1]:.2f}")
+        axes.set(xscale="log", xlabel="processor seconds of training, one thread", ylabel="validation bits/dim")
+        axes.set_xticks([60 * record["settings"]["minutes"] * share for share in SHARES])
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.legend(frameon=False)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = cli.parse("benchmarks.rivals", RivalsConfig(), "Train against rivals at equal seconds.", argv)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    out = ROOT / "results" / "rivals.json"
+    record = read_json(out, dict) if config.stage in ("contest", "figure") else {}
+    if config.stage != "figure":
+        built = contenders(config, splits(config, "train")[0].values)
+        for variants in built.values():
+            for build in variants.values():
+                check_logdet(build)
+        if config.stage != "contest":
+            choose_rates(config, built, record, out)
+        if config.stage != "rates":
+            settings = dataclasses.asdict(dataclasses.replace(config, tarflow="", jetformer="", data_root="data"))
+            heads = ("model", "bits_per_dim", "kind", "note")
+            published = [dict(zip(heads, row, strict=True)) for row in PUBLISHED]
+            made = {**provenance(torch.device("cpu")), "settings": settings, "published": published}
+            record = {**made, "rates": record["rates"]}
+            contest(config, built, record, out)
+    if config.stage != "rates":
+        with matplotlib.rc_context({"svg.hashsalt": "farmer"}):
+            draw(record).savefig(out.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    cli.run(main)
