@@ -14,7 +14,7 @@ from unittest import mock
 import farmer_ref
 from book import equations
 from farmer_ref.evaluation.tables import MEASURES
-from farmer_ref.evaluation.verdicts import cell, section
+from farmer_ref.evaluation.verdicts import cell, picture_of, section
 from farmer_ref.parameters import NOTES, PAPER, count
 
 RESULTS = equations.ROOT / "results"
@@ -159,7 +159,8 @@ def comparison(path: Path) -> str:
     record = load(path.stem)
     _, *others = path.stem.split("_")
     kind = f" ({', '.join(others)})" if others else ""
-    picture = f"![{seen(path.stem, record)}](results/{path.stem}.png)" if path.with_suffix(".png").exists() else ""
+    drawn = picture_of(path)
+    picture = f"![{seen(path.stem, record)}](results/{drawn.name})" if drawn else ""
     shown = [bases_table(record)] if path in BASES else [measures_table(record), picture]
     if record["seeds"] == 1:
         shown = [folded("One seed: no verdict is possible, and the figures are for orientation only", *shown)]
@@ -256,7 +257,7 @@ def guidance() -> str:
             "![Six plots: the error falls with the number of candidates where the target has a finite integral; draws "
             "drift where it has none; with growing w accuracy rises and levels off, the Fréchet distance rises, the "
             "variety within classes falls by resampling and hardly changes by the naive rule, and fewer candidates "
-            "count](results/guidance.png)",
+            "count](results/guidance.svg)",
             f"After only {early['steps']} steps, when samples are still far from the data:",
             table([f"after {early['steps']} steps", "accuracy", "Fréchet"], early_rows),
             folded(MADE, source("guidance"), source("early_guidance")),
