@@ -1,4 +1,4 @@
-"""What guidance does: `python -m benchmarks.guidance`. Writes results/guidance.json and results/guidance.png.
+"""What guidance does: `python -m benchmarks.guidance`. Writes results/guidance.json and guidance.svg.
 
 1. One dimension, where the target (Eq. 15) is known: the error of the resampling rule over the number of candidates,
    and an improper target, which drifts with it.
@@ -25,7 +25,7 @@ from farmer_ref.model.guidance import weighed_candidates
 from farmer_ref.model.mixture import GaussianMixture
 from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
-from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
+from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids, save_plot
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
 from farmer_ref.support.settings import Factor, Whole, settings_class
 
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
         }
     out = ROOT / "results" / "guidance.json"
     write_json(out, record)
-    draw_figure(record).savefig(out.with_suffix(".png"))
+    save_plot(draw_figure(record), out.with_suffix(".svg"))
     labels = torch.arange(10).repeat(5)
     grids = {}
     for rule, scale in (("resampling", 0.0), ("resampling", 1.0), ("resampling", 4.0), ("naive", 4.0)):

@@ -3,7 +3,7 @@
 Both train with the digits preset at equal steps and several seeds. Bits/dim and the accuracy of samples, with guidance
 and without, are of the validation split: the test split chooses nothing. Writes results/pixels.json.
 
-`--figure-only` draws results/pixels.png, which needs no training: one pixel in three coordinates (linear, logit,
+`--figure-only` draws results/pixels.svg, which needs no training: one pixel in three coordinates (linear, logit,
 histogram), and what the best Gaussian loses in each.
 """
 
@@ -28,8 +28,8 @@ from farmer_ref.data.sets import ImageSet, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier, evaluate_likelihood, frechet_distance, sample_values
 from farmer_ref.model.pixels import HistogramPixels
 from farmer_ref.support import cli
-from farmer_ref.support.files import replace_file, write_json
-from farmer_ref.support.plots import COLOURS, STYLE
+from farmer_ref.support.files import write_json
+from farmer_ref.support.plots import COLOURS, STYLE, save_plot
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
 from farmer_ref.support.settings import Whole, settings_class
 
@@ -142,8 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.parse("benchmarks.pixels", PixelsConfig(), "Two coordinates of the pixels, on digits.", argv)
     torch.set_num_threads(config.threads)
     masses = {name: histogram_of(load_split(name, "train", PRESETS[preset].model)) for name, preset in DATA.items()}
-    drawn = figure(masses["mnist-small"])
-    replace_file(ROOT / "results" / "pixels.png", lambda path: drawn.savefig(path, format="png", dpi=150))
+    save_plot(figure(masses["mnist-small"]), ROOT / "results" / "pixels.svg")
     if config.figure_only:
         return
     made, rows = provenance(torch.device("cpu")), {}

@@ -14,7 +14,7 @@ from unittest import mock
 import farmer_ref
 from book import equations
 from farmer_ref.evaluation.tables import MEASURES
-from farmer_ref.evaluation.verdicts import cell, section
+from farmer_ref.evaluation.verdicts import cell, picture_of, section
 from farmer_ref.parameters import NOTES, PAPER, count
 
 RESULTS = equations.ROOT / "results"
@@ -187,7 +187,8 @@ def comparison(path: Path) -> str:
     record = load(path.stem)
     _, *others = path.stem.split("_")
     kind = f" ({', '.join([SETS.get(part, part) for part in others])})" if others else ""
-    picture = f"![{seen(path.stem, record)}](results/{path.stem}.png)" if path.with_suffix(".png").exists() else ""
+    drawn = picture_of(path)
+    picture = f"![{seen(path.stem, record)}](results/{drawn.name})" if drawn else ""
     shown = [bases_table(record)] if path in BASES else [measures_table(record), picture]
     if record["seeds"] == 1:
         shown = [folded("One seed: no verdict is possible, and the figures are for orientation only", *shown)]
@@ -283,7 +284,8 @@ def guidance() -> str:
             table(heads, rows),
             "![Six plots: the error falls with the number of candidates where the target has a finite integral; draws "
             "drift where it has none; with growing w accuracy rises and levels off, the Fréchet distance rises, the "
-            "variety within classes falls, and fewer candidates count](results/guidance.png)",
+            "variety within classes falls by resampling and hardly changes by the naive rule, and fewer candidates "
+            "count](results/guidance.svg)",
             f"After only {early['steps']} steps, when samples are still far from the data:",
             table([f"after {early['steps']} steps", "accuracy", "Fréchet"], early_rows),
             folded(MADE, source("guidance"), source("early_guidance")),
@@ -293,18 +295,21 @@ def guidance() -> str:
 
 def student() -> str:
     """The one-step student by its form; by its loss, folded."""
-    tables = []
+    tables, steps = [], []
     for name in ("distillation", "distillation_losses"):
         record = load(name)
+        steps.append(f"{record['steps']:,}")
         rows = [
             [kind, *(cell(figures[key], form) for key, form in (("sample_error", ".4f"), ("sample_accuracy", ".1%")))]
             for kind, figures in record["table"].items()
         ]
-        heads = [f"form/loss, {record['steps']:,} steps", "difference from the exact inverse", "accuracy"]
+        heads = [f"form/loss, {steps[-1]} steps", "difference from the exact inverse", "accuracy"]
         tables.append(table(heads, rows))
     return "\n\n".join(
         [
             tables[0],
+            f"Two records are behind this section: students of both forms, of {steps[0]} steps (above), and "
+            f"students with other losses, of {steps[1]} (folded). Compare only rows of one record.",
             "![Digits of the exact inverse, and of the student from the same latents: they look alike]"
             "(results/student.png)",
             folded("Other losses, and the commands", tables[1], source("distillation"), source("distillation_losses")),

@@ -1,6 +1,7 @@
 """Write again all that is generated and committed: `python -m book.refresh`, or `make refresh`.
 
-That is the verdicts in results/*.json, the page results/README.md, and the marked blocks of the project's README:
+That is the verdicts in results/*.json, the plots of their rows, the page results/README.md, and the marked blocks of the
+project's README:
 
     <!-- generated: NAME -->
     ...
@@ -19,9 +20,11 @@ from typing import Any
 from book import measured
 from book.equations import ROOT
 from book.pages import RESULTS
+from farmer_ref.ablate import picture
 from farmer_ref.evaluation.tables import bases, tables
 from farmer_ref.evaluation.verdicts import judged, report
 from farmer_ref.support.files import write_json
+from farmer_ref.support.plots import save_plot
 from farmer_ref.training.presets import PRESETS
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -57,6 +60,11 @@ def main(root: Path = ROOT) -> None:
         if "sentences" in record and (now := rejudged(record, path.stem)) != record:
             write_json(path, now)
             print(f"{path.relative_to(root)}: verdicts")
+        if "sentences" in record and path.stem.split("_")[0] not in (
+            "figure7",
+            "figure8",
+        ):  # whose pictures are samples
+            save_plot(picture(record), path.with_suffix(".svg"))
     for path, text in (
         (RESULTS / "README.md", report(RESULTS)),
         (root / "README.md", with_blocks((root / "README.md").read_text(encoding="utf-8"))),

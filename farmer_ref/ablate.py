@@ -43,7 +43,7 @@ from farmer_ref.support import cli
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import read_json, replace_file, write_json
 from farmer_ref.support.parallel import resolve_device
-from farmer_ref.support.plots import class_labels, comparison, labelled_grids
+from farmer_ref.support.plots import class_labels, comparison, labelled_grids, save_plot
 from farmer_ref.support.record import over_seeds, provenance, timed
 from farmer_ref.support.settings import Count, settings_class
 from farmer_ref.training.checkpoint import last_state
@@ -427,15 +427,18 @@ def main(argv: list[str] | None = None) -> None:
             record["kept"] = [*earlier[name].get("kept", ()), origin]
         if name == "figure8":
             record["fifths"], shown = by_log_determinant(runs, preset, table.rows[0])
-            figure = labelled_grids(shown, columns=10, across=3)
+            samples = labelled_grids(shown, columns=10, across=3)
         elif name == "figure7":
-            figure = labelled_grids(scaled_samples(runs, preset, table), columns=10, across=3)
+            samples = labelled_grids(scaled_samples(runs, preset, table), columns=10, across=3)
         else:
-            figure = picture(record)
+            samples = None
         record |= judged(table, record["rows"], record.get("fifths"))
         path = paths[name]
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path.with_suffix(".png"), lambda file, figure=figure: figure.savefig(file, format="png"))
+        if samples is None:
+            save_plot(picture(record), path.with_suffix(".svg"))
+        else:
+            replace_file(path.with_suffix(".png"), lambda file, grids=samples: grids.savefig(file, format="png"))
         write_json(path, record)
         print(describe(record), flush=True)
     page = report(Path(config.out))

@@ -517,6 +517,9 @@ assert torch.allclose(together, torch.full_like(together, 0.5)), "three of six, 
 # <details><summary>Solution</summary>
 #
 # ```python
+# import torch.nn.functional as F
+#
+#
 # def background(train: Tensor, levels: int, positions: bool) -> Tensor:
 #     """log h of every grey level at every pixel (C,H,W,L), by counting: at that pixel, or at all of them alike."""
 #     counts = F.one_hot(train.long(), levels).sum(0).double()

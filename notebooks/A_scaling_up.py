@@ -438,6 +438,9 @@ assert plan(16, 256).epochs > 3 * plan(8, 256).epochs, "four times as many token
 # <details><summary>Solution</summary>
 #
 # ```python
+# IMAGENET = 1_281_167  # training images
+#
+#
 # def plan(patch_size: int, width: int, hours: float = 100, utilisation: float = 0.45) -> Plan:
 #     """What `hours` of an H100 give the 1.1B model at another patch size and another width of both parts."""
 #     changes = {"patch_size": patch_size, "informative": 3 * patch_size**2 // 6}

@@ -1,6 +1,7 @@
 """Make each notebook's .ipynb from its .py and run it: `python notebooks/execute.py 00_tour`, or all of them.
 
-Progress bars are removed from the saved outputs, and so are the machine-dependent names of temporary folders. Starter cells
+Progress bars are removed from the saved outputs, and so are the machine-dependent names of temporary folders; vector
+graphics keep two decimals of a point. Starter cells
 of exercises (tag raises-exception) stop at `raise NotImplementedError`, and are saved without outputs. Any other error, and
 any other output on standard error, stops the work, so that no warning gets into the book.
 """
@@ -18,6 +19,10 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
+from book.smaller import shorter_graphic  # noqa: E402  (of the clone, which is not installed)
+
+SVG = "image/svg+xml"
 
 
 def read_source(path: Path) -> nbformat.NotebookNode:
@@ -32,8 +37,8 @@ def read_source(path: Path) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Remove progress bars, temporary folders and the tracebacks of starter cells from the outputs. Raises `SystemExit`
-    for messages on standard error."""
+    """Remove progress bars, temporary folders and the tracebacks of starter cells from the outputs, and shorten vector
+    graphics. Raises `SystemExit` for messages on standard error."""
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -44,6 +49,8 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
             raise SystemExit(f"a cell writes to standard error:\n{cell.source}\n\n{messages}")
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.outputs:
+            if SVG in output.get("data", {}):
+                output.data[SVG] = shorter_graphic(output.data[SVG])
             if "text" in output:
                 output.text = re.sub(
                     rf"{re.escape(tempfile.gettempdir())}/\w+", "a temporary folder", output.text

@@ -224,6 +224,11 @@ def section(path: Path) -> list[str]:
         lines.append(f"| {name} | {cells} | {statistics.mean(row['steps']):,.0f} | {row['paper']} |")
     lines += ["", *(f"- {sentence}" for sentence in record["sentences"])]
     lines += [f"- {row['name']}, {times_of(row)}." for row in record["rows"] if "seconds_per_image" in row]
-    if path.with_suffix(".png").exists():
-        lines += ["", f"![{record['title']}]({path.stem}.png)"]
+    if (picture := picture_of(path)) is not None:
+        lines += ["", f"![{record['title']}]({picture.name})"]
     return lines
+
+
+def picture_of(path: Path) -> Path | None:
+    """The picture beside a result: a plot is .svg, samples are .png."""
+    return next((found for suffix in (".svg", ".png") if (found := path.with_suffix(suffix)).exists()), None)

@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
 
-from farmer_ref.support.files import read_metrics
+from farmer_ref.support.files import read_metrics, replace_file
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -118,6 +118,12 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     return figure
 
 
+def save_plot(figure: Figure, path: Path) -> None:
+    """A figure as vector graphics, of the same bytes each time."""
+    with matplotlib.rc_context({"svg.hashsalt": "farmer"}):
+        replace_file(path, lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))
+
+
 def class_labels(num_classes: int, per_class: int, *, most: int = 10) -> Tensor:
     """Labels of a grid with one column per class (the first `most`) and `per_class` rows; -1 without classes."""
     if not num_classes:
@@ -168,7 +174,8 @@ def training_curve(run: Path) -> Figure:
 def model_at_work(model: Any, image: Tensor, *, label: int, token: int) -> Figure:
     """One image (C,H,W) in [-1, 1] passing through a model: patches, tokens, latents, and one latent's mixture.
 
-    `token` selects the mixture: the density of each of its first three channels, with the latent's own value marked.
+    `token`, counted from 1, selects the mixture: the density of each of its first three channels, with the latent's own
+    value marked.
     """
     size, patch = model.config.image_size, model.config.patch_size
     with torch.no_grad():
@@ -185,19 +192,23 @@ def model_at_work(model: Any, image: Tensor, *, label: int, token: int) -> Figur
         picture.set(title="image, cut into patches", xticks=[], yticks=[])
         for axes, values, title in ((tokens, x, "tokens X"), (latents, z, "latents Z")):
             largest = float(values.abs().max())
-            axes.imshow(values[0].cpu().numpy(), cmap="PuOr", vmin=-largest, vmax=largest, aspect="auto")
-            axes.set(title=title, xlabel="channel", xticks=range(x.shape[2]))
+            tall, wide = values.shape[1:]
+            extent = (0.5, wide + 0.5, tall + 0.5, 0.5)  # tokens and channels count from 1
+            axes.imshow(values[0].cpu().numpy(), cmap="PuOr", vmin=-largest, vmax=largest, aspect="auto", extent=extent)
+            axes.set(title=title, xlabel="channel", xticks=range(1, wide + 1))
+            axes.set_yticks([1, *range(4, tall + 1, 4)])
         tokens.set_ylabel("token")
         latents.axhline(token - 0.5, color=COLOURS[6], lw=1)
         latents.axhline(token + 0.5, color=COLOURS[6], lw=1)
         grid = torch.linspace(-4, 4, 400)
-        weights = mixture.logits[0, token].cpu().softmax(-1)
+        at = token - 1
+        weights = mixture.logits[0, at].cpu().softmax(-1)
         for channel in range(min(3, mixture.mean.shape[-1])):
-            means, scales = (part[0, token, :, channel].cpu() for part in (mixture.mean, mixture.log_scale.exp()))
+            means, scales = (part[0, at, :, channel].cpu() for part in (mixture.mean, mixture.log_scale.exp()))
             components = torch.distributions.Normal(means, scales).log_prob(grid[:, None]).exp()
             mixed = (components @ weights).numpy()
-            here = z[0, token, model.prior.channel_order[channel]].cpu()
-            density.plot(grid.numpy(), mixed, color=COLOURS[channel], label=f"channel {channel}")
+            here = z[0, at, model.prior.channel_order[channel]].cpu()
+            density.plot(grid.numpy(), mixed, color=COLOURS[channel], label=f"channel {channel + 1}")
             density.axvline(float(here), color=COLOURS[channel], ls=":", lw=1.4)
         density.set(title=f"density of token {token}, given those before", xlabel="latent", ylabel="density", ylim=0)
         density.legend(frameon=False, fontsize=8)

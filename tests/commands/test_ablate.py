@@ -109,9 +109,9 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     assert len(json.loads((tmp_path / "results" / "figure8.json").read_text())["fifths"]) == 5
     page = (tmp_path / "results" / "README.md").read_text()
     assert page == report(tmp_path / "results")
-    for name in ("table3", "figure7", "figure8"):
-        assert (tmp_path / "results" / f"{name}.png").stat().st_size > 1000
-        assert f"({name}.json)" in page and f"({name}.png)" in page
+    for name in ("table3.svg", "figure7.png", "figure8.png"):  # a plot, and samples
+        assert (tmp_path / "results" / name).stat().st_size > 1000
+        assert f"({name.split('.')[0]}.json)" in page and f"({name})" in page
     assert '- "exact inverse better than no split": by Fréchet, inconclusive with one seed' in page
 
     fails_with_one_line(capsys, ablate.main, [*arguments, "--keep"], "keep is True", "False for table3")
@@ -121,7 +121,7 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     after = json.loads((tmp_path / "results" / "table3_again.json").read_text())
     assert (tmp_path / "results" / "table3.json").read_text() == before
     page = (tmp_path / "results" / "README.md").read_text()
-    assert page.count("(table3.png)") == page.count("(table3_again.png)") == 1
+    assert page.count("(table3.svg)") == page.count("(table3_again.svg)") == 1
     assert [row["bits_per_dim"] for row in after["rows"]] == [row["bits_per_dim"] for row in json.loads(before)["rows"]]
     capsys.readouterr()
     monkeypatch.setitem(ablate.PRESETS, "digits", dataclasses.replace(PRESETS["digits"], learning_rate=0.5))

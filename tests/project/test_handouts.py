@@ -8,6 +8,7 @@ import pytest
 
 from book import course, handouts
 from book.equations import HERE
+from book.pages import load
 
 SOLUTIONS = {path.stem: path.read_text(encoding="utf-8") for path in course.NOTEBOOKS.glob("solutions/*.py")}
 
@@ -77,6 +78,16 @@ def test_a_notebook_in_numbers(tmp_path):
     assert found.exercises == [course.Exercise(1, "think", 5, 2)]
     shown = "# 09 · Small one two three **1 (think · 5 minutes · 2 marks).** Why? x = 2"
     assert found.words == len(shown.split())
+
+
+def test_the_sessions_fit_with_a_margin():
+    found = {notebook.stem.split("_")[0]: notebook for notebook in course.notebooks()}
+    seconds = load("course")["seconds"]
+    for number, session in enumerate(course.SESSIONS, 1):
+        notebook = found[session.notebook]
+        minutes = course.in_class(session, number, notebook, seconds[notebook.stem])
+        assert minutes <= course.LESSON - 10, number
+        assert course.at_home(session, found) <= 120, number
 
 
 def test_every_exercise_is_counted():
