@@ -278,7 +278,7 @@ def frame_of(values: Tensor, levels: int) -> list[int]:
 
 def source_of(function: Callable[..., Any]) -> dict[str, str]:
     """Name and address of a function of the package."""
-    path = Path(inspect.getfile(function)).relative_to(ROOT).as_posix()
+    path = Path(inspect.getfile(inspect.unwrap(function))).relative_to(ROOT).as_posix()
     line = inspect.getsourcelines(function)[1]
     return {"name": function.__qualname__, "address": f"{REPOSITORY}/blob/main/{path}#L{line}"}
 
