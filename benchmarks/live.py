@@ -56,7 +56,7 @@ addEventListener("load", async () => {
   for (const [name, fast, repeats] of [["webassembly", true, REPEATS], ["javascript", false, 3]]) {
     let model;
     const load = await clock(() => model = new library.Farmer(FARMER_WEIGHTS, fast), 1);
-    const image = model.dequantiser.apply(VALUES), [z] = model.encode(image);
+    const image = library.middles(VALUES, FARMER_WEIGHTS.config.levels), [z] = model.encode(image);
     const prior = guidance => seed => model.inverse(model.prior.sample(3, guidance, library.uniforms(seed)).z);
     const plain = {scale: 0, weightTemperature: 1, scaleTemperature: 1};
     const kinds = {
