@@ -30,11 +30,8 @@ from farmer_ref.support.files import write_json
 from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import settings_class
 
-FLAGS = {  # how each browser is told to open a page without a window, with a profile of its own
-    "chromium": ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--user-data-dir={profile}"],
-    "firefox": ["--headless", "--no-remote", "--profile", "{profile}"],
-}
-NAMES = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "firefox": ("firefox",)}
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars")
 MEASURE = """
 const median = times => times.sort((a, b) => a - b)[times.length >> 1];
 const clock = async (f, repeats = REPEATS) => {
@@ -59,7 +56,7 @@ addEventListener("load", async () => {
   for (const [name, fast, repeats] of [["webassembly", true, REPEATS], ["javascript", false, 3]]) {
     let model;
     const load = await clock(() => model = new library.Farmer(FARMER_WEIGHTS, fast), 1);
-    const image = model.dequantiser.apply(VALUES), [z] = model.encode(image);
+    const image = library.middles(VALUES, FARMER_WEIGHTS.config.levels), [z] = model.encode(image);
     const prior = guidance => seed => model.inverse(model.prior.sample(3, guidance, library.uniforms(seed)).z);
     const plain = {scale: 0, weightTemperature: 1, scaleTemperature: 1};
     const kinds = {
@@ -84,19 +81,20 @@ class LiveBenchmark:
     """Calls of each kind; their median counts. Plain JavaScript is called three times."""
 
 
-def browser(kind: str) -> str | None:
-    """The program of a browser, if it is installed."""
-    return next(filter(None, map(shutil.which, NAMES[kind])), None)
-
-
-def reported(kind: str, page: str, script: str, *, seconds: float = 300) -> Any:
-    """What a script gives to its function `report`, after a browser has opened the page from a file.
-
-    Nothing but the report leaves the browser, and it goes to this machine: any browser can do that, without a driver.
-    """
-    program, answers = browser(kind), queue.Queue()
+def chromium(profile: str, *arguments: str) -> list[str]:
+    """The command that has Chromium do something without a window, in a profile of its own."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        raise InputError(f"no browser is installed; allowed: one of {', '.join(NAMES[kind])}")
+        raise InputError(f"no Chromium is installed; allowed: one of {', '.join(NAMES)}")
+    return [program, *FLAGS, f"--user-data-dir={profile}", *arguments]
+
+
+def reported(page: str, script: str, *, seconds: float = 300) -> Any:
+    """What a script gives to its function `report`, after Chromium has opened the page from a file.
+
+    Nothing but the report leaves the browser, and it goes to this machine; no debugger slows the page down.
+    """
+    answers: queue.Queue[Any] = queue.Queue()
 
     class Listener(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -111,15 +109,14 @@ def reported(kind: str, page: str, script: str, *, seconds: float = 300) -> Any:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         send = 'fetch("http://127.0.0.1:%d", {method: "POST", mode: "no-cors", body: JSON.stringify(value)})'
         script = f"const report = value => {send % server.server_port};\n{script}"
-        opened, profile = Path(folder) / "page.html", Path(folder) / "profile"
+        opened = Path(folder) / "page.html"
         opened.write_text(f"{page}<script>\n{script}</script>\n", encoding="utf-8")
-        profile.mkdir()
-        command = [program, *(flag.format(profile=profile) for flag in FLAGS[kind]), opened.as_uri()]
+        command = chromium(f"{folder}/profile", opened.as_uri())
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             return answers.get(timeout=seconds)
         except queue.Empty:
-            raise RuntimeError(f"{program} reported nothing in {seconds:.0f} s") from None
+            raise RuntimeError(f"{command[0]} reported nothing in {seconds:.0f} s") from None
         finally:
             process.terminate()
             process.wait()
@@ -128,7 +125,6 @@ def reported(kind: str, page: str, script: str, *, seconds: float = 300) -> Any:
 
 def draw_pictures(page: str, folder: Path) -> None:
     """Save each widget of the live page, as it stands untouched, as live_NAME.png."""
-    program = browser("chromium")
     with tempfile.TemporaryDirectory() as temporary:
         for name in live.WIDGETS:
             opened, saved = Path(temporary) / "page.html", Path(temporary) / "saved.png"
@@ -136,9 +132,8 @@ def draw_pictures(page: str, folder: Path) -> None:
                 f"body > :not(main), section:not(#{name}) {{ display: none }} section > div {{ margin: 0 !important }}"
             )
             opened.write_text(f"{page}<style>{alone}</style>", encoding="utf-8")
-            flags = [flag.format(profile=temporary) for flag in FLAGS["chromium"]]
-            size = ["--window-size=1000,1200", "--hide-scrollbars", f"--screenshot={saved}"]
-            subprocess.run([program, *flags, *size, opened.as_uri()], check=True, capture_output=True, timeout=60)
+            command = chromium(temporary, "--window-size=1000,1200", f"--screenshot={saved}", opened.as_uri())
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
             with Image.open(saved) as picture:
                 shot = picture.convert("RGB")
             edges = ImageChops.difference(shot, Image.new("RGB", shot.size, "white")).getbbox()
@@ -149,7 +144,7 @@ def measured(name: str, repeats: int) -> dict[str, Any]:
     """Milliseconds of the page and of each kind of call, with the kernel and without it."""
     values, _ = live.test_images(name, live.load(name)[0])
     given = f"const VALUES = {values[0].flatten().tolist()}, REPEATS = {repeats};"
-    return reported("chromium", page_of(name), given + MEASURE)
+    return reported(page_of(name), given + MEASURE)
 
 
 def page_of(name: str) -> str:

@@ -32,7 +32,7 @@ from farmer_ref.model.farmer import Farmer
 from farmer_ref.model.flow import FlowBlock
 from farmer_ref.model.guidance import weighed_candidates
 from farmer_ref.model.jacobi import CONVERGED, inverse_jacobi
-from farmer_ref.model.pixels import CENTRE, TAILS, HistogramPixels
+from farmer_ref.model.pixels import HistogramPixels
 from farmer_ref.model.prior import AutoregressivePrior
 from farmer_ref.model.student import OneStepStudent
 from farmer_ref.model.tokens import nats_to_bits_per_dim
@@ -182,10 +182,8 @@ def as_packed(module: Farmer) -> Farmer:
 
 
 def pixels_of(model: Farmer) -> dict[str, Any]:
-    """What farmer.js needs of the pixels' coordinates: nothing, or the histogram and the coefficients of Phi^-1."""
-    if not isinstance(model.pixels, HistogramPixels):
-        return {}
-    return {"counts": model.pixels.counts[0].tolist(), "quantile": [CENTRE, TAILS]}
+    """What farmer.js needs of the pixels' coordinates: nothing, or the histogram."""
+    return {"counts": model.pixels.counts[0].tolist()} if isinstance(model.pixels, HistogramPixels) else {}
 
 
 def weights_script(model: Farmer, format: Format = "int8") -> str:

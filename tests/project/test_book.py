@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import chromium
+import browsers
 import pytest
 import yaml
 from docutils.core import publish_doctree
@@ -365,7 +365,7 @@ EXAMINED = """(() => {
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium.running() as browser:
+    with browsers.running("chromium") as browser:
         yield browser
 
 

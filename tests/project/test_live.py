@@ -5,14 +5,13 @@ import math
 import re
 import time
 
-import chromium
+import browsers
 import nbformat
 import numpy as np
 import pytest
 import torch
 from conftest import small_model
 
-from benchmarks import live as benchmark
 from book import build, live
 from farmer_ref import Guidance
 from farmer_ref.support.errors import InputError
@@ -20,12 +19,12 @@ from farmer_ref.support.errors import InputError
 MODELS = live.shipped()  # the first one carries the page
 LIKELIHOODS = {"webassembly": 100, "javascript": 5}  # plain JavaScript takes seconds for an image of 28x28
 SAMPLES = 20
-SIZES = [(1280, False), (1280, True), (390, False), (390, True)]
+SIZES = [(1280, False), (390, False), (1280, True), (390, True)]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium.running() as browser:
+@pytest.fixture(scope="module", params=browsers.KINDS)
+def browser(request):
+    with browsers.running(request.param) as browser:
         yield browser
         assert browser.complaints == []
 
@@ -223,33 +222,15 @@ def test_every_kind_of_model_is_read_as_pytorch_reads_it(browser, tmp_path, chan
     assert (torch.tensor(found) - images.flatten(1)[:, None]).abs().max() < 1e-3
 
 
-# -- any browser -------------------------------------------------------------------------------------------------------
-
-REPORT = """
-const complaints = [], texts = () => [...document.querySelectorAll(".fl-say")].map(node => node.textContent);
-addEventListener("error", event => complaints.push(event.message));
-addEventListener("load", async () => {
-    const before = texts()[0], buttons = [...document.querySelectorAll("button")];
-    buttons.find(button => button.textContent === "Noise").click();
-    while (texts()[0] === before) await new Promise(done => setTimeout(done, 50));
-    const [found] = new (farmerLibrary().Farmer)(FARMER_WEIGHTS).likelihoods(Float32Array.from(IMAGE), [LABEL]);
-    report({complaints, texts: texts(), total: found.total});
-});
-"""
-
-
-@pytest.mark.parametrize("kind", benchmark.FLAGS)
 @torch.no_grad()
-def test_the_page_works_in_every_browser_that_is_installed(page, kind):
-    if benchmark.browser(kind) is None:
-        pytest.skip(f"no {kind} here")
+def test_the_page_computes_with_the_weights_as_they_were_packed(browser, page):
     model, _ = live.load(MODELS[0])
     values, labels = (tensor[:1] for tensor in live.test_images(MODELS[0], model))
     image = live.middles(model, values)
-    given = f"const IMAGE = {json.dumps(image.flatten().tolist())}, LABEL = {int(labels[0])};"
-    found = benchmark.reported(kind, page.read_text(encoding="utf-8"), given + REPORT, seconds=60)
-    assert found["complaints"] == [] and len(found["texts"]) == len(live.WIDGETS) and all(found["texts"])
-    assert abs(found["total"] - float(live.as_packed(model).log_prob(image, labels))) < 0.01
+    browser.open(page.as_uri())
+    total = "new (farmerLibrary().Farmer)(FARMER_WEIGHTS).likelihoods(Float32Array.from(image), [label])[0].total"
+    found = in_browser(browser, total, image=image.flatten().tolist(), label=int(labels[0]))
+    assert abs(found - float(live.as_packed(model).log_prob(image, labels))) < 0.01
 
 
 # -- the widgets -------------------------------------------------------------------------------------------------------
@@ -287,21 +268,6 @@ def box(browser, selector):
         return [b.left + b.width / 2, b.top + b.height / 2, b.width, b.height]; }})()""")
 
 
-def drag(browser, start, *points):
-    """Press the mouse at `start`, move it through `points`, let go."""
-    mouse = {"button": "left", "buttons": 1, "clickCount": 1}
-    browser.call("Input.dispatchMouseEvent", type="mousePressed", x=start[0], y=start[1], **mouse)
-    for x, y in points:
-        browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, **mouse)
-    x, y = points[-1]
-    browser.call("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, **mouse)
-
-
-def key(browser, name, code=None):
-    for kind in ("rawKeyDown", "keyUp"):
-        browser.call("Input.dispatchKeyEvent", type=kind, key=name, code=code or name)
-
-
 def focus(browser, selector):
     browser.run(f"document.querySelector({json.dumps(selector)}).focus()")
 
@@ -309,8 +275,7 @@ def focus(browser, selector):
 @pytest.fixture(scope="module", params=SIZES, ids=lambda size: f"{size[0]}-{'dark' if size[1] else 'light'}")
 def opened(request, browser, page):
     width, dark = request.param
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.call("Emulation.setEmulatedMedia", features=[scheme])
+    browser.prefer(dark=dark)
     browser.resize(width)
     browser.open(page.as_uri())
     assert browser.run("performance.now()") < 10_000
@@ -344,23 +309,23 @@ def test_draw(opened):
     assert "empty page" in changed(opened, "draw", shifted)
     x, y, _, height = box(opened, "[data-farmer=draw] canvas")
     before = say(opened, "draw")
-    drag(opened, (x, y - height / 3), (x, y), (x, y + height / 3))
+    opened.drag((x, y - height / 3), (x, y), (x, y + height / 3))
     stroke = changed(opened, "draw", before)
     press(opened, "draw", "Eraser")
-    drag(opened, (x, y - height / 3), (x, y - height / 4))
+    opened.drag((x, y - height / 3), (x, y - height / 4))
     erased = changed(opened, "draw", stroke)
     focus(opened, "[data-farmer=draw] canvas")
     for name in ("ArrowLeft", "ArrowLeft", "ArrowDown"):
-        key(opened, name)
+        opened.key(name)
     assert opened.run("!document.querySelector('[data-farmer=draw] .fl-mark').hidden")
-    key(opened, " ", "Space")
+    opened.key(" ")
     assert "nats" in changed(opened, "draw", erased)
 
 
 def test_sample_step_by_step(opened):
     end = say(opened, "sample")
     focus(opened, "[data-farmer=sample] .fl-scrub")
-    key(opened, "Home")
+    opened.key("Home")
     start = changed(opened, "sample", end)
     press(opened, "sample", "Step")
     assert re.match(r"Token 1 of \d+:", changed(opened, "sample", start))
@@ -376,11 +341,11 @@ def test_sample_step_by_step(opened):
 def test_guidance_in_one_dimension(opened):
     before = say(opened, "guidance")
     x, y, *_ = box(opened, "[data-farmer=guidance] circle")
-    drag(opened, (x, y), (x + 10, y + 20), (x + 20, y + 40))
+    opened.drag((x, y), (x + 10, y + 20), (x + 20, y + 40))
     dragged = changed(opened, "guidance", before)
     focus(opened, "[data-farmer=guidance] circle")
     for _ in range(24):
-        key(opened, "ArrowDown")  # wider, until the tails of p_c outgrow those of p_u
+        opened.key("ArrowDown")  # wider, until the tails of p_c outgrow those of p_u
     assert opened.run("document.querySelector('[data-farmer=guidance] .fl-lamp').classList.contains('fl-on')")
     assert "without end" in changed(opened, "guidance", dragged)
 
@@ -388,7 +353,7 @@ def test_guidance_in_one_dimension(opened):
 def test_race_of_inverses(opened):
     middle = say(opened, "race")
     focus(opened, "[data-farmer=race] .fl-scrub")
-    key(opened, "End")
+    opened.key("End")
     end = changed(opened, "race", middle)
     assert "sequential inverse took" in end
     press(opened, "race", "Other latents")
@@ -407,8 +372,8 @@ def test_mask(opened):
 def test_change_of_variables(opened):
     before = say(opened, "volume")
     x, y, *_ = box(opened, "[data-farmer=volume] circle")
-    drag(opened, (x, y), (x + 20, y), (x + 40, y))
+    opened.drag((x, y), (x + 20, y), (x + 40, y))
     dragged = changed(opened, "volume", before)
     focus(opened, "[data-farmer=volume] circle")
-    key(opened, "ArrowLeft")
+    opened.key("ArrowLeft")
     assert "Area" in changed(opened, "volume", dragged)
