@@ -1,7 +1,7 @@
 """Write again all that is generated and committed: `python -m book.refresh`, or `make refresh`.
 
-That is the verdicts in results/*.json, the plots of their rows, the page results/README.md, and the marked blocks of the
-project's README:
+That is the verdicts in results/*.json, the plots of their rows, the page results/README.md, and the marked blocks of
+the project's README:
 
     <!-- generated: NAME -->
     ...
