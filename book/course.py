@@ -177,8 +177,7 @@ def sessions() -> str:
         minutes = in_class(session, number, notebook, seconds[notebook.stem])
         rows.append(
             [
-                f"[{number}](session_{number}.md)",
-                session.topic,
+                f"[{number} · {session.topic}](session_{number}.md)",
                 link,
                 f"exercise {session.notebook}.1; {questions}" + ("; projects" if session.presented else ""),
                 f"{minutes} of {LESSON}",
@@ -186,7 +185,7 @@ def sessions() -> str:
                 str(at_home(session, found)),
             ]
         )
-    heads = ["session", "slides", "notebook, in pairs", "then, together", "minutes", "at home", "minutes"]
+    heads = ["session, and its slides", "notebook, in pairs", "then, together", "minutes", "at home", "minutes"]
     return table(heads, rows)
 
 

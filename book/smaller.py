@@ -47,10 +47,13 @@ def shorter_path(text: str) -> str:
 
 
 def shorter_graphic(text: str) -> str:
-    """An SVG without metadata and indentation, its coordinates to two decimals."""
+    """An SVG without metadata, indentation and names that nothing refers to, its coordinates to two decimals."""
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = COORDINATES.sub(lambda found: shorter_path(found[0]), text)
-    return re.sub(r"\n\s*", "\n", text)
+    text = re.sub(r"translate\([^)]*\)", lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
+    used = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+    return re.sub(r"\n\s*", "\n", re.sub(r">\s+<", "><", text))
 
 
 def smaller_pictures(folder: Path) -> dict[str, str]:

@@ -15,7 +15,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch, Rectangle
+from matplotlib.path import Path
+from matplotlib.transforms import Affine2D
 
 from farmer_ref.support.plots import COLOURS, STYLE
 
@@ -66,6 +68,13 @@ def token(axes: Axes, place: tuple[float, float], text: str, *, fill: str, width
     x, y = place
     axes.add_patch(Rectangle((x - width / 2, y - 0.36), width, 0.72, fc=fill, ec=INK, lw=1.1))
     axes.text(x, y, text, ha="center", va="center")
+
+
+def squares(axes: Axes, corners: list[tuple[float, float]], side: float, *, fill: str) -> None:
+    """Squares of one colour, by their lower left corners, as one path."""
+    if corners:
+        paths = [Path.unit_rectangle().transformed(Affine2D().scale(side).translate(*corner)) for corner in corners]
+        axes.add_patch(PathPatch(Path.make_compound_path(*paths), fc=fill, ec=GREY, lw=0.7, alpha=0.85))
 
 
 def label(axes: Axes, place: tuple[float, float], text: str, **options: Any) -> None:
@@ -247,11 +256,9 @@ def causal_masks() -> Figure:
         figure, axes = canvas(16.4, 5.6)
         for k, (title, below, seen, colour, code) in enumerate(kinds):
             left = 0.75 + 4.05 * k
-            for row in range(6):
-                for column in range(6):
-                    fill = colour if seen[row, column] else "white"
-                    corner = (left + 0.5 * column, 4.1 - 0.5 * row)
-                    axes.add_patch(Rectangle(corner, 0.5, 0.5, fc=fill, ec=GREY, lw=0.7, alpha=0.85))
+            for fill, chosen in ((colour, seen), ("white", ~seen)):
+                corners = [(left + 0.5 * column, 4.1 - 0.5 * row) for row, column in np.argwhere(chosen)]
+                squares(axes, corners, 0.5, fill=fill)
             axes.text(left + 1.5, 4.95, title, ha="center", va="center", fontsize=11)
             axes.text(left + 1.5, 1.05, below, ha="center", va="center", fontsize=9)
             label(axes, (left + 1.5, 0.5), code, ha="center")

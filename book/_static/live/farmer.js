@@ -4,7 +4,8 @@
 // The library is one function, so that its own text can start a worker (see the end): pages from files need that.
 function farmerLibrary() {
   "use strict";
-  const NULL_LABEL = -1, LOG_SCALE_FLOOR = -7, TOLERANCE = 1e-6, TAIL = 1e-7, EPSILON = 2 ** -23, HEAP = 1024; // pages
+  const NULL_LABEL = -1, LOG_SCALE_FLOOR = -7, TOLERANCE = 1e-6, TAIL = 1e-7, EPSILON = 2 ** -23;
+  const HEAP = 1024; // pages of 64 KiB
 
   const range = n => Array.from({length: n}, (_, i) => i);
   const sum = numbers => numbers.reduce((a, b) => a + b, 0);
@@ -23,10 +24,11 @@ function farmerLibrary() {
   class Kernel {
     constructor(base64) {
       try {
-        Object.assign(this, new WebAssembly.Instance(new WebAssembly.Module(bytes(base64))).exports, {fast: true});
+        Object.assign(this, new WebAssembly.Instance(new WebAssembly.Module(bytes(base64))).exports);
         this.memory.grow(HEAP - 1);
+        this.fast = true;
       } catch {
-        Object.assign(this, {linear: this.plain, memory: {buffer: new ArrayBuffer(65536 * HEAP)}});
+        Object.assign(this, {linear: this.plain, memory: {buffer: new ArrayBuffer(65536 * HEAP)}, fast: false});
       }
       this.floats = new Float32Array(this.memory.buffer);
       this.top = 0; // floats below are taken
@@ -185,7 +187,10 @@ function farmerLibrary() {
       this.positions = weights[`${name}.positions`];
       this.W = this.transformer.width;
       this.N = this.positions.length / this.W;
-      Object.assign(this, {kernel: weights.kernel, reverse});
+      Object.assign(this, {kernel: weights.kernel, reverse, M: 0});
+    }
+    newCache() { // for M condition tokens and N tokens
+      return this.transformer.newCache(this.M + this.N);
     }
     place(i) { // of token i in reading order, in the image
       return this.reverse ? this.N - 1 - i : i;
@@ -270,9 +275,6 @@ function farmerLibrary() {
       this.mixingLogdet = sum(weights[`${name}.mixing.log_magnitude`] || []); // of one token
       this.D = this.projectIn.inputs;
       this.bound = config.max_log_scale;
-    }
-    newCache() {
-      return this.transformer.newCache(this.N);
     }
     flip(x) { // image order to reading order, or back
       return x.map((_, at) => x[this.place(Math.floor(at / this.D)) * this.D + at % this.D]);
@@ -433,9 +435,6 @@ function farmerLibrary() {
       this.I = this.projectIn.inputs;
       Object.assign(this, {order, config});
     }
-    newCache() {
-      return this.transformer.newCache(this.M + this.N);
-    }
     split(z, begin, end) { // some channels, in the order "informative first", of all tokens in reading order
       const width = end - begin;
       return Float32Array.from(range(this.N * width), at =>
@@ -504,7 +503,7 @@ function farmerLibrary() {
       const blocks = (weights, name) =>
         range(config.flow_blocks).map(b => new FlowBlock(weights, name.replace("#", b), config, b));
       const weights = new Weights(script, kernel);
-      this.fast = Boolean(kernel.fast);
+      this.fast = kernel.fast;
       this.pixels = new Pixels(script.pixels);
       this.patchify = new Patchify(weights, config);
       this.flow = blocks(weights, "flow.blocks.#");
