@@ -150,7 +150,22 @@ def of_the_tables() -> dict[str, str]:
     def worth(basis: str, steps: str) -> float:
         return bits[f"{basis}, I = 12, Z_R ~ N(0, I), {steps}"] - bits[f"{basis}, I = 12, {steps}"]
 
+    quick, million = "_mnist-quick_histogram", count(PRESETS["mnist-quick"].model)["total"]
+    cells = {
+        "unguided": ("table3", "split, both", "frechet_distance"),
+        "naive": ("table3", "both, naive guidance", "frechet_distance"),
+        "resampled": ("table3", "both, resampling", "frechet_distance"),
+        "whole": ("table3", "no split", "bits_per_dim"),
+        "split": ("table3", "split", "bits_per_dim"),
+        "flow_bits": ("table4", "autoregressive flow", "bits_per_dim"),
+        "coupling_bits": ("table4", "coupling flow", "bits_per_dim"),
+        "flow_accuracy": ("table4", "autoregressive flow", "sample_accuracy"),
+        "coupling_accuracy": ("table4", "coupling flow", "sample_accuracy"),
+    }
     return {
+        **{f"quick_{key}": figure_of(table + quick, row, name) for key, (table, row, name) in cells.items()},
+        "quick_steps": f"{load('table3' + quick)['steps_per_run']:,}",
+        "quick_parameters": f"{million / 1e6:.1f}",
         "table_steps": f"{table3['steps_per_run']:,}",
         "table_seeds": in_words(table3["seeds"]),
         "paper_unguided": paper_fid("split, both"),
@@ -503,52 +518,42 @@ def judged_row(name: str, first: str, second: str, measures: tuple[str, ...]) ->
     )
 
 
-def readme_results() -> str:
-    """Five findings: the paper's claim, and ours."""
-    flow, student = "autoregressive flow", "autoregressive flow, one step"
-    guided = ("split, both", "both, naive guidance", "both, resampling")
-    steps = {
-        measure: " → ".join(figure_of("table3", row, measure) for row in guided)
+FLOW, STUDENT, NORMAL = "autoregressive flow", "autoregressive flow, one step", "both, resampling, Z_R ~ N(0, I)"
+GUIDED = ("split, both", "both, naive guidance", "both, resampling")
+
+
+def findings(kind: str) -> list[str]:
+    """What became of five claims in the result files whose names end in `kind`."""
+    table3, table4, sizes = f"table3{kind}", f"table4{kind}", f"figure6b{kind}"
+    both = ("frechet_distance", "bits_per_dim")
+    accuracy, distance = (
+        " → ".join(figure_of(table3, row, measure) for row in GUIDED)
         for measure in ("sample_accuracy", "frechet_distance")
-    }
-    sizes = [name for name in rows("figure6b") if "spread" not in name]
-    fid = {name: re.match(r"FID ([\d.]+)", row["paper"])[1] for name, row in rows("table4").items() if row["paper"]}
-    faster = rows("table4")[flow]["seconds_per_image"]["back"] / rows("table4")[student]["seconds_per_image"]["back"]
-    unguided, *_, resampled = (rows("table3")[name]["frechet_distance"]["mean"] for name in guided)
-    remark = ": unguided samples are nearest to the data" if unguided < resampled else ""
-    largest = min(sizes, key=lambda name: rows("figure6b")[name]["bits_per_dim"]["mean"]) == sizes[-1]
-    best = ": not here, with four channels in all" if largest else ""
-    lines = [
-        [
-            f"The autoregressive flow beats coupling (FID {fid['coupling flow']} → {fid[flow]})",
-            judged_row("table4", flow, "coupling flow", ("frechet_distance", "bits_per_dim")),
-        ],
-        [
-            f"The shared mixture beats N(0, I) (FID {paper_fid('both, resampling, Z_R ~ N(0, I)')} → "
-            f"{paper_fid('both, resampling')})",
-            judged_row(
-                "table3",
-                "both, resampling",
-                "both, resampling, Z_R ~ N(0, I)",
-                ("frechet_distance", "bits_per_dim"),
-            ),
-        ],
-        [
-            f"One step nearly matches the exact inverse (FID {fid[flow]} → {fid[student]}) and inverts 22× as fast",
-            f"Fréchet {figure_of('table4', flow, 'frechet_distance')} → "
-            f"{figure_of('table4', student, 'frechet_distance')}; inverts {faster:.1f} times as fast",
-        ],
-        [
-            f"Guidance helps, resampling most (FID {' → '.join(map(paper_fid, guided))})",
-            f"accuracy {steps['sample_accuracy']}; Fréchet {steps['frechet_distance']}" + remark,
-        ],
-        [
-            "Few informative channels are best (128 of 768)",
-            "bits/dim "
-            + ", ".join(f"{figure_of('figure6b', name, 'bits_per_dim')} at {name}" for name in sizes)
-            + best,
-        ],
+    )
+    faster = rows(table4)[FLOW]["seconds_per_image"]["back"] / rows(table4)[STUDENT]["seconds_per_image"]["back"]
+    informative = [name for name in rows(sizes) if "spread" not in name]
+    bits = ", ".join(f"{figure_of(sizes, name, 'bits_per_dim')} at {name}" for name in informative)
+    return [
+        judged_row(table4, FLOW, "coupling flow", both),
+        judged_row(table3, GUIDED[-1], NORMAL, both),
+        f"Fréchet {figure_of(table4, FLOW, 'frechet_distance')} → {figure_of(table4, STUDENT, 'frechet_distance')}; "
+        f"inverts {faster:.1f} times as fast",
+        f"accuracy {accuracy}; Fréchet {distance}",
+        f"bits/dim {bits}",
     ]
-    record = load("table3")
-    heading = f"Here (8×8 digits, {in_words(record['seeds'])} seeds, {record['steps_per_run']:,} steps)"
-    return table(["The paper (FID on ImageNet, 256×256)", heading], lines)
+
+
+def readme_results() -> str:
+    """Five findings: the paper's claim, and ours on two kinds of digits."""
+    fid = {name: re.match(r"FID ([\d.]+)", row["paper"])[1] for name, row in rows("table4").items() if row["paper"]}
+    claimed = [
+        f"The autoregressive flow beats coupling (FID {fid['coupling flow']} → {fid[FLOW]})",
+        f"The shared mixture beats N(0, I) (FID {paper_fid(NORMAL)} → {paper_fid(GUIDED[-1])})",
+        f"One step nearly matches the exact inverse (FID {fid[FLOW]} → {fid[STUDENT]}) and inverts 22× as fast",
+        f"Guidance helps, resampling most (FID {' → '.join(map(paper_fid, GUIDED))})",
+        "Few informative channels are best (128 of 768)",
+    ]
+    kinds = {"_mnist-quick_histogram": "28×28 digits", "": "8×8 digits"}
+    steps = {kind: f"{load(f'table3{kind}')['steps_per_run']:,}" for kind in kinds}
+    heads = ["The paper (FID on ImageNet, 256×256)", *(f"{kinds[kind]} ({steps[kind]} steps)" for kind in kinds)]
+    return table(heads, [list(line) for line in zip(claimed, *map(findings, kinds), strict=True)])
