@@ -99,9 +99,10 @@ def main(argv: list[str] | None = None) -> None:
     for name, a, b in (
         ("training_step", step_theirs, step_ours),
         ("sequential_inverse", lambda: theirs.reverse(z), lambda: ours.inverse(z)),
+        ("sequential_inverse_of_one_image", lambda: theirs.reverse(z[:1]), lambda: ours.inverse(z[:1])),
     ):
         rounds = []
-        with torch.no_grad() if name == "sequential_inverse" else torch.enable_grad():
+        with torch.set_grad_enabled(name == "training_step"):
             for _ in range(config.rounds + 1):
                 rounds.append((timed(a, device), timed(b, device)))
         public_seconds, our_seconds = (statistics.median(column) for column in zip(*rounds[1:], strict=True))

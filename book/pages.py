@@ -247,8 +247,8 @@ def speeds() -> str:
         record = load(path.stem)
         rows = [
             [part.replace("_", " "), *(f"{times[f'{side}_seconds']:.3f}" for side in ("farmer_ref", "tarflow")), said]
-            for part in ("training_step", "sequential_inverse")
-            for times in [record[part]]
+            for part, times in record.items()
+            if isinstance(times, dict) and "tarflow_seconds" in times
             for said in [ratio({key: times[f"speedup_{key}"] for key in ("median", "min", "max")})]
         ]
         heads = ["same weights and shapes", "seconds, ours", "seconds, TARFlow's", "speed-up"]

@@ -77,11 +77,18 @@ def _norm(norm: nn.LayerNorm) -> Step:
 
 
 def _linear(linear: nn.Linear, *, rows: int, dtype: torch.dtype) -> Step:
-    """The layer with its weights in `dtype`; on a CPU in oneDNN's own order: twice the speed from some rows on."""
+    """The layer with its weights in `dtype`; on a CPU in oneDNN's own order: twice the speed from some rows on.
+
+    For fewer rows, a matrix that is not taller than wide is read faster by columns.
+    """
     weight, bias = linear.weight.detach().to(dtype), linear.bias.detach().to(dtype)
-    if weight.device.type == "cpu" and dtype == torch.float32 and rows >= PACKED_FROM and has_onednn():
+    on_cpu = weight.device.type == "cpu" and dtype == torch.float32
+    if on_cpu and rows >= PACKED_FROM and has_onednn():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         return lambda x: onednn_product(x, packed, bias)
+    if on_cpu and rows < PACKED_FROM and linear.in_features <= linear.out_features:
+        columns = weight.t().contiguous()
+        return lambda x: torch.addmm(bias, x, columns)
     return lambda x: F.linear(x.to(dtype), weight, bias)
 
 
