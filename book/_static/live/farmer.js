@@ -11,7 +11,9 @@ function farmerLibrary() {
   const sum = numbers => numbers.reduce((a, b) => a + b, 0);
   const clamp = (v, low, high) => Math.max(low, Math.min(high, v));
   const rows = (x, width, from, to = from + 1) => x.subarray(from * width, to * width); // a view
-  const add = (x, y) => x.forEach((v, i) => x[i] = v + y[i]);
+  function add(x, y) {
+    for (let i = 0; i < x.length; i++) x[i] += y[i];
+  }
   function bytes(base64) {
     const text = atob(base64), found = new Uint8Array(text.length);
     for (let i = 0; i < text.length; i++) found[i] = text.charCodeAt(i);
@@ -86,7 +88,10 @@ function farmerLibrary() {
       for (const [name, shape, size] of tensors) {
         const count = shape.reduce((a, b) => a * b, 1), scales = size === 1 && halves(shape[0]);
         this[name] = size === 4 ? take(Float32Array, count) : size === 2 ? halves(count) :
-          new Float32Array(take(Int8Array, count)).map((v, i) => v * scales[Math.floor(i / shape[1])]);
+          new Float32Array(take(Int8Array, count));
+        if (scales) scales.forEach((scale, row) => {
+          for (let i = row * shape[1]; i < (row + 1) * shape[1]; i++) this[name][i] *= scale;
+        });
       }
     }
     norm(name) {
@@ -124,9 +129,12 @@ function farmerLibrary() {
     return 0.5 + total * normalDensity(x);
   }
   const PHI = Float64Array.from(range(12289), at => normalDistribution(at / 1024 - 6)); // faster than exp
-  function gelu(x) { // x Phi(x)
-    const place = (x + 6) * 1024, at = Math.floor(place);
-    return x >= 6 ? x : x <= -6 ? 0 : x * (PHI[at] + (place - at) * (PHI[at + 1] - PHI[at]));
+  function gelu(y) { // x Phi(x), in place
+    for (let i = 0; i < y.length; i++) {
+      const x = y[i], place = (x + 6) * 1024, at = Math.floor(place);
+      if (x < 6) y[i] = x <= -6 ? 0 : x * (PHI[at] + (place - at) * (PHI[at + 1] - PHI[at]));
+    }
+    return y;
   }
 
   class Transformer {
@@ -173,7 +181,7 @@ function farmerLibrary() {
           for (let t = 0; t < T; t++) attended.set(rows(found, d, t), t * W + head * d);
         });
         add(x, layer.out.apply(attended));
-        add(x, layer.down.apply(layer.up.apply(layerNorm(x, layer.norm2)).map(gelu)));
+        add(x, layer.down.apply(gelu(layer.up.apply(layerNorm(x, layer.norm2)))));
       });
       cache.length += T;
       return x;
@@ -232,10 +240,11 @@ function farmerLibrary() {
     }
   }
 
-  function turn(x, D, A) { // y_d = sum_e A(d, e) x_e, in every token
+  function turn(x, D, A, down = D, across = 1) { // y_d = sum_e A_de x_e, in every token
     return x.map((_, at) => {
+      const d = at % D;
       let total = 0;
-      for (let e = 0; e < D; e++) total += A(at % D, e) * x[at - at % D + e];
+      for (let e = 0; e < D; e++) total += A[d * down + e * across] * x[at - d + e];
       return total;
     });
   }
@@ -253,11 +262,11 @@ function farmerLibrary() {
     forward(image) {
       const {D, matrix, mean, source} = this;
       const x = Float32Array.from(source, (pixel, at) => image[pixel] - mean[at % D]);
-      return turn(x, D, (d, e) => matrix[d * D + e]);
+      return turn(x, D, matrix);
     }
     inverse(tokens) {
       const {D, matrix, mean, source} = this, image = tokens.slice();
-      turn(tokens, D, (d, e) => matrix[e * D + d]).forEach((v, at) => image[source[at]] = v + mean[at % D]);
+      turn(tokens, D, matrix, 1, D).forEach((v, at) => image[source[at]] = v + mean[at % D]);
       return image;
     }
   }
@@ -281,7 +290,7 @@ function farmerLibrary() {
     }
     mix(x, inverse) { // a learned matrix over the channels (Glow), where the model has one
       const A = this.mixing[inverse];
-      return A ? turn(x, this.D, (d, e) => A[d * this.D + e]) : x;
+      return A ? turn(x, this.D, A) : x;
     }
     shiftAndLogScale(x, cache, causal = true) { // mu and log sigma, interleaved, of the tokens that follow x
       const {D, bound} = this;
