@@ -53,7 +53,10 @@ def shorter_graphic(text: str) -> str:
     text = re.sub(r"translate\([^)]*\)", lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
     used = set(re.findall(r"#([\w.-]+)", text))
     text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
-    return re.sub(r"\n\s*", "\n", re.sub(r">\s+<", "><", text))
+    text = re.sub(r' style="[^"]*"', lambda found: re.sub(r"([:;]) ", r"\1", found[0]), text)
+    text = re.sub(r">\s+<", "><", text)
+    text = re.sub(r"<g>(<(?:path|use|image)\b[^<>]*/>)</g>", r"\1", text)  # groups of one, of which nothing is said
+    return re.sub(r"\n\s*", "\n", text)
 
 
 def smaller_pictures(folder: Path) -> dict[str, str]:

@@ -65,7 +65,7 @@ values, labels = (
 
 noise = small.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0)).to(device)
 images = small.dequantiser(values, noise)  # real numbers in [-1, 1]
-model_at_work(small, images[3], label=int(labels[3]), token=7)
+model_at_work(small, images[3], label=int(labels[3]), token=8)
 
 # %% [markdown]
 # 1. Whole grey levels become real numbers: a little noise is added to each (**dequantisation**, notebook 02b).
@@ -73,7 +73,7 @@ model_at_work(small, images[3], label=int(labels[3]), token=7)
 #    dark, purple is bright. Black pixels are not all alike here, because of the noise.)
 # 3. An **autoregressive flow** maps the tokens $X$ to **latents** $Z$ of the same size. The map can be undone exactly.
 # 4. A **prior**, a causal transformer, reads the latents one after another. Before it sees the next one it says where it
-#    will be: a **mixture** of Gaussians. The curves are its prediction for token 7, and the dotted lines are where that
+#    will be: a **mixture** of Gaussians. The curves are its prediction for token 8, and the dotted lines are where that
 #    token then was. (Three of the four channels are predicted this way. The fourth is the subject of notebook 03.)
 #
 # The flow can be undone, so the density of the image is that of its latents, times the factor by which the flow stretches
@@ -83,8 +83,7 @@ model_at_work(small, images[3], label=int(labels[3]), token=7)
 #
 # Nothing here is approximated or bounded. $c$ is the class label, and both terms come out of one forward pass. That is
 # the whole method; the other notebooks take its parts to pieces. The class goes to the prior only: the flow is the same
-# for all classes. (Tokens count from 0 in this course, as in code. Formulas that quote the paper, and drawings of them,
-# count from 1.)
+# for all classes. (Tokens, channels and blocks count from 1 here, as in the paper; only indices in code count from 0.)
 #
 # ## Train
 #
@@ -284,8 +283,8 @@ draw_strip({"digit": mnist_images[:8], "shuffled": shuffled[:8]}, titles)
 # > **The paper** trains models of 1.1 and 1.9 billion parameters on ImageNet at 256×256 and reports the quality of
 # > samples (FID). **We** run the same method, from the same file `farmer_ref/model/farmer.py`, on images that a laptop can
 # > learn, and report bits/dim as well, which the paper's Gaussian noise does not allow (notebook 02b). The models that
-# > ship also look at a pixel through its histogram (notebook 02b, too); the paper's do not. The paper's models are
-# > presets here: `--preset farmer-1.1b-p16` (appendix A).
+# > ship, all but `digits-noise`, also look at a pixel through its histogram (notebook 02b, too); the paper's do not. The
+# > paper's models are presets here: `--preset farmer-1.1b-p16` (appendix A).
 #
 # ## What to remember
 #

@@ -166,10 +166,10 @@ cell_area = (line[1] - line[0]).item() ** 2
 
 
 def draw_plane(axes, points, lines, title, shade=COLOURS[0]):
-    """Points (B,2,1) over the lines of a grid (L,M,2,1)."""
+    """The first 2,000 of points (B,2,1) over the lines of a grid (L,M,2,1)."""
     for one in lines[..., 0].cpu():
-        axes.plot(one[:, 0], one[:, 1], color="0.65", lw=0.6, rasterized=True)
-    axes.plot(*points[..., 0].cpu().T, ".", ms=1.5, color=shade, rasterized=True)
+        axes.plot(one[:, 0], one[:, 1], color="0.65", lw=0.6)
+    axes.plot(*points[:2000, :, 0].cpu().T, ".", ms=1.5, color=shade, rasterized=True)
     axes.set(title=title, xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal")
 
 
@@ -181,17 +181,17 @@ def draw_density(axes, density, title):
     axes.set(title=title, aspect="equal")
 
 
-across = torch.cartesian_prod(torch.linspace(-2.8, 2.8, 23), torch.linspace(-2.8, 2.8, 80))
+across = torch.cartesian_prod(torch.linspace(-2.8, 2.8, 15), torch.linspace(-2.8, 2.8, 60))
 grid = torch.cat([across, across.flip(1)])[:, :, None].to(device)  # lines up, lines across
 bent = flow(grid)[0]
 density = log_prob(flow, plane).exp()
 figure, panels = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
-draw_plane(panels[0], moons, grid.view(46, 80, 2, 1), "x: the data and a grid")
-draw_plane(panels[1], flow(moons)[0], bent.view(46, 80, 2, 1), "z: both, after the flow")
+draw_plane(panels[0], moons, grid.view(30, 60, 2, 1), "x: the data and a grid")
+draw_plane(panels[1], flow(moons)[0], bent.view(30, 60, 2, 1), "z: both, after the flow")
 draw_density(panels[2], density, "density p(x) (bright: high)")
-panels[0].set(xlabel="token 0", ylabel="token 1")
-panels[1].set(xlabel="latent 0", ylabel="latent 1")
-_ = panels[2].set(xlabel="token 0")
+panels[0].set(xlabel="token 1", ylabel="token 2")
+panels[1].set(xlabel="latent 1", ylabel="latent 2")
+_ = panels[2].set(xlabel="token 1")
 
 # %% [markdown]
 # The grid is bent, but never torn and never folded: that is what "can be undone" looks like. The moons have been spread
@@ -234,15 +234,15 @@ for place in ([-1.05, 1.0], [-0.15, -0.15], [1.4, -0.9], [0.4, 1.3]):
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.1), layout="constrained")
-draw_plane(panels[0], moons, grid.view(46, 80, 2, 1)[:0], "x: four squares", shade="0.75")
+draw_plane(panels[0], moons, grid.view(30, 60, 2, 1)[:0], "x: four squares", shade="0.75")
 draw_plane(
-    panels[1], flow(moons)[0], grid.view(46, 80, 2, 1)[:0], "z: what they become", shade="0.75"
+    panels[1], flow(moons)[0], grid.view(30, 60, 2, 1)[:0], "z: what they become", shade="0.75"
 )
 for k, (before, after, measured, computed) in enumerate(squares):
     colour = COLOURS[k + 1]
-    panels[0].fill(*before.T, color=colour, zorder=3)
+    panels[0].fill(*before[::4].T, color=colour, zorder=3)
     name = f"area × {measured:.2f}; mean |det| = {computed:.2f}"
-    panels[1].fill(*after.T, color=colour, zorder=3, label=name)
+    panels[1].fill(*after[::4].T, color=colour, zorder=3, label=name)
 _ = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
 # %% [markdown]
@@ -262,10 +262,9 @@ _ = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9
 #
 # $$z_i = (x_i - \mu(x_{<i})) \odot \sigma(x_{<i}), \qquad z_1 = x_1 \qquad \text{(Eq. 8)}$$
 #
-# Here $x_{<i}$ are the tokens before $x_i$, and $\odot$ multiplies channel by channel. Eq. 8 counts from 1, as the paper
-# does: the first token, number 0 in our code, passes through. And this $\sigma$ *multiplies*; a standard deviation would
-# divide. No $z_i$ depends on a later $x_j$, so above the diagonal $\partial z / \partial x$ is zero; on the diagonal
-# stand the $\sigma$. So the log-determinant is a sum:
+# Here $x_{<i}$ are the tokens before $x_i$, and $\odot$ multiplies channel by channel. The first token (index 0 in code)
+# passes through. And this $\sigma$ *multiplies*; a standard deviation would divide. No $z_i$ depends on a later $x_j$, so
+# above the diagonal $\partial z / \partial x$ is zero; on the diagonal stand the $\sigma$. So the log-determinant is a sum:
 #
 # $$\log\left|\det \frac{\partial z}{\partial x}\right| = \sum_i \sum_{\text{channels}} \log \sigma(x_{<i}) \qquad \text{(Eq. 10)}$$
 
@@ -323,7 +322,10 @@ def draw_matrices(matrices):
         1, len(matrices), figsize=(3.1 * len(matrices), 3.9), layout="constrained", squeeze=False
     )
     for axes, ((name, what), matrix) in zip(panels[0], matrices.items(), strict=True):
-        shown = axes.imshow(matrix.abs().log10().cpu(), vmin=-4, vmax=1)
+        size = len(matrix) + 0.5  # tokens and channels count from 1
+        shown = axes.imshow(
+            matrix.abs().log10().cpu(), vmin=-4, vmax=1, extent=(0.5, size, size, 0.5)
+        )
         axes.set(title=name, xlabel=f"{what} of x", ylabel=f"{what} of z")
     figure.colorbar(shown, ax=panels, location="bottom", label="log10 |derivative|", aspect=60)
 
@@ -354,7 +356,7 @@ for part in shipped.flow.blocks:
 figure, panels = plt.subplots(1, 5, figsize=(9.2, 2.5), layout="constrained")
 panels[0].imshow(images[3, 0].cpu(), cmap="gray")
 panels[0].set(title="the digit")
-for k, (axes, part) in enumerate(zip(panels[1:], sums, strict=True)):
+for k, (axes, part) in enumerate(zip(panels[1:], sums, strict=True), 1):
     shown = axes.imshow(part.cpu(), cmap="PuOr", vmin=-3, vmax=3)
     axes.set(title=f"block {k}: {part.sum():+.1f}")
 plt.setp(panels, xticks=[], yticks=[])
@@ -363,7 +365,7 @@ _ = figure.colorbar(shown, ax=panels, label="nats", shrink=0.8)
 # %% [markdown]
 # Each small square is a token with the sum of its four $\log\sigma$: purple where the block stretches, orange where it
 # squeezes; the title is the block's total. (The token that a block reads first passes through: it is white. It sits
-# top left in blocks 0 and 2, bottom right in blocks 1 and 3.) Add everything up, and compare with the determinant of the
+# top left in blocks 1 and 3, bottom right in blocks 2 and 4.) Add everything up, and compare with the determinant of the
 # full 64×64 matrix, computed by Gaussian elimination:
 
 # %% tags=["nbval-check-output"]
@@ -429,7 +431,7 @@ figure, panels = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
 draw_density(panels[0], density, f"with the mask:\nintegrates to {integral:.2f}")
 draw_density(panels[1], false_density, f"without:\n“integrates” to {false_integral:,.0f}")
 draw_plane(
-    panels[2], returned, grid.view(46, 80, 2, 1)[:0], "without: moons,\nthrough the flow and back"
+    panels[2], returned, grid.view(30, 60, 2, 1)[:0], "without: moons,\nthrough the flow and back"
 )
 
 # %% tags=["nbval-check-output"]
@@ -527,13 +529,29 @@ assert (matrix.slogdet().logabsdet - logdet).abs() > 1e-3  # and yet the sum is 
 # **3 (open · 60 minutes · 8 marks).** Three separate modes, and one Gaussian for $z$: where must an invertible map
 # struggle? Train flows on three Gaussian blobs of width 0.2, evenly spaced on a circle of radius 2. Count the samples
 # that lie more than four widths from every centre, and find what helps.
-# The starter's asserts say what there is to find.
+# The starter's asserts say what there is to find. These are the data, and their entropy:
+
+# %%
+CENTRES = 2 * torch.tensor(
+    [[math.cos(a), math.sin(a)] for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
+)
+WIDTH = 0.2  # of a mode
+ENTROPY = math.log(3) + 1 + math.log(2 * math.pi * WIDTH**2)  # nats: the modes do not overlap
+
+
+def three_modes(count: int, seed: int) -> Tensor:
+    """Points (count,2,1): two tokens of one channel."""
+    generator = torch.Generator().manual_seed(seed)
+    mode = torch.randint(3, (count,), generator=generator)
+    return (CENTRES[mode] + WIDTH * torch.randn(count, 2, generator=generator))[..., None]
 
 
 # %% tags=["raises-exception"]
 def fit_three_modes(blocks: int, components: int, steps: int = 400) -> tuple[float, float]:
     """Nats above the entropy on fresh points, and the share of samples that lie in no mode."""
-    raise NotImplementedError  # yours: `components` is K, the number of Gaussians in the density of z
+    # `components` is K, the number of Gaussians in the density of z: a GaussianMixture whose means and
+    # log_scales are nn.Parameters.
+    raise NotImplementedError  # yours
 
 
 (excess, between), (mixed_excess, mixed_between) = fit_three_modes(2, 1), fit_three_modes(2, 3)
@@ -549,6 +567,11 @@ assert mixed_excess < 0.15 and mixed_between < 0.03  # a mixture of three
 # `python solutions/solution_01a.py` prints the figures.
 #
 # ```python
+# from torch import nn
+#
+# from farmer_ref import GaussianMixture
+#
+#
 # def fit_three_modes(blocks: int, components: int, steps: int = 400) -> tuple[float, float]:
 #     """Nats above the entropy on fresh points, and the share of samples that lie in no mode."""
 #     torch.manual_seed(0)

@@ -144,19 +144,21 @@ errors = {}  # by method: (16 counts, 16 tokens), the largest of 20 images and 4
 for name, method in (("sequential steps", by_steps), ("parallel sweeps", by_sweeps)):
     results = [method(block, block(tokens)[0], count) for count in range(16)]
     errors[name] = torch.stack([(x - tokens).abs().amax((0, 2)) for x in results]).cpu()
-    assert errors[name].tril().max() < 1e-12  # after k sweeps, tokens 0 to k are exact
+    assert errors[name].tril().max() < 1e-12  # after k sweeps, tokens 1 to k + 1 are exact
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 for axes, (name, error) in zip(panels, errors.items(), strict=True):
-    shown = axes.imshow((error.T + 1e-17).log10(), vmin=-16, vmax=0)
-    axes.stairs(torch.arange(16) + 0.5, torch.arange(17) - 0.5, baseline=None, color="w", lw=2)
-    axes.set(title=f"error after {name}", xlabel=name, ylabel="token", ylim=(15.5, -0.5))
+    place = (-0.5, 15.5, 16.5, 0.5)  # counts from 0, tokens from 1
+    shown = axes.imshow((error.T + 1e-17).log10(), vmin=-16, vmax=0, extent=place)
+    axes.stairs(torch.arange(16) + 1.5, torch.arange(17) - 0.5, baseline=None, color="w", lw=2)
+    axes.set(title=f"error after {name}", xlabel=name, ylabel="token", ylim=(16.5, 0.5))
+    axes.set_yticks([1, 4, 8, 12, 16])
 _ = figure.colorbar(shown, ax=panels, label="log10 of the largest error")
 
 # %% [markdown]
-# Above the white stairs everything is exact, with both methods. Token 0 passes through; so the first sweep computes
-# token 1 from correct input, the second sweep token 2, and so on. $N - 1$ sweeps are always enough. Below the stairs, the
+# Above the white stairs everything is exact, with both methods. Token 1 passes through; so the first sweep computes
+# token 2 from correct input, the second sweep token 3, and so on. $N - 1$ sweeps are always enough. Below the stairs, the
 # two differ. Sequential steps have not touched these tokens yet. Sweeps improve all of them every time, by about the same
 # factor: tokens depend on one another only weakly, so a small error in one makes a smaller error in the next.
 #
@@ -495,6 +497,9 @@ assert max(sweeps_at(shipped.flow, tokens, 4)) == 15
 # <details><summary>Solution</summary>
 #
 # ```python
+# import copy
+#
+#
 # def sweeps_at(flow: AutoregressiveFlow, x: Tensor, strength: float) -> list[int]:
 #     """Sweeps of every block, first to last, when mu and log sigma are multiplied by `strength`."""
 #     stronger = copy.deepcopy(flow)

@@ -116,7 +116,7 @@ axes.hist(one_channel[:, place, 0], 60, density=True, color="0.8", label="latent
 for K, style in zip(curves, ("--", "-.", "-"), strict=True):
     axes.plot(grid, curves[K], style, label=f"K = {K}")
 axes.set(
-    title=f"Token {place}, channel {channel}, of the training images",
+    title=f"Token {place + 1}, channel {channel + 1}, of the training images",
     xlabel="latent",
     ylabel="density",
 )
@@ -147,7 +147,7 @@ print("On the test images, from the worst to the best: K =", ", ".join(map(str, 
 # $z_{<i}$, and its output is the weights, means and widths of one mixture for token $i$, here with $K = 16$ components.
 #
 # Below is one test image at four moments. Above: what the prior has read so far (blue is still unread; tokens run row by
-# row and count from 0). Below: what it expects of channel 2 of the next token.
+# row). Below: what it expects of channel 3 of the next token.
 #
 # *Predict first:* how will its mixture differ from the mixture of the place alone?
 
@@ -168,14 +168,14 @@ figure, rows = plt.subplots(2, 4, figsize=(8.5, 4.4), layout="constrained")
 for token, above, below in zip(moments, *rows, strict=True):
     read = token_of_pixel < token
     above.imshow(values[chosen, 0].where(read, math.nan), cmap="gray", vmin=0, vmax=16)
-    above.set(title=f"before token {token}", xticks=[], yticks=[], facecolor=COLOURS[5])
+    above.set(title=f"before token {token + 1}", xticks=[], yticks=[], facecolor=COLOURS[5])
     above.grid(False)
     alone = fits[8][token].log_prob(grid[:, None]).exp()
     now = informed[chosen][token].log_prob(grid[:, None]).exp()
     below.plot(grid, alone, "--")
     below.plot(grid, now, "-")
     below.axvline(z[chosen, token, channel], color=COLOURS[6], ls=":")
-    below.set(xlabel=f"latent, channel {channel}", xlim=(-3.5, 3.5), ylim=0)
+    below.set(xlabel=f"latent, channel {channel + 1}", xlim=(-3.5, 3.5), ylim=0)
 rows[1, 0].set_ylabel("density")
 meanings = ["the place alone", "after reading", "where the latent is"]
 _ = figure.legend(rows[1, 0].lines, meanings, loc="outside lower center", ncols=3, frameon=False)
@@ -217,8 +217,7 @@ plt.show()
 # draws is called *teacher forcing*.
 #
 # Does the mask hold? Differentiate: how much does the mixture of token $i$ move when token $j$ moves? The last row is the
-# mixture $G_{N+1}$ for the redundant channels of all tokens (notebook 03); the paper, which names it, counts tokens
-# from 1.
+# mixture $G_{N+1}$ for the redundant channels of all tokens (notebook 03).
 
 # %%
 one, label = z[chosen, None], labels[chosen, None]
@@ -242,14 +241,14 @@ assert (jacobian[..., 3] == 0).all()  # the fourth channel is never read
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(5.2, 4.2), layout="constrained")
 logarithm = depends.where(depends > 0, math.nan).log10()
-shown = axes.imshow(logarithm, cmap="viridis", vmin=-3, vmax=0)
+shown = axes.imshow(logarithm, cmap="viridis", vmin=-3, vmax=0, extent=(0.5, 16.5, 17.5, 0.5))
 axes.set(
     title="How the mixtures depend on the tokens",
     xlabel="token $j$ that moves",
     ylabel="mixture of token $i$",
 )
-axes.set_xticks([0, 4, 8, 12, 15])
-axes.set_yticks([0, 4, 8, 12, 15, 16], ["0", "4", "8", "12", "15", "$G_{N+1}$"])
+axes.set_xticks([1, 4, 8, 12, 16])
+axes.set_yticks([1, 4, 8, 12, 15, 17], ["1", "4", "8", "12", "15", "$G_{N+1}$"])
 axes.grid(False)
 figure.colorbar(shown, label="log$_{10}$ |derivative|; white: exactly 0")
 plt.show()
@@ -577,6 +576,9 @@ assert torch.allclose(other.mean[:, :10], gru.mixtures(some, classes).mean[:, :1
 # <details><summary>Solution</summary>
 #
 # ```python
+# from farmer_ref.model.prior import PriorLogProb
+#
+#
 # class RecurrentPrior(nn.Module):
 #     """p(Z | c) = prod_i p(z_i | z_<i, c), with a GRU in the place of the transformer; no split."""
 #

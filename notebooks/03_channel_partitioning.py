@@ -90,7 +90,7 @@ for image, latent, row in zip(images[2:5], z[2:5], rows, strict=True):
     for axes in row:
         axes.set_axis_off()
 for channel in range(16):
-    rows[0, 1 + channel + (channel > 7)].set_title(channel, fontsize=8)
+    rows[0, 1 + channel + (channel > 7)].set_title(channel + 1, fontsize=8)
 figure.suptitle("channels of $Z_I$ (left) and of $Z_R$ (right)", fontsize=10)
 plt.show()
 
@@ -178,8 +178,8 @@ assert compare(redrawn[0], torch.arange(100))[1] < compare(redrawn[2], torch.ara
 # ## Read it
 #
 # The third experiment asks what a *linear classifier* can read from each part. We compare the latents with the pixels they
-# were made from, in the same two halves: channels 0 to 7 of the tokens before the flow are the upper two rows of each
-# patch, channels 8 to 15 the lower two. *Predict first:* from the pixels, either half tells it about as much as the
+# were made from, in the same two halves: channels 1 to 8 of the tokens before the flow are the upper two rows of each
+# patch, channels 9 to 16 the lower two. *Predict first:* from the pixels, either half tells it about as much as the
 # other.
 # Is that also so for $Z_I$ and $Z_R$?
 
@@ -198,7 +198,7 @@ def readable(tokens):
     return scores.mean()
 
 
-halves = {"channels 0–7": slice(0, 8), "channels 8–15": slice(8, 16)}
+halves = {"channels 1–8": slice(0, 8), "channels 9–16": slice(8, 16)}
 shares = {
     "pixels": [readable(all_x[..., half]) for half in halves.values()],
     "latents": [readable(all_z[..., half]) for half in halves.values()],
@@ -211,7 +211,7 @@ for shift, (name, values) in zip((-0.2, 0.2), shares.items(), strict=True):
     bars = axes.bar([shift, 1 + shift], values, 0.4, label=name)
     axes.bar_label(bars, fmt="{:.0%}")
 axes.axhline(0.1, color=COLOURS[6], lw=1, ls=":", label="guessing")
-axes.set_xticks([0, 1], ["channels 0–7 ($Z_I$)", "channels 8–15 ($Z_R$)"])
+axes.set_xticks([0, 1], ["channels 1–8 ($Z_I$)", "channels 9–16 ($Z_R$)"])
 axes.set(ylim=(0, 1.25), ylabel="classified correctly", title="What a linear classifier reads")
 _ = axes.legend(frameon=False, ncols=3, loc="upper center")
 
@@ -497,6 +497,10 @@ assert 2 in representatives(related, 2) and len(representatives(related, 2)) == 
 # <details><summary>Solution</summary>
 #
 # ```python
+# from scipy.cluster.hierarchy import fcluster, linkage
+# from scipy.spatial.distance import squareform
+#
+#
 # def clusters(correlation: Tensor, count: int, method: str) -> list[Tensor]:
 #     """Channels clustered by 1 - |correlation|, from the bottom up: the channels of each cluster."""
 #     distance = (1 - correlation.abs()).clamp(min=0).fill_diagonal_(0)
@@ -517,6 +521,13 @@ assert 2 in representatives(related, 2) and len(representatives(related, 2)) == 
 # badly: every fourth channel of a patch four pixels wide is always the first column.)
 #
 # ```python
+# import dataclasses
+#
+# from farmer_ref import bits_per_dim
+#
+# CONFIG = PRESETS["photographs"].model
+#
+#
 # def trained_with(chosen: list[int], steps: int, seed: int = 0) -> float:
 #     """Validation bits/dim of a small model of photographs in pixels with these informative channels."""
 #     torch.manual_seed(seed)

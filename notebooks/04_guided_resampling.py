@@ -553,8 +553,8 @@ assert size[1:-1, 2:5].mean() + 2 < size[:, [0, -1]].mean()
 # - It converges to Eq. 15 if that has a finite integral and all temperatures are 1. Otherwise the number of candidates is
 #   a setting of the result.
 # - The effective sample size says how much choice resampling has. It falls exponentially with the number of channels.
-# - Guidance makes samples easier to recognise and less varied. Whether that is better depends on the model, and on how
-#   you measure.
+# - Guidance by resampling makes samples easier to recognise and less varied. Whether that is better depends on the model,
+#   and on how you measure. (The naive rule hardly changes the variety, and helps recognition less.)
 #
 # ## Exercises
 #
@@ -587,6 +587,9 @@ assert 0.5 < share_beyond_honesty(small, z, classes) <= 1
 # guidance also moves samples away from what the null class does badly, not only towards the class.
 #
 # ```python
+# import math
+#
+#
 # def share_beyond_honesty(model: Farmer, z: Tensor, labels: Tensor) -> float:
 #     """The share of latents z (B,N,D) whose p_c is more than ten times p_u."""
 #     with torch.no_grad():

@@ -50,7 +50,9 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.outputs:
             if SVG in output.get("data", {}):
-                output.data[SVG] = shorter_graphic(output.data[SVG])
+                drawing = shorter_graphic(output.data[SVG])
+                # JSON escapes double quotes, not single ones.
+                output.data[SVG] = re.sub(r'="([^"\']*)"', r"='\1'", drawing)
             if "text" in output:
                 output.text = re.sub(
                     rf"{re.escape(tempfile.gettempdir())}/\w+", "a temporary folder", output.text

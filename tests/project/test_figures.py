@@ -44,11 +44,12 @@ def test_no_page_types_in_a_measured_number():
 def test_a_smaller_book_draws_the_same():
     """Coordinates are rounded, scales are not, names that are used stay, and so do pictures inside."""
     drawn = """<svg><metadata>when</metadata>
-    <g id="a"><path id="b" d="M 1.23456 2
+    <g id="a"><path id="b" style="fill: none; stroke: red" d="M 1.23456 2
 L 3.1 4.999" transform="translate(1.999 2) scale(0.015625)"/></g>
     <use href="#b"/><image href="data:image/png;base64,iVBOR.123456"/></svg>"""
     assert shorter_graphic(drawn) == (
-        '<svg><g><path id="b" d="M1.23 2L3.1 4.99" transform="translate(1.99 2) scale(0.015625)"/></g><use href="#b"/>'
+        '<svg><path id="b" style="fill:none;stroke:red" d="M1.23 2L3.1 4.99" '
+        'transform="translate(1.99 2) scale(0.015625)"/><use href="#b"/>'
         '<image href="data:image/png;base64,iVBOR.123456"/></svg>'
     )
     code = '<span class="k">def</span><span class="w"> </span><span class="n">f</span><span class="p">():</span>'
