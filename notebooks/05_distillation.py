@@ -153,7 +153,7 @@ above = [values.triu(1).max().item() for values in norms]
 assert above[0] < 1e-9 < above[1]
 
 # %% [markdown]
-# On the left everything above the diagonal is zero: $x_i$ depends on $z_0, \dots, z_i$, and on nothing later. A network
+# On the left everything above the diagonal is zero: $x_i$ depends on $z_1, \dots, z_i$, and on nothing later. A network
 # may learn that function. On the right, a student has: it finds the same bands below the diagonal. It also looks a
 # little at later tokens, which it need not.
 #
@@ -568,6 +568,13 @@ for form, sees_later in (("forward", True), ("inverse", True), ("inverse, masked
 # <details><summary>Solution</summary>
 #
 # ```python
+# import copy
+#
+# from torch import nn
+#
+# from farmer_ref.model.student import StudentBlock
+#
+#
 # def student_of_form(flow: AutoregressiveFlow, form: str) -> OneStepStudent:
 #     """An untrained student: "forward" (the paper's), "inverse" (ours), or "inverse, masked"."""
 #     student = OneStepStudent.from_teacher(flow, form=form.split(",")[0])

@@ -1,7 +1,9 @@
 """The notebooks as files: paired, run to the end, with their solutions. What they compute, nbval runs."""
 
 import ast
+import builtins
 import re
+import textwrap
 
 import jupytext
 import nbformat
@@ -13,6 +15,7 @@ import farmer_ref
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("[0-9A]*.py"))
 EXERCISE = re.compile(r"^\*\*(\d) \((think|a few lines|open) · \d+ minutes · \d+ marks?\)\.\*\*", re.MULTILINE)
 FOLD = re.compile(r"<details>.*?</details>", re.DOTALL)
+IMPORTS = re.compile(r"^(?:(?:from|import) .+\n|[A-Z]+ = .+\n|\n)+")  # at the head of a solution, with constants
 CHECKED = "nbval-check-output"
 
 
@@ -97,11 +100,43 @@ def test_a_notebook_opens_on_a_hosted_service(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_folded_solutions_are_the_tested_code(name):
     solution = (NOTEBOOKS / "solutions" / f"solution_{prefix(name)}.py").read_text(encoding="utf-8")
-    folds = FOLD.findall("\n".join(sources(read(name), "markdown")))
-    blocks = [block for fold in folds for block in re.findall(r"```python\n(.*?)```", fold, re.DOTALL)]
+    blocks = folded_code("\n".join(sources(read(name), "markdown")))
     assert len(blocks) >= 2
     for block in blocks:
-        assert block.strip() in solution, block
+        code = re.sub(IMPORTS, "", block)
+        assert code.strip() in solution, block
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_solution_needs_nothing_that_its_notebook_has_not(name):
+    known = set(dir(builtins))
+    for cell in read(name).cells:
+        code = re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE)
+        known |= names(code) if cell.cell_type == "code" else set()
+    for block in folded_code("\n".join(sources(read(name), "markdown"))):
+        known |= names(block := textwrap.dedent(block))
+        used = {node.id for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Name)}
+        assert used <= known, used - known
+
+
+def folded_code(text):
+    """The code of the folded solutions."""
+    return [block for fold in FOLD.findall(text) for block in re.findall(r"```python\n(.*?)```", fold, re.DOTALL)]
+
+
+def names(code):
+    """What a piece of code defines, imports or sets."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
