@@ -536,10 +536,10 @@ size = reports["resampling, w = 4"].effective_sample_size.mean(0).view(7, 7).cpu
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2), layout="constrained")
 left.imshow(images["resampling, w = 4"].mean(0)[0].cpu(), cmap="gray", vmin=-1, vmax=1)
 left.set(title="mean of the samples", xticks=[], yticks=[])
-heat = right.imshow(size, vmin=1, vmax=10, zorder=2)
+heat = right.imshow(size, vmin=1, vmax=10, extent=(0.5, 7.5, 7.5, 0.5), zorder=2)
 figure.colorbar(heat, label="candidates that count, of 10")
 right.set(title="w = 4, by token", xlabel="column of tokens", ylabel="row of tokens")
-right.set(xticks=range(7), yticks=range(7))
+right.set(xticks=range(1, 8), yticks=range(1, 8))
 plt.show()
 assert size[1:-1, 2:5].mean() + 2 < size[:, [0, -1]].mean()
 

@@ -145,8 +145,12 @@ learned = torch.autograd.functional.jacobian(student_block, teacher_block(start)
 norms = [matrix.view(16, 4, 16, 4).square().sum((1, 3)).sqrt() for matrix in (exact, learned)]
 figure, panels = plt.subplots(1, 2, figsize=(7.5, 3.2), layout="constrained")
 for axes, values, name in zip(panels, norms, ("exact inverse", "student"), strict=True):
-    picture = axes.imshow(values.cpu(), cmap="viridis", vmin=0, vmax=0.3, zorder=3)  # over the grid
+    edges = (0.5, 16.5, 16.5, 0.5)
+    picture = axes.imshow(
+        values.cpu(), cmap="viridis", vmin=0, vmax=0.3, extent=edges, zorder=3
+    )  # over the grid
     axes.set(title=f"{name}, first block", xlabel="token j of z", ylabel="token i of x")
+    axes.set(xticks=(1, 4, 8, 12, 16), yticks=(1, 4, 8, 12, 16))
 figure.colorbar(picture, ax=panels, label=r"norm of $\partial x_i / \partial z_j$", extend="max")
 plt.show()
 above = [values.triu(1).max().item() for values in norms]
