@@ -56,7 +56,7 @@ def time_limit() -> str:
 def numbers() -> dict[str, str]:
     """Every number that a page's text uses, by name."""
     digits = (of_the_digits, of_the_sizes, of_healthy_runs, of_sampling, of_the_tables, of_the_uses)
-    others = (of_the_pixels, of_mnist, of_hostile_input)
+    others = (of_the_pixels, of_mnist, of_the_rivals, of_hostile_input)
     found = {name: text for kind in (*digits, *others) for name, text in kind().items()}
     return {name: text.replace(" ± ", "\u00a0±\u00a0") for name, text in found.items()}
 
@@ -266,6 +266,57 @@ def pixels() -> str:
     return table(heads, lines, numbers=True)
 
 
+def of_the_rivals() -> dict[str, str]:
+    """The contest at equal seconds."""
+    record = load("rivals")
+    settings, bits = record["settings"], {n: found["test"]["bits_per_dim"] for n, found in record["contenders"].items()}
+
+    def against(first: str, second: str) -> str:
+        ahead = bits[second] - bits[first]
+        return f"{abs(ahead):.2f} bits/dim {'ahead of' if ahead > 0 else 'behind'}"
+
+    return {
+        "rivals_minutes": in_words(round(settings["minutes"])),
+        "rivals_trial": f"{60 * record['rates']['minutes']:.0f}",
+        "rivals_batch": f"{settings['batch_size']}",
+        "rivals_validation": f"{settings['validation_images']:,}",
+        "rivals_test": f"{settings['test_images']:,}",
+        "rivals_tarflow": against("FARMER, linear", "TARFlow"),
+        "rivals_jetformer": against("FARMER, linear", "JetFormer, port"),
+        "rivals_coupling": against("FARMER, linear", "coupling flow"),
+        "rivals_coordinates": against("FARMER, histogram", "FARMER, linear"),
+    }
+
+
+def rivals() -> str:
+    """Bits/dim at equal seconds."""
+    record = load("rivals")
+    lines = []
+    for name, found in sorted(record["contenders"].items(), key=lambda item: item[1]["test"]["bits_per_dim"]):
+        curve, test = found["curve"], found["test"]
+        lines.append(
+            [
+                name,
+                found["variant"].replace("x", "×"),
+                f"{found['parameters'] / 1e6:.2f}",
+                f"{found['learning_rate']:g}",
+                f"{curve[-1]['steps']:,}",
+                *(f"{curve[place]['bits_per_dim']:.3f}" for place in (-5, -3, -1)),
+                f"{test['bits_per_dim']:.3f} ± {test['standard_error']:.3f}",
+            ]
+        )
+    heads = ["bits/dim", "flow blocks × layers", "million parameters", "rate", "steps"]
+    heads += [f"after {curve[place]['seconds']:.0f} s" for place in (-5, -3, -1)] + ["test"]
+    return f"{source('rivals')}\n\n{table(heads, lines, numbers=True)}"
+
+
+def published() -> str:
+    """Published bits/dim on MNIST."""
+    heads = ["published, not measured here", "bits/dim", "", "remark"]
+    rows = [[row["model"], f"{row['bits_per_dim']:g}", row["kind"], row["note"]] for row in load("rivals")["published"]]
+    return table(heads, rows)
+
+
 def of_the_uses() -> dict[str, str]:
     """Inpainting, editing, anomalies, classification."""
     measured = load("applications")
@@ -324,6 +375,8 @@ def parts() -> dict[str, str]:
         "anomalies": anomalies(),
         "pixels": pixels(),
         "mnist_models": mnist_models(),
+        "rivals": rivals(),
+        "published": published(),
         "presets": presets(),
         "result_files": result_files(),
         "minutes": minutes(),
