@@ -1,7 +1,7 @@
 // The widgets of the live page. Each first shows a recorded state (recorded.js, by PyTorch) and computes once touched.
 (() => {
   "use strict";
-  const {Pixels, GaussianMixture, weighedCandidates, effectiveSampleSize, pick, uniforms, middles, range, sum, clamp} =
+  const {Pixels, GaussianMixture, weighedCandidates, effectiveSampleSize, uniforms, middles, range, sum, clamp} =
     farmerLibrary();
   const FOLDER = document.currentScript.src.replace(/[^/]*$/, ""), R = globalThis.FARMER_RECORDED;
   const {image_size: SIZE, patch_size: PATCH, levels: LEVELS, num_classes: CLASSES} = R.config;
@@ -151,8 +151,8 @@
       move(...where().map((v, a) => v + 6 * by[a]));
     };
     dot.place = value => {
-      const [cx, cy] = where(), grown = Math.max(1, width / (picture.clientWidth || width));
-      set(dot, {cx, cy, r: 8 * grown, "stroke-width": 3 * grown});
+      const [cx, cy] = where(), grown = width / (picture.clientWidth || width);
+      set(dot, {cx, cy, r: 11 * grown, "stroke-width": 3 * grown});
       set(dot, {"aria-valuetext": value, "aria-valuenow": Math.round(cx)});
     };
     picture.append(dot);
@@ -186,17 +186,17 @@
 
     const pens = [button("Pen", () => choose(0)), button("Eraser", () => choose(1))];
     const say = frame(root, "Draw a digit",
-      "While you draw, the model computes log p, the exact log-density of your drawing: the higher, the more probable.",
+      "While you draw, the model computes log p, the log-density (a density may exceed 1): higher is more probable.",
       row(
         part(`your drawing, ${SIZE}×${SIZE}; real digits fill the frame`,
           make("div.fl-board", {}, pad, guide, mark), tools(...pens)),
         make("div.fl-part.fl-narrow", {}, given, figure, terms,
-          label("nats of each patch, faint: surprising; they add up to log p"), heat),
+          label("nats of each patch, adding up to log p; faint or orange: surprising"), heat),
         make("div.fl-part.fl-wide", {}, label("which digit, by Bayes’ rule"),
           svg(250, 92, "Posterior probability of the ten classes",
             ...columns, ...range(CLASSES).map(c => centred((c + 0.5) * wide, 90, c))),
-          label("▲ your drawing, among real test digits"),
-          svg(250, 98, "Test images by log p", needle, centred(125, 95, `${number(from, 0)} to ${number(to, 0)} nats`),
+          label("▲ its log p in nats, among test digits"),
+          svg(250, 98, "Test images by log p", needle, centred(9, 95, number(from, 0)), centred(241, 95, number(to, 0)),
             shape("fl-bar.fl-faint", bars(counts, 250, 72, Math.max(...counts) * 72 / 66))))),
       tools(
         button("A real digit", () => load(examples[example = (example + 1) % CLASSES])),
@@ -207,7 +207,7 @@
           `An empty page gets ${number(found.total)} nats, more than ${percent(below)} of the real digits: it holds ` +
           `no surprise. A density rewards what is predictable, not what is meaningful.`)),
         button("Noise", () => load(dots.map(() => Math.floor(Math.random() * LEVELS)), found =>
-          `Noise gets ${number(found.total)} nats: it is one of so many pages that none of them can have much.`))));
+          `Noise gets ${number(found.total)} nats: one of far too many pages. The bars sum to 1 all the same.`))));
     const choose = value => press(erasing = value, ...pens);
     const put = image => image.forEach((v, p) => dots[p].fill(v / top));
     function load(image, note) {
@@ -250,18 +250,18 @@
     const request = latest("bayes", show);
     function show(found, [image, note]) {
       const {best, posterior, total} = found;
-      given.textContent = `log p(x | ${best}), every pixel in the middle of its grey level`;
+      given.textContent = `log p(x | ${best}), pixels mid-level; more nats are fewer bits/dim`;
       figure.replaceChildren(
         number(total), make("small", {}, " nats · "), number(found.bits, 2), make("small", {}, " bits/dim"));
-      fill(terms, {"informative channels": number(found.informative), "redundant channels": number(found.redundant),
-        "log-determinant": number(found.logdet)});
+      fill(terms, {"prior, informative": number(found.informative), "prior, redundant": number(found.redundant),
+        "flow, log-determinant": number(found.logdet)});
       heat.paint(found.perToken);
       columns.forEach((column, c) => set(column,
         {y: 74 - 68 * posterior[c], height: 68 * posterior[c] + 1, "fill-opacity": c === best ? 1 : 0.5}));
       set(needle, {d: `M${clamp((total - from) / (to - from), 0, 1) * 250} 73l6 9h-12z`});
       const below = sum(counts.filter((_, i) => from + (i + 0.5) * step < total)) / sum(counts);
       say(note ? note(found, shown, below) :
-        `It looks like a ${best} (${percent(posterior[best])}). Its density, ${number(total)} nats, is ` +
+        `Of ten digits, ${best} is likeliest (${percent(posterior[best])}). The log p, ${number(total)} nats, is ` +
         (below === 0 ? "lower than that of every real test digit." :
           `higher than that of ${percent(below)} of the real test digits` +
           (below > 0.9 ? ": little ink, few surprises." : ".")));
@@ -278,7 +278,7 @@
   function sample(root) {
     const WIDE = 260, HIGH = 130, REACH = 4, COLOURS = ["fl-accent", "fl-warm", "fl-blue"];
     const [toX, ...scale] = axis(REACH, WIDE, HIGH), points = range(161).map(i => i / 20 - REACH);
-    const wish = {label: R.sample.label, seed: 0};
+    const wish = {label: R.sample.label, seed: 0, weightTemperature: 1, scaleTemperature: 1};
     let way = recordedWay, at = 0, timer = null;
     const ends = () => TOKENS + way.levels.length;
     const curves = svg(WIDE, 150, "Mixture of the next token"), name = make("span");
@@ -295,14 +295,14 @@
       request([label, guidance, seed]);
     };
     const say = frame(root, "Sample, step by step",
-      "The prior draws one latent token after another; then the blocks of the flow are undone, one by one.",
+      "The prior predicts and draws one latent token after another; then the flow’s blocks are undone, one by one.",
       row(part(name, curves), part("latents so far", latents), part("image, the flow undone", image),
-        ...learned ? [part("the student, in one pass each", student)] : []),
+        ...learned ? [part("a student: one pass undoes a block", student)] : []),
       scrub,
-      tools(play, button("Step", () => stop(go(at + 1))), digits("class", change("label")),
+      tools(play, button("Step", () => stop(go(at < ends() ? at + 1 : 0))), digits("class", change("label")),
         slider("guidance w", [0, 3, 0.25, 0], change("scale")),
-        slider("weights T_π", [0.5, 2, 0.1, 1], change("weightTemperature")),
-        slider("widths T_σ", [0.5, 1.5, 0.1, 1], change("scaleTemperature")),
+        slider("weights ^ T_π", [0.5, 2, 0.1, 1], change("weightTemperature")),
+        slider("widths × T_σ", [0.5, 1.5, 0.1, 1], change("scaleTemperature")),
         button("Another seed", () => change("seed")(wish.seed + 1))));
     function stop() {
       clearInterval(timer);
@@ -316,7 +316,8 @@
     }
     function density({logWeights, mean, logScale}, channel) {
       const own = values => [...logWeights].map((_, k) => values[k * mean.length / logWeights.length + channel]);
-      const mixture = new GaussianMixture([...logWeights], own(mean), own(logScale));
+      const mixture = new GaussianMixture([...logWeights], own(mean), own(logScale))
+        .tempered(wish.weightTemperature, wish.scaleTemperature);
       return points.map(x => Math.exp(mixture.logProb([x])));
     }
     function go(to) {
@@ -327,8 +328,8 @@
       const undone = at - TOKENS - 1, blocks = way.levels.length - 1;
       const lines = range(Math.min(3, step.drawn.length)).map(c => density(step, c));
       const most = Math.min(3, Math.max(...lines.flat()));
-      name.textContent = at === 0 ? "mixture of the first token: three channels" :
-        `mixture of token ${Math.min(at, TOKENS)}: three channels; dotted: the draw`;
+      name.textContent = at === 0 ? "first token, 3 channels" :
+        `token ${Math.min(at, TOKENS)}, 3 channels; dotted: the draws`;
       curves.replaceChildren(...scale,
         ...lines.map((line, c) => shape(`fl-curve.${COLOURS[c]}`,
           curve(line.map(v => Math.min(v, most)), WIDE, HIGH, most * 1.05))),
@@ -337,16 +338,16 @@
       image.paint(undone < 0 ? [] : pixels.inverse(way.levels[undone]));
       student.paint(undone < 0 || !learned ? [] : pixels.inverse([way.levels[0], ...way.student][undone]));
       say(
-        at === 0 ? `Nothing is drawn yet. For a ${way.label}, the curves say where the first token may fall: ` +
+        at === 0 ? `Nothing is drawn yet. For digit ${way.label}, the curves say where the first token may fall: ` +
           `press Step.` :
-        at <= TOKENS ? `Token ${at} of ${TOKENS}: a value of each informative channel is drawn from its curve, and ` +
-          `becomes an input to the next token.` :
-        undone === 0 ? "All latents are drawn, the redundant channels too, at once from one shared mixture. Now they " +
-          "are an image that no one can read." :
+        at <= TOKENS ? `Token ${at} of ${TOKENS}: the values at the dotted lines are drawn, and all later tokens ` +
+          `depend on them.` :
+        undone === 0 ? "All latents are drawn; the redundant ones at once, from one shared mixture. As pixels they " +
+          "are noise until the last block is undone." :
         undone < blocks ? `Block ${blocks + 1 - undone} of the flow is undone, token by token` +
           (learned ? "; the student needed one pass." : ".") :
-        `A ${way.label}, after ${blocks * (TOKENS - 1)} steps of the exact inverse` +
-          (learned ? `, or ${blocks} of the student.` : "."));
+        `Digit ${way.label}: the exact inverse took ${blocks} × ${TOKENS - 1} passes` +
+          (learned ? `, the student ${blocks}.` : "."));
     }
     go(ends());
   }
@@ -370,14 +371,14 @@
     const key = (colour, text) => make(`span.${colour}`, {}, text);
     plot.classList.add("fl-plot");
     const say = frame(root, "Guidance in one dimension",
-      "Guidance wants p_c (p_c / p_u)^w: more of what the class makes likelier. It draws candidates of both, " +
-        "weighs them, and takes one by its weight. Drag the humps.",
+      "Guidance samples p_c (p_c / p_u)^w: more of what the class makes likelier. It draws candidates from both, " +
+        "weighs them, and picks one by weight. Drag a hump: sideways moves it, down widens it.",
       plot,
-      make("p.fl-name.fl-key", {}, key("fl-accent", "— p_c, with the class"), key("fl-warm", "— p_u, without"),
+      make("p.fl-name.fl-key", {}, key("fl-accent", "— p_c, with the class"), key("fl-warm", "— p_u, without it"),
         key("fl-blue", "■ exact target"), "■ samples"),
       tools(slider("guidance w", [0, 4, 0.25, w], value => update(w = value)),
-        slider("candidates of each", [1, 40, 1, S], value => update(S = value)),
-        make("label", {}, "effective", gauge, size)),
+        slider("candidates from each", [1, 40, 1, S], value => update(S = value)),
+        make("label", {}, "effective size", gauge, size)),
       make("p.fl-name", {}, lamp, lampText));
     sides.forEach(side => side.handles = side.humps.map((hump, i) => {
       const where = () => [toX(hump[0]), side.height(hump[0])];
@@ -400,9 +401,11 @@
       let effective = 0;
       range(draws).forEach(() => {
         const [pool, weights] = weighedCandidates(both, options, [S, S], uniform);
-        const bin = Math.floor((pool[pick(weights, uniform)][0] + REACH) / (2 * REACH) * BINS);
         effective += effectiveSampleSize(weights) / draws;
-        if (bin in counts) counts[bin] += BINS / (2 * REACH) / draws;
+        pool.forEach(([v], s) => { // no need to pick one: every candidate counts by its weight
+          const bin = Math.floor((v + REACH) / (2 * REACH) * BINS);
+          if (bin in counts) counts[bin] += Math.exp(weights[s]) * BINS / (2 * REACH) / draws;
+        });
       });
       const most = Math.max(0.5, ...logP.map(Math.exp), ...counts, ...proper ? exact : []) * 1.05;
       set(target, {d: proper ? `${curve(exact, WIDTH, HEIGHT, most)}V${HEIGHT}H0Z` : ""});
@@ -410,20 +413,20 @@
       set(gauge, {max: 2 * S, value: effective});
       size.textContent = `${number(effective)} of ${2 * S}`;
       lamp.classList.toggle("fl-on", !proper);
-      lampText.textContent = proper ? "The target has a finite integral." :
+      lampText.textContent = proper ? "Finite integral: p_u’s tails are wide enough." :
         "No finite integral: the target is not a density.";
       sides.forEach((side, i) => {
         side.height = v => HEIGHT * (1 - Math.exp(both[i].logProb([v])) / most);
         set(side.line, {d: curve([logP, logU][i].map(Math.exp), WIDTH, HEIGHT, most)});
         side.humps.forEach(([mean, width], j) => side.handles[j].place(`mean ${number(mean)}, width ${number(width)}`));
       });
-      const gap = sum(exact.map((v, i) => Math.abs(v - counts[Math.min(BINS - 1, Math.floor(i / 4))]) / 40));
+      const gap = sum(counts.map((v, i) => Math.abs(v - sum(exact.slice(4 * i, 4 * i + 5)) / 5))) * REACH / BINS;
       say(
         w === 0 ? "w = 0 asks for p_c itself." :
         !proper ? "p_u falls off faster than p_c in the tails, so p_c (p_c / p_u)^w grows without end: what " +
           "resampling draws now depends on how many candidates it has." :
         `Of ${2 * S} candidates, ${number(effective)} effectively count. The samples miss ${percent(gap)} of the ` +
-          `target’s mass` + (gap > 0.06 ? ": more candidates would come closer." : "."));
+          `target’s mass` + (gap > 0.02 ? ": more candidates would come closer." : "."));
     }
     update();
   }
@@ -440,7 +443,7 @@
     let seed = 0, digit = R.sample.label;
     const scrub = scrubber("Passes of the network", go);
     const say = frame(root, "A race of inverses",
-      "From the same latents to the same image, one pass of the network a step. " +
+      "From the same latents to the same image. Columns: passes of the network; rows: tokens. " +
         "Faint: still wrong; full colour: right.",
       row(...lanes.map(({text, board, image, note}) => part(text, board, image, note))),
       scrub,
@@ -481,9 +484,9 @@
       });
       const rest = student && Math.sqrt(sum(lanes[2].errors[student].map(v => v * v)) / TOKENS);
       say(
-        at < (student ?? 1) ? "All start at the latents; rows are tokens, columns are passes." :
-        at < jacobi && student ? `The student is through after ${student} passes, with an error of ` +
-          `${number(rest, 2)} a pixel that stays; the exact ways are still under way.` :
+        at < (student ?? 1) ? "All start at the latents. Drag the slider to let them run." :
+        at < jacobi && student ? `The student is done after ${student} passes and keeps an error of ` +
+          `${number(rest, 2)} a pixel; the exact ways are still running.` :
         at < jacobi ? "A sweep corrects all tokens at once; the sequential inverse does one token a pass." :
         at < sequential ? `Jacobi is exact after ${jacobi} passes, each of all tokens at once.` :
         `The sequential inverse took ${sequential} passes, each of one token: few operations, long to wait.`);
@@ -501,7 +504,7 @@
     const masks = [button("Causal mask", ask(true)), button("Broken mask", ask(false))];
     const figures = make("table.fl-terms");
     const say = frame(root, "What the mask is for",
-      "Let tokens see later ones, and three promises break at once: triangle, way back, density.",
+      "It hides later tokens from each. Without it, three promises break: the triangle, the inverse, the density.",
       tools(...masks),
       row(part("Jacobian of a block: nudge a token of x (columns), and these of z (rows) move", moves),
         part("a two-dimensional toy’s “density”", toy), part("in figures", figures)));
@@ -523,7 +526,7 @@
       say(causal ? "Each token depends on itself and earlier ones: the Jacobian is a triangle, its determinant the " +
           "product of the diagonal, and the inverse goes token by token." :
         `Every token sees all others: the product of the diagonal is not the determinant, so the “density” ` +
-          `integrates to ${number(integral, 2)}, and the way back ends elsewhere.`);
+          `integrates to ${number(integral, 2)}, and the inverse misses.`);
     }
     show(R.mask[0], true);
   }
@@ -540,7 +543,7 @@
       return {shapes, plot: svg(WIDE, HIGH, text, ...shapes)};
     });
     const say = frame(root, "Change of variables",
-      "Drag the corners: the same grains on a larger area are thinner, by exactly the determinant.",
+      "Drag the corners: over a larger area the same grains are sparser, by exactly the determinant.",
       row(part("x: density 1 on the unit square", panels[0].plot), part("z = A x", panels[1].plot),
         part("in figures", figures)));
     const handles = columns.map((column, i) => handle(panels[1].plot, `Where the map takes ${i ? "(0, 1)" : "(1, 0)"}`,
@@ -560,7 +563,7 @@
     function update() {
       const [[a, c], [b, d]] = columns, det = a * d - b * c, area = Math.abs(det), flat = area < 0.02;
       paint(panels[1], columns);
-      fill(figures, {"area of the image": number(area, 2), "determinant": number(det, 2),
+      fill(figures, {"area covered": number(area, 2), "determinant": number(det, 2),
         "density there": flat ? "no limit" : number(1 / area, 2),
         "log|det|": flat ? "→ −∞" : number(Math.log(area), 2)});
       handles.forEach((dot, i) => dot.place(columns[i].map(v => number(v, 2)).join(", ")));
