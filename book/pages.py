@@ -31,8 +31,8 @@ SEEN = {  # pictures of samples; all others are plots of the rows
     "figure7": "The same digits nine times, with the deviations of their redundant channels scaled by 0 to 4: they "
     "hardly differ",
     "figure8": "Digits in five groups, from the smallest to the largest log-determinants: all are about as sharp",
-    "figure7_mnist-quick_histogram": "The same digits nine times, with the deviations of their redundant channels scaled "
-    "by 0 to 4: alike up to 1, more and more speckled from 1.2 on, noise at 4",
+    "figure7_mnist-quick_histogram": "The same digits nine times, with the deviations of their redundant channels "
+    "scaled by 0 to 4: alike up to 1, more and more speckled from 1.2 on, noise at 4",
     "figure8_mnist-quick_histogram": "Digits in five groups, from the smallest to the largest log-determinants: from "
     "thick strokes to thin ones",
 }
