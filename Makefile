@@ -5,7 +5,7 @@ BIN := .venv/bin
 ABLATE := $(BIN)/python -m farmer_ref.ablate --out results
 # A clone of the public TARFlow code (github.com/apple/ml-tarflow), which "make check" then compares with.
 TARFLOW ?=
-# A clone of a PyTorch port of JetFormer (github.com/alexojica/JetFormer), for "make check" too.
+# A clone of a PyTorch port of JetFormer (github.com/alexojica/JetFormer): with both, "make check" has a contest.
 JETFORMER ?=
 
 .PHONY: train quick test tests course notebooks book refresh check check-gpu format clean
@@ -84,7 +84,7 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))
-	$(if $(TARFLOW)$(JETFORMER),$(BIN)/python -m benchmarks.rivals $(if $(TARFLOW),--tarflow $(TARFLOW)) $(if $(JETFORMER),--jetformer $(JETFORMER)))
+	$(if $(and $(TARFLOW),$(JETFORMER)),$(BIN)/python -m benchmarks.rivals --tarflow $(TARFLOW) --jetformer $(JETFORMER))
 	$(BIN)/python -m book.refresh
 
 # Measure what needs a GPU (downloads the data sets into data/).

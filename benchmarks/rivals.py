@@ -9,9 +9,10 @@ Contenders, each with about as many weights and told the class of an image:
 
 All train in one process and on one thread, in turns, by the same optimiser, schedule, batches and moving average. The
 clock counts the processor time of a contender's training steps alone, so that other work on the machine does not
-count. The learning rate, and for some the number of blocks, are chosen for each by short runs (`--stage rates`), on
-validation images, as is the curve; test images are used once, at the end. Every figure is a bound on the discrete
-bits/dim, of the log-density of uniformly dequantised images. Writes results/rivals.json and results/rivals.svg.
+count. The learning rate of each, and the better of two variants of TARFlow and of JetFormer, are chosen by short runs
+(`--stage rates`) on validation images, which the curves show, too; test images are used once, at the end. Every figure
+is a bound on the discrete bits/dim, from the log-density of uniformly dequantised images. Writes results/rivals.json
+and results/rivals.svg.
 
 The port's factory, Patch PCA and loss are for three colours (`3 * patch_size * patch_size` in jetformer.py and
 latents.py, `H * W * 3` in losses.py). Its flow, decoder and mixture have no such number: we put these three together,
