@@ -256,10 +256,10 @@ def pixels() -> str:
 def of_the_rivals() -> dict[str, str]:
     """The contest at equal seconds."""
     record = load("rivals")
-    settings, bits = record["settings"], {n: found["test"]["bits_per_dim"] for n, found in record["contenders"].items()}
+    settings, ends = record["settings"], {name: found["curve"][-1] for name, found in record["contenders"].items()}
 
     def against(first: str, second: str) -> str:
-        ahead = bits[second] - bits[first]
+        ahead = ends[second]["bits_per_dim"] - ends[first]["bits_per_dim"]
         return f"{abs(ahead):.2f} bits/dim {'ahead of' if ahead > 0 else 'behind'}"
 
     return {
@@ -279,7 +279,7 @@ def rivals() -> str:
     """Bits/dim at equal seconds."""
     record = load("rivals")
     lines = []
-    for name, found in sorted(record["contenders"].items(), key=lambda item: item[1]["test"]["bits_per_dim"]):
+    for name, found in sorted(record["contenders"].items(), key=lambda item: item[1]["curve"][-1]["bits_per_dim"]):
         curve, test = found["curve"], found["test"]
         lines.append(
             [
@@ -289,7 +289,7 @@ def rivals() -> str:
                 f"{found['learning_rate']:g}",
                 f"{curve[-1]['steps']:,}",
                 *(f"{curve[place]['bits_per_dim']:.3f}" for place in (-5, -3, -1)),
-                f"{test['bits_per_dim']:.3f} ± {test['standard_error']:.3f}",
+                f"{test['bits_per_dim']:,.3f} ± {test['standard_error']:,.3f}",
             ]
         )
     heads = ["bits/dim", "flow blocks × layers", "million parameters", "rate", "steps"]
