@@ -49,10 +49,11 @@ def load(name: str) -> dict[str, Any]:
 
 def comparisons(data: str | None = None) -> list[Path]:
     """The results of `farmer_ref.ablate` of the paper's tables and figures: by data, and in the paper's order."""
-    found = [path for path in RESULTS.glob("*.json") if "sentences" in load(path.stem) and path not in BASES]
-    known = {path: load(path.stem)["data"] for path in found if data in (None, load(path.stem)["data"])}
-    order = {data: place for place, data in enumerate(SETS)}
-    return sorted(known, key=lambda path: (order[known[path]], ORDER.index(path.stem.split("_")[0]), path.stem))
+    records = {path: load(path.stem) for path in RESULTS.glob("*.json") if path not in BASES}
+    of = {path: record["data"] for path, record in records.items() if "sentences" in record}
+    found = [path for path in of if data in (None, of[path])]
+    sets = [*SETS, *sorted({*of.values()} - {*SETS})]
+    return sorted(found, key=lambda path: (sets.index(of[path]), ORDER.index(path.stem.split("_")[0]), path.stem))
 
 
 def link(name: str) -> str:
@@ -109,9 +110,9 @@ def claims() -> str:
     ]
     for place, data in enumerate(dict.fromkeys(claim["data"] for claim in every)):
         verdicts = claims_table([claim for claim in every if claim["data"] == data])
-        heading = f"{SETS[data]}, {' and '.join(sorted(coordinates(data)))} pixels"
+        heading = f"{SETS.get(data, data)}, {' and '.join(sorted(coordinates(data)))} pixels"
         parts += [f"**{heading}**", verdicts] if place == 0 else [folded(f"The same on {heading}", verdicts)]
-        parts.append(folded(f"Timings on {SETS[data]}", timings(data)))
+        parts.append(folded(f"Timings on {SETS.get(data, data)}", timings(data)))
     return "\n\n".join(parts)
 
 

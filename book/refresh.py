@@ -21,7 +21,7 @@ from book import measured
 from book.equations import ROOT
 from book.pages import RESULTS
 from farmer_ref.ablate import picture
-from farmer_ref.evaluation.tables import bases, tables
+from farmer_ref.evaluation.tables import OF_SAMPLES, bases, tables
 from farmer_ref.evaluation.verdicts import judged, report
 from farmer_ref.support.files import write_json
 from farmer_ref.support.plots import save_plot
@@ -60,10 +60,7 @@ def main(root: Path = ROOT) -> None:
         if "sentences" in record and (now := rejudged(record, path.stem)) != record:
             write_json(path, now)
             print(f"{path.relative_to(root)}: verdicts")
-        if "sentences" in record and path.stem.split("_")[0] not in (
-            "figure7",
-            "figure8",
-        ):  # whose pictures are samples
+        if "sentences" in record and path.stem.split("_")[0] not in OF_SAMPLES:
             save_plot(picture(record), path.with_suffix(".svg"))
     for path, text in (
         (RESULTS / "README.md", report(RESULTS)),

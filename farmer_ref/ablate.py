@@ -31,6 +31,7 @@ from farmer_ref.evaluation.results import Figures, read_result
 from farmer_ref.evaluation.tables import (
     HIGHER_IS_BETTER,
     MEASURES,
+    OF_SAMPLES,
     TIMED_BATCH,
     TIMED_ROUNDS,
     Row,
@@ -405,7 +406,7 @@ def main(argv: list[str] | None = None) -> None:
     paths = {name: result_path(config, name, preset) for name, (preset, _) in chosen.items()}
     for name, (preset, table) in chosen.items():
         settings[name] = {"data": preset.preset} | {field: getattr(config, field) for field in SETTINGS}
-        models_needed = table.speeds is not None or name in ("figure7", "figure8")
+        models_needed = table.speeds is not None or name in OF_SAMPLES
         require(not (config.keep and models_needed), "keep", True, f"False for {name}, which measures models, too")
         fewest = QUINTILES * max(1, preset.model.num_classes) if name == "figure8" else 1
         require(config.samples >= fewest, "samples", config.samples, f"{fewest} or more for {name}")

@@ -19,6 +19,7 @@ MEASURES = {
 HIGHER_IS_BETTER = ("sample_accuracy",)
 GUIDED = ("--guidance", "1")
 TIMED_BATCH, TIMED_ROUNDS = 16, 20
+OF_SAMPLES = ("figure7", "figure8")  # whose pictures are samples, not plots of the rows
 
 
 @dataclass(frozen=True)
