@@ -161,7 +161,7 @@ class FlowBlock(nn.Module):
         z = self.flip_if_reversed(z)
         positions = self.embedded_positions(labels)
         x = z.clone()  # token 1 passes through
-        with full_precision(z):
+        with full_precision(z), torch.inference_mode():  # for one image, an eighth faster than without gradients alone
             step = stepper(self.transformer, z.shape[1] - 1, like=z.to(positions.dtype))
             for i in range(z.shape[1] - 1):
                 shift, log_scale = self.shift_and_log_scale(x[:, i : i + 1], positions[:, i : i + 1], step)

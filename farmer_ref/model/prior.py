@@ -203,17 +203,18 @@ class AutoregressivePrior(nn.Module):
         copies = 2 if guidance.scale else 1
         # The transformer reads the M condition tokens; the state after the last of them predicts token 1.
         condition, positions = self._condition(rows, rows.shape[0]), self.flip_if_reversed(self.positions)
-        step = stepper(self.transformer, self.condition_repeats + self.tokens, like=condition)
-        hidden = self._hidden(condition, step)[:, -1]  # (B',W)
         drawn = []
-        for i in trange(self.tokens, desc="prior", unit="token", leave=False, disable=not progress):
-            # The state before token i gives its mixtures; draw the token, guided by p_u where there is one.
-            conditional, unconditional = _halves(self._token_mixture(hidden), labels.shape[0])
-            drawn.append(draw_token(conditional, unconditional, guidance=guidance, generator=generator))
-            # Read the token, in both halves of the rows; nothing follows the last one without redundant channels.
-            if i + 1 < self.tokens or self.redundant:
-                z = drawn[-1].z.repeat(copies, 1)  # (B',I)
-                hidden = self._hidden(self._embed(z, positions[i])[:, None], step)[:, 0]
+        with torch.inference_mode():  # for one image, an eighth faster than without gradients alone
+            step = stepper(self.transformer, self.condition_repeats + self.tokens, like=condition)
+            hidden = self._hidden(condition, step)[:, -1]  # (B',W)
+            for i in trange(self.tokens, desc="prior", unit="token", leave=False, disable=not progress):
+                # The state before token i gives its mixtures; draw the token, guided by p_u where there is one.
+                conditional, unconditional = _halves(self._token_mixture(hidden), labels.shape[0])
+                drawn.append(draw_token(conditional, unconditional, guidance=guidance, generator=generator))
+                # Read the token, in both halves of the rows; nothing follows the last one without redundant channels.
+                if i + 1 < self.tokens or self.redundant:
+                    z = drawn[-1].z.repeat(copies, 1)  # (B',I)
+                    hidden = self._hidden(self._embed(z, positions[i])[:, None], step)[:, 0]
         z_informative = self.flip_if_reversed(torch.stack([token.z for token in drawn], 1))  # (B,N,I), image order
         sizes = [token.effective_sample_size for token in drawn if token.effective_sample_size is not None]
         size = self.flip_if_reversed(torch.stack(sizes, 1)[..., None])[..., 0] if sizes else None  # (B,N)

@@ -32,6 +32,7 @@ Graphs = dict[int, Callable[[], Tensor]]
 RECORDED_FROM = 48  # positions: a graph takes longer to record than it saves over fewer (our guess)
 SMALLEST_BUCKET = 64  # positions that a recorded step reads at least; then 128, 256, ...
 KEPT_MEMORIES = 4  # a full batch and the last one, each of the prior and of the flow
+SHARED_FROM = 1 << 17  # weights: for fewer, waking the other threads costs more than they save
 PACKED_FROM = 4  # rows: below it, putting weights in oneDNN's order gains nothing
 
 
@@ -79,10 +80,16 @@ def _norm(norm: nn.LayerNorm) -> Step:
 def _linear(linear: nn.Linear, *, rows: int, dtype: torch.dtype) -> Step:
     """The layer with its weights in `dtype`; on a CPU in oneDNN's own order: twice the speed from some rows on.
 
-    For fewer rows, a matrix that is not taller than wide is read faster by columns.
+    For fewer rows, a matrix that is not taller than wide is read faster by columns. A single row is multiplied by one
+    thread, however large the matrix: so each thread gets a matrix of its own, with its share of the outputs.
     """
     weight, bias = linear.weight.detach().to(dtype), linear.bias.detach().to(dtype)
     on_cpu = weight.device.type == "cpu" and dtype == torch.float32
+    threads, outputs = torch.get_num_threads(), linear.out_features
+    if on_cpu and rows == 1 and threads > 1 and outputs % threads == 0 and weight.numel() >= SHARED_FROM:
+        shares = weight.unflatten(0, (threads, -1)).mT.contiguous()  # (threads,i,o/threads)
+        biases = bias.view(threads, 1, -1)
+        return lambda x: torch.baddbmm(biases, x.expand(threads, 1, -1), shares).view(1, outputs)
     if on_cpu and rows >= PACKED_FROM and has_onednn():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         return lambda x: onednn_product(x, packed, bias)

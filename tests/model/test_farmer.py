@@ -268,6 +268,18 @@ def test_denoising_works_in_chunks_and_under_inference_mode(monkeypatch):
     assert torch.equal(outside, inside)
 
 
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(scale=1.0)])
+@pytest.mark.parametrize("informative", [2, None])
+def test_what_a_model_draws_and_decodes_can_be_learnt_from(informative, guidance):
+    """Loops over tokens run in inference mode, whose tensors are no use to autograd: none may get out."""
+    model, labels = small_model(informative=informative), torch.tensor([0, 1])
+    z, report = model.prior.sample_with_report(labels, guidance)
+    images = model.sample(labels, guidance)
+    for tensor in (z, model.flow.inverse(z), model.decode(z, labels), images, *(x for x in report if x is not None)):
+        assert not tensor.is_inference()
+    model(images, labels).total.mean().backward()
+
+
 def test_a_model_loaded_under_inference_mode_can_be_trained():
     with torch.inference_mode():
         model = Farmer.from_pretrained("digits")

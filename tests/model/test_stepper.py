@@ -4,6 +4,7 @@ import contextlib
 import gc
 import weakref
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -166,11 +167,21 @@ def test_all_graphs_share_one_pool(monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rows", [1, 16])
-def test_a_step_in_float32_is_the_layer_s(rows):
-    """With its weights in oneDNN's order from some rows on, and as they are below."""
+@pytest.mark.parametrize(("rows", "threads"), [(1, 1), (1, 2), (2, 2), (16, 2)])
+def test_a_step_in_float32_is_the_layer_s(rows, threads, monkeypatch):
+    """Whether a row's products are shared by threads or not, or weights in oneDNN's order, as from some rows on."""
+    shared = Mock(wraps=torch.baddbmm)
+    monkeypatch.setattr(torch, "baddbmm", shared)
+    monkeypatch.setattr(module, "SHARED_FROM", 16 * 3 * 16)  # all products but the one of 16 by 16
     transformer = small_model().prior.transformer.float()
     inputs = torch.randn(rows, 11, 16)
-    step = stepper(transformer, 11, like=inputs)
-    found = torch.cat([step(part).clone() for part in inputs.split([2, *[1] * 9], 1)], 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        step = stepper(transformer, 11, like=inputs)
+        found = torch.cat([step(part).clone() for part in inputs.split([2, *[1] * 9], 1)], 1)
+    finally:
+        torch.set_num_threads(before)
     assert torch.allclose(found, transformer(inputs), atol=1e-5)
+    layers = len(transformer.layers) if (rows, threads) == (1, 2) else 0
+    assert shared.call_count == 9 * 3 * layers
