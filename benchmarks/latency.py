@@ -94,6 +94,7 @@ def compiled(name: str, seconds: float) -> list[dict[str, Any]]:
     GrowingStepper._step = torch.compile(as_it_is, dynamic=True)
     try:
         for work in ("prior", "inverse flow"):
+            torch.compiler.reset()  # it compiles for so many shapes and no more
             began = time.perf_counter()
             pieces[work]()
             first = time.perf_counter() - began
