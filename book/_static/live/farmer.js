@@ -590,7 +590,7 @@ function farmerLibrary() {
   }
 
   return {
-    Farmer, Pixels, GaussianMixture, weighedCandidates, effectiveSampleSize, pick, uniforms, middles, range, sum, clamp,
+    Farmer, Pixels, GaussianMixture, weighedCandidates, effectiveSampleSize, uniforms, middles, range, sum, clamp,
   };
 }
 

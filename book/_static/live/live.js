@@ -19,8 +19,9 @@
     return farmerWorker(FARMER_WEIGHTS);
   })();
 
-  // Has the model compute and then shows; while it computes, only the latest further request is kept.
-  function latest(name, show) {
+  // Has the model compute and then shows; while it computes, only the latest further request is kept, and after a
+  // moment what `root` shows is marked as old.
+  function latest(root, name, show) {
     let busy = false, next = null;
     return async (given, note) => {
       next = [given, note];
@@ -28,7 +29,10 @@
       for (busy = true; next; ) {
         const [now, noted] = next;
         next = null;
+        const timer = setTimeout(set, 200, root, {"aria-busy": true});
         show(await (await model())(name, ...now), noted);
+        clearTimeout(timer);
+        set(root, {"aria-busy": false});
       }
       busy = false;
     };
@@ -52,7 +56,7 @@
   }
   const number = (v, digits = 1) => v.toFixed(digits).replace("-", "−");
   const percent = v => `${Math.round(100 * v)}%`;
-  const label = text => make("p.fl-name", {}, text);
+  const label = (...text) => make("p.fl-name", {}, ...text);
   const part = (name, ...children) => make("div.fl-part", {}, label(name), ...children);
   const row = (...children) => make("div.fl-row", {}, ...children);
   const tools = (...children) => make("div.fl-tools", {}, ...children);
@@ -67,7 +71,7 @@
 
   const chosen = f => ({target}) => f(Number(target.value));
   function slider(text, [min, max, step, value], f) {
-    const shown = make("output", {}, value), oninput = chosen(v => f(Number(shown.textContent = v)));
+    const shown = make("output", {}, value), oninput = chosen(v => f(shown.textContent = v));
     return make("label", {}, text, make("input", {type: "range", min, max, step, value, oninput}), shown);
   }
   const scrubber = (text, f) => make("input.fl-scrub", {type: "range", min: 0, "aria-label": text, oninput: chosen(f)});
@@ -76,9 +80,9 @@
 
   function frame(root, title, lead, ...children) { // what all widgets share; returns what sets the live region's text
     const say = make("p.fl-say", {"aria-live": "polite"}), {name, address} = R.sources[root.dataset.farmer];
-    const source = make("p.fl-foot", {}, "The same in PyTorch: ", make("a", {href: address}, name));
     set(root, {class: "farmer-live", role: "group", "aria-label": title, onpointerenter: model});
-    root.replaceChildren(make("h3", {}, title), make("p.fl-lead", {}, lead), ...children, say, source);
+    root.replaceChildren(make("h3", {}, title), make("p.fl-lead", {}, lead), ...children, say,
+      make("p.fl-foot", {}, "The same in PyTorch: ", make("a", {href: address}, name)));
     return text => say.textContent = text;
   }
 
@@ -116,8 +120,8 @@
     "M" + values.map((v, i) => `${number(i * width / (values.length - 1))} ${height * (1 - v / most)}`).join("L");
   function bars(values, width, height, most) {
     const step = width / values.length;
-    const bar = (v, i) => `M${(i + 0.1) * step} ${height}v${-height * v / most}h${0.8 * step}V${height}z`;
-    return values.map(bar).join("");
+    return values.map((v, i) => `M${(i + 0.1) * step} ${height}v${-height * v / most}h${0.8 * step}V${height}z`)
+      .join("");
   }
   function axis(reach, width, height) { // from -reach to reach
     const toX = v => (v + reach) / (2 * reach) * width;
@@ -152,8 +156,8 @@
     };
     dot.place = value => {
       const [cx, cy] = where(), grown = width / (picture.clientWidth || width);
-      set(dot, {cx, cy, r: 11 * grown, "stroke-width": 3 * grown});
-      set(dot, {"aria-valuetext": value, "aria-valuenow": Math.round(cx)});
+      set(dot, {cx, cy, r: 11 * grown, "stroke-width": 3 * grown, "aria-valuetext": value,
+        "aria-valuenow": Math.round(cx)});
     };
     picture.append(dot);
     return dot;
@@ -189,8 +193,8 @@
       "While you draw, the model computes log p, the log-density (a density may exceed 1): higher is more probable.",
       row(
         part(`your drawing, ${SIZE}×${SIZE}; real digits fill the frame`,
-          make("div.fl-board", {}, pad, guide, mark), tools(...pens)),
-        make("div.fl-part.fl-narrow", {}, given, figure, terms,
+          make("div.fl-board", {}, pad, guide, mark), figure, tools(...pens)),
+        make("div.fl-part.fl-narrow", {}, given, terms,
           label("nats of each patch, adding up to log p; faint or orange: surprising"), heat),
         make("div.fl-part.fl-wide", {}, label("which digit, by Bayes’ rule"),
           svg(250, 92, "Posterior probability of the ten classes",
@@ -202,12 +206,12 @@
         button("A real digit", () => load(examples[example = (example + 1) % CLASSES])),
         button("Shift it", () => load(shown.image.map((_, p, all) => p % SIZE ? all[p - 1] : 0), (found, before) =>
           `The same strokes, one pixel to the right: log p changes by ${number(found.total - before.total)} ` +
-          `nats. To the model, where a digit stands matters, too.`)),
+          `nats. Position matters to the model, too.`)),
         button("A blank page", () => load(dots.map(() => 0), (found, _, below) =>
           `An empty page gets ${number(found.total)} nats, more than ${percent(below)} of the real digits: it holds ` +
           `no surprise. A density rewards what is predictable, not what is meaningful.`)),
         button("Noise", () => load(dots.map(() => Math.floor(Math.random() * LEVELS)), found =>
-          `Noise gets ${number(found.total)} nats: one of far too many pages. The bars sum to 1 all the same.`))));
+          `Noise gets ${number(found.total)} nats: one of far too many images. The bars still sum to 1.`))));
     const choose = value => press(erasing = value, ...pens);
     const put = image => image.forEach((v, p) => dots[p].fill(v / top));
     function load(image, note) {
@@ -247,12 +251,11 @@
     };
     pad.onblur = () => mark.hidden = true;
 
-    const request = latest("bayes", show);
+    const request = latest(root, "bayes", show);
     function show(found, [image, note]) {
       const {best, posterior, total} = found;
-      given.textContent = `log p(x | ${best}), pixels mid-level; more nats are fewer bits/dim`;
-      figure.replaceChildren(
-        number(total), make("small", {}, " nats · "), number(found.bits, 2), make("small", {}, " bits/dim"));
+      given.textContent = `log p(x | ${best}) in parts; pixels at mid-level`;
+      figure.replaceChildren(number(total), make("small", {}, ` nats · ${number(found.bits, 2)} bits/dim`));
       fill(terms, {"prior, informative": number(found.informative), "prior, redundant": number(found.redundant),
         "flow, log-determinant": number(found.logdet)});
       heat.paint(found.perToken);
@@ -285,7 +288,7 @@
     const latents = picture(140, "Latents", signed(2.5)), image = picture(140, "Image");
     const student = picture(140, "The student’s image"), learned = R.sample.student.length > 0;
     const scrub = scrubber("Step", value => stop(go(value))), play = button("Play", () => timer ? stop() : start());
-    const request = latest("sample", found => {
+    const request = latest(root, "sample", found => {
       way = found;
       go(Math.min(at, ends()));
     });
@@ -379,7 +382,7 @@
       tools(slider("guidance w", [0, 4, 0.25, w], value => update(w = value)),
         slider("candidates from each", [1, 40, 1, S], value => update(S = value)),
         make("label", {}, "effective size", gauge, size)),
-      make("p.fl-name", {}, lamp, lampText));
+      label(lamp, lampText));
     sides.forEach(side => side.handles = side.humps.map((hump, i) => {
       const where = () => [toX(hump[0]), side.height(hump[0])];
       return handle(plot, `${side.name}, hump ${i + 1}: mean and width`, side.colour, where, (x, y) => {
@@ -434,8 +437,8 @@
   // -- d. a race of inverses --
 
   function race(root) {
-    const names = ["sequential, exact", "Jacobi sweeps, exact", "student, approximate"];
     const shade = v => ["--accent", Math.max(0.06, -Math.log10(v + 0.01) / 2)];
+    const names = ["sequential, exact", "Jacobi sweeps, exact", "student, approximate"];
     const lanes = names.slice(0, R.sample.student.length ? 3 : 2).map(text => ({
       text, image: picture(84, `Image, ${text}`), note: label(""),
       line: make("div.fl-line"), board: make("div.fl-board.fl-map"),
@@ -449,7 +452,7 @@
       scrub,
       tools(digits("digit", value => request([digit = value, {}, seed])),
         button("Other latents", () => request([digit, {}, ++seed]))));
-    const request = latest("sample", show);
+    const request = latest(root, "sample", show);
     function error(a, b) { // of every token, a pixel
       const found = range(TOKENS).map(() => 0);
       a.forEach((v, p) => found[tokenOf(p)] += (v - b[p]) ** 2 / PATCH ** 2);
@@ -508,7 +511,7 @@
       tools(...masks),
       row(part("Jacobian of a block: nudge a token of x (columns), and these of z (rows) move", moves),
         part("a two-dimensional toy’s “density”", toy), part("in figures", figures)));
-    const request = latest("mask", show);
+    const request = latest(root, "mask", show);
     function density(causal, x, y) { // exp(log N(z; 0, I) + the sum of log-scales), right only if the map is triangular
       const scale = v => 0.7 * Math.tanh(v), shift = v => 0.9 * Math.sin(1.5 * v);
       const s = causal ? 0 : scale(y), t = scale(x);
@@ -570,7 +573,7 @@
       say(flat ? "The map crushes the square to a line: it has no inverse, and no density is left." :
         `Area ${number(area, 2)} = |det|, so the density is 1 / ${number(area, 2)} = ${number(1 / area, 2)}: ` +
         `log p(x) = log p(z) + log|det|, and nothing is lost.` +
-        (det < 0 ? " A negative determinant turns the square over; only its size counts." : ""));
+        (det < 0 ? " A negative determinant flips the square; only its size counts." : ""));
     }
     paint(panels[0], [[1, 0], [0, 1]]);
     update();
