@@ -270,3 +270,4 @@ def test_results_of_the_applications():
     assert test["blank"]["likelihood"] < 0.5  # the known failure
     assert test["blank"][best] >= 0.95 and test["blurred"][best] >= 0.95
     assert read["accuracy"]["mean"] >= 0.95
+    assert read["cross_entropy_tempered"]["mean"] > 2 * read["cross_entropy_plain"]["mean"]
