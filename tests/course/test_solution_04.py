@@ -69,7 +69,11 @@ def test_guidance_keeps_more_diversity_than_a_temperature_at_the_same_accuracy(m
 def test_what_the_prose_says_of_guidance_after_few_steps():
     """By the distance, the naive rule is better than no guidance, and resampling better than the naive rule."""
     rows = load("table3_mnist-quick_histogram")["rows"][4:7]
-    assert [row["sampling"] for row in rows] == [[], ["--guidance", "1", "--guidance.rule", "naive"], ["--guidance", "1"]]
+    assert [row["sampling"] for row in rows] == [
+        [],
+        ["--guidance", "1", "--guidance.rule", "naive"],
+        ["--guidance", "1"],
+    ]
     for none, naive, resampling in zip(*(row["frechet_distance"]["seeds"] for row in rows), strict=True):
         assert none > naive > resampling
 
