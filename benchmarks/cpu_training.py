@@ -28,7 +28,7 @@ from pydantic import PositiveInt
 
 from farmer_ref.data.order import Batch, training_images
 from farmer_ref.model.farmer import Farmer, negative_log_likelihood
-from farmer_ref.model.transformer import TrainingPass
+from farmer_ref.model.transformer import TrainingPass, TransformerLayer
 from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.record import ROOT, provenance
@@ -116,8 +116,7 @@ def changed_step(preset: str, change: str) -> Callable[[], float]:
     elif change == "attention":
         torch.nn.functional.scaled_dot_product_attention = plain_attention
     elif change == "compile":
-        for kind in (trainer.TransformerLayer, trainer.SharedDensity):
-            kind.forward = torch.compile(kind.forward)
+        TransformerLayer.forward = torch.compile(TransformerLayer.forward)
     return training_step(
         preset,
         average_every=10 if change == "average" else 1,
