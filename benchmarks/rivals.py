@@ -2,17 +2,17 @@
 
 Contenders, each with about as many weights and told the class of an image:
 
-- FARMER of the preset `mnist`, in linear pixels and in the histogram's coordinates;
+- FARMER of the preset `mnist`, or with more and shallower blocks, in linear pixels and in the histogram's coordinates;
 - the public TARFlow code (github.com/apple/ml-tarflow), with its unit Gaussian;
 - a PyTorch port of JetFormer (github.com/alexojica/JetFormer);
 - an affine coupling flow of our own, with a unit Gaussian.
 
 All train in one process and on one thread, in turns, by the same optimiser, schedule, batches and moving average. The
 clock counts the processor time of a contender's training steps alone, so that other work on the machine does not
-count. The learning rate of each, and the better of two variants of TARFlow and of JetFormer, are chosen by short runs
-(`--stage rates`) on validation images, which the curves show, too; test images are used once, at the end. Every figure
-is a bound on the discrete bits/dim, from the log-density of uniformly dequantised images. Writes results/rivals.json
-and results/rivals.svg.
+count. The learning rate of each, and the best of some variants of FARMER, of TARFlow and of JetFormer, are chosen by
+short runs (`--stage rates`) on validation images, which the curves show, too; test images are used once, at the end.
+Every figure is a bound on the discrete bits/dim, from the log-density of uniformly dequantised images. Writes
+results/rivals.json and results/rivals.svg.
 
 The port's factory, Patch PCA and loss are for three colours (`3 * patch_size * patch_size` in jetformer.py and
 latents.py, `H * W * 3` in losses.py). Its flow, decoder and mixture have no such number: we put these three together,
@@ -29,6 +29,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -55,6 +56,7 @@ from farmer_ref.training.trainer import MovingAverage, keep_freed_memory, make_o
 
 PRESET = PRESETS["mnist"]  # the shape of ours, and everyone's weight decay and moving average
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a contender's time, where its curve has a point
+BLOCKS = {"flow_blocks": 8, "flow_layers": 1, "prior_layers": 2, "channel_mixing": "none"}  # shallow, as the rivals'
 RATES = (1e-3, 2e-3, 4e-3)  # tried first
 WARM_UP = 0.05  # share of the time
 SLICE = 20.0  # seconds of a turn
@@ -246,8 +248,10 @@ def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Buil
     """Every contender: its variants by name, each a function of the shape. The better one on validation competes."""
 
     def ours(pixels: Literal["linear", "histogram"]) -> dict[str, Builder]:
-        name = f"{PRESET.model.flow_blocks} x {PRESET.model.flow_layers}"
-        return {name: lambda shape: OurFarmer(dataclasses.replace(shape, pixels=pixels), values)}
+        def build(shape: ModelConfig, **changes: Any) -> OurFarmer:
+            return OurFarmer(dataclasses.replace(shape, pixels=pixels, **changes), values)
+
+        return {"4 x 2": build, "8 x 1, small prior, no mixing": partial(build, **BLOCKS)}
 
     found = {"FARMER, histogram": ours("histogram"), "FARMER, linear": ours("linear")}
     if config.tarflow:
@@ -255,6 +259,7 @@ def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Buil
         found["TARFlow"] = {
             "4 x 2": lambda shape: TarFlow(public, shape, 4, 2),
             "8 x 1": lambda shape: TarFlow(public, shape, 8, 1),
+            "16 x 1, width 64": lambda shape: TarFlow(public, shape, 16, 1, width=64),
         }
     if config.jetformer:
         port = jetformer_code(config.jetformer)

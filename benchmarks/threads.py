@@ -2,7 +2,8 @@
 
 A digits step and the drawing of one digit, with no, one and two other programs at work (busy loops of one thread, which
 this benchmark starts): with all threads and every way of waiting that OpenMP offers, with one thread, and with the
-number that the commands choose. Every row is a process of its own, since OpenMP reads its settings once.
+number that the commands choose. Every row is a process of its own in every round, since OpenMP reads its settings once;
+rounds go through all rows, so that what the machine does in between affects them all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from benchmarks.cpu_training import training_step
 from farmer_ref import Farmer
@@ -47,8 +48,10 @@ class ThreadsBenchmark:
 
     neighbours: tuple[NonNegativeInt, ...] = (0, 1, 2)
     """Numbers of other programs at work; rows of other numbers stay in the file."""
-    seconds: PositiveFloat = 3.0
-    """Seconds of steps, and half as many of samples, for each row."""
+    rounds: PositiveInt = 3
+    """How often each row is measured."""
+    seconds: PositiveFloat = 2.0
+    """Seconds of steps, and half as many of samples, for each row in each round."""
     row: str = ""
     """Measure one row in this process and print it, as the benchmark asks of the processes that it starts."""
 
@@ -65,8 +68,8 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
-def repeated(work: Callable[[], object], seconds: float, check: Callable[[float], None]) -> dict[str, float]:
-    """Milliseconds of `work`, called for some seconds: median and 90th percentile."""
+def repeated(work: Callable[[], object], seconds: float, check: Callable[[float], None]) -> list[float]:
+    """Seconds of each call of `work`, which is called for some seconds."""
     work()
     times, began = [], time.perf_counter()
     while len(times) < 3 or time.perf_counter() - began < seconds:
@@ -74,8 +77,14 @@ def repeated(work: Callable[[], object], seconds: float, check: Callable[[float]
         work()
         times.append(time.perf_counter() - start)
         check(times[-1])
-    times.sort()
-    return {"median": 1000 * statistics.median(times), "p90": 1000 * times[int(0.9 * len(times))], "count": len(times)}
+    return times
+
+
+def summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """All rounds of one kind of work: milliseconds by median and 90th percentile, and the threads of the last round."""
+    times = sorted(1000 * seconds for part in parts for seconds in part["seconds"])
+    quantiles = {"median": statistics.median(times), "p90": times[int(0.9 * len(times))]}
+    return {**quantiles, "count": len(times), "threads": parts[-1]["threads"]}
 
 
 def one_row(config: ThreadsBenchmark) -> dict[str, Any]:
@@ -85,13 +94,12 @@ def one_row(config: ThreadsBenchmark) -> dict[str, Any]:
     choose = partial(choose_threads, model, device=device, wanted=None if ours else torch.get_num_threads())
     step = training_step("digits")
     choice = choose(images=64, tokens=model.config.tokens)
-    found: dict[str, Any] = {"step": repeated(step, config.seconds, choice.check)}
-    found["step"]["threads"] = torch.get_num_threads()
+    steps = repeated(step, config.seconds, choice.check)
+    found = {"step": {"seconds": steps, "threads": torch.get_num_threads()}}
     choice = choose(images=1, tokens=1)
     draw = partial(model.sample, torch.tensor([3]))
-    found["sample"] = repeated(draw, config.seconds / 2, choice.check)
-    found["sample"]["threads"] = torch.get_num_threads()
-    return found
+    samples = repeated(draw, config.seconds / 2, choice.check)
+    return found | {"sample": {"seconds": samples, "threads": torch.get_num_threads()}}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -104,19 +112,24 @@ def main(argv: list[str] | None = None) -> None:
     rows = read_json(path, dict[str, Any])["rows"] if path.exists() else []
     rows = [row for row in rows if row["neighbours"] not in config.neighbours]
     for neighbours in config.neighbours:
-        for name, environment in WAYS.items():
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
+        for name, environment in [*WAYS.items()] * config.rounds:
             line = [sys.executable, "-m", "benchmarks.threads", "--row", name, "--seconds", str(config.seconds)]
             with busy(neighbours):
                 done = subprocess.run(line, env=clean | environment, stdout=subprocess.PIPE, check=True, text=True)
-            rows.append({"neighbours": neighbours, "threads": name, **json.loads(done.stdout)})
-            step, sample = rows[-1]["step"], rows[-1]["sample"]
+            found[name].append(json.loads(done.stdout))
+        for name, parts in found.items():
+            step, sample = (summary([part[work] for part in parts]) for work in ("step", "sample"))
+            rows.append({"neighbours": neighbours, "threads": name, "step": step, "sample": sample})
             print(
                 f"{neighbours} neighbours, {name:38s} step {step['median']:6.0f} ms (90%: {step['p90']:6.0f}), "
                 f"sample {sample['median']:6.1f} ms (90%: {sample['p90']:6.1f})",
                 flush=True,
             )
     rows.sort(key=lambda row: row["neighbours"])
-    write_json(path, {**provenance(torch.device("cpu")), "seconds": config.seconds, "rows": rows})
+    write_json(
+        path, {**provenance(torch.device("cpu")), "seconds": config.seconds, "rounds": config.rounds, "rows": rows}
+    )
 
 
 if __name__ == "__main__":

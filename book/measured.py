@@ -11,7 +11,7 @@ import textwrap
 from typing import Any
 
 from book.equations import ROOT
-from book.pages import RESULTS, link, load, source, table
+from book.pages import RESULTS, folded, link, load, source, table
 from farmer_ref.data.sets import load_split
 from farmer_ref.evaluation.tables import MEASURES
 from farmer_ref.evaluation.verdicts import cell
@@ -373,6 +373,7 @@ def parts() -> dict[str, str]:
         "threads": threads(),
         "cpu_training": cpu_training(),
         "processes": processes(),
+        "latency": latency(),
         "growth": growth(),
         "anomalies": anomalies(),
         "pixels": pixels(),
@@ -468,6 +469,37 @@ def processes() -> str:
     """Images a second of the digits with processes and with threads."""
     record = load("cpu_training")["processes"]
     return table(["the digits", "images a second"], [[name, f"{rate:,.0f}"] for name, rate in record.items()], True)
+
+
+def latency() -> str:
+    """Where the time of a sample goes, by model and images at once; and one image with a compiled step."""
+    record = load("latency")
+    found = {(row["model"], row["batch"], row["work"]): row for row in record["rows"]}
+    lines = []
+    for model, batch in dict.fromkeys((row["model"], row["batch"]) for row in record["rows"]):
+        sample = found[model, batch, "sample"]
+        each = [
+            found[model, batch, work]["milliseconds"] / batch
+            for work in ("sample", "prior", "inverse flow", "sample, guided", "log-likelihood")
+        ]
+        shares = [f"{share:.0%}" for share in sample["shares"].values()]
+        lines.append([f"`{model}`", str(batch), *(f"{ms:.1f}" for ms in each), f"{sample['operators']:,}", *shares])
+    heads = ["one thread", "images at once", "ms a sample", "the prior's", "the flow's", "guided", "ms a likelihood"]
+    heads += ["operators", *(f"in {kind}" if kind != "between operators" else kind for kind in sample["shares"])]
+    compiled = [
+        [
+            f"`{row['model']}`, {row['work']}",
+            f"{found[row['model'], 1, row['work']]['milliseconds']:.1f}",
+            f"{row['milliseconds']:.1f}",
+            f"{row['seconds_of_first_call']:.0f}",
+        ]
+        for row in record["compiled"]
+    ]
+    tried = folded(
+        "Tried: a compiled step",
+        table(["one image", "ms, as it is", "ms, compiled", "seconds of the first call"], compiled, numbers=True),
+    )
+    return f"{source('latency')}\n\n{table(heads, lines, numbers=True)}\n\n{tried}"
 
 
 def growth() -> str:

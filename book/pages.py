@@ -292,7 +292,7 @@ def guidance() -> str:
             "drift where it has none; with growing w accuracy rises and levels off, the Fréchet distance rises, the "
             "variety within classes falls by resampling and hardly changes by the naive rule, and fewer candidates "
             "count](results/guidance.svg)",
-            f"After only {early['steps']} steps, when samples are still far from the data:",
+            f"After only {early['steps']} steps, when samples are further from the data:",
             table([f"after {early['steps']} steps", "accuracy", "Fréchet"], early_rows),
             folded(MADE, source("guidance"), source("early_guidance")),
         ]

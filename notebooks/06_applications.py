@@ -163,17 +163,17 @@ print(f"  label not given:          {without_label['completions_read_as_class']:
 several = without_label["digits_read_as_several_classes"]
 print(f"digits that were completed as several classes: {several:.0%}")
 rank = inpainting["samples"]["mean_rank_of_log_prob"]
-print(f"rank of the truth's log p among completions: {rank:.2f} (0.5 if the sampler converged)")
+error = inpainting["samples"]["standard_error_of_a_mean_rank"]
+print(f"rank of the truth's log p among completions: {rank:.2f} ± {error:.2f}, converged: 0.5")
 
 # %% [markdown]
-# (These shares come from `results/applications.json`; they were measured with the model in linear pixels, with 100
-# digits and 16 particles.) Given the label, to be recognised is no feat: any half of that class will do. Without it,
-# most upper halves fit several digits and are completed as several.
+# (These shares come from `results/applications.json`, with up to 100 digits and 16 particles.) Given the label, to be
+# recognised is no feat: any half of that class will do. Without it, most upper halves fit several digits and are
+# completed as several.
 #
 # The last line tests the sampler itself. Samples of the model were cut in half and completed, so that the truth is one
-# more draw from the same distribution. It should be denser than half of its completions, and is denser than more of
-# them. So the completions are less probable than they ought to be: the sampler has not converged. The density is exact;
-# what a sampler makes of it in finite time is not.
+# more draw from the same distribution. On average it should be denser than half of its completions, and within the
+# standard error it is. The density is exact; what a sampler makes of it in finite time wants such a test.
 #
 # ## The densest is not the typical
 #
@@ -248,7 +248,7 @@ print(f"... of a fresh sample: {editing['distance_of_samples']['mean']:.1f}")
 
 # %% [markdown]
 # With other details the digit stays, and only its grain changes: that is what "redundant" means. With another class a
-# new digit appears, but nothing of the old hand is left. In the measurement on 8×8 digits (again in linear pixels), an
+# new digit appears, but nothing of the old hand is left. In the measurement on 8×8 digits, an
 # edited digit is as far from its original as a fresh sample is.
 #
 # Halfway through the pixels, a walk shows double exposures, which the model finds very improbable. Halfway through the
@@ -318,13 +318,12 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Each dot is an interval of confidence, and larger dots have more images (from `results/applications.json`, the model in
-# linear pixels). Nearly all images are in the large dot at the top right: sure, and right. Too few are in doubt to say
-# whether doubts have the right size. The five digits show whom the model doubts.
+# Each dot is an interval of confidence, and larger dots have more images (from `results/applications.json`). Nearly all
+# images are in the large dot at the top right: sure, and right. Too few are in doubt to say whether doubts have the right
+# size. The five digits show whom the model doubts.
 #
 # Dequantisation adds noise, and averaging over several draws of it removes some errors. The classifier that came for
-# free is not quite as good as one that was trained for the task, a support vector machine (measured in linear pixels,
-# too):
+# free is not quite as good as one that was trained for the task, a support vector machine:
 
 # %% tags=["nbval-check-output"]
 for row in measured["classification"]["by_draws"]:

@@ -161,14 +161,13 @@ class FlowBlock(nn.Module):
         z = self.flip_if_reversed(z)
         positions = self.embedded_positions(labels)
         first, *others = z.split(1, 1)  # each (B,1,D)
-        x = [first]  # token 1 passes through
+        tokens = [first]  # token 1 passes through
         with full_precision(z), torch.inference_mode():  # for one image, an eighth faster than without gradients alone
             step = stepper(self.transformer, z.shape[1] - 1, like=z.to(positions.dtype))
             for z_next, position in zip(others, positions.split(1, 1), strict=False):
-                shift, log_scale = self.shift_and_log_scale(x[-1], position, step)
-                x.append(z_next * torch.exp(-log_scale) + shift)
-        x = torch.cat(x, 1)
-        x = self.flip_if_reversed(x)
+                shift, log_scale = self.shift_and_log_scale(tokens[-1], position, step)
+                tokens.append(z_next * torch.exp(-log_scale) + shift)
+        x = self.flip_if_reversed(torch.cat(tokens, 1))
         return x if self.mixing is None else self.mixing.inverse(x)
 
 

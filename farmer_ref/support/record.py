@@ -64,10 +64,12 @@ def git(*arguments: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name, if the system reports one."""
+    """The processor's name, if the system reports one; with family and model where the name says neither."""
     information = Path("/proc/cpuinfo")
     if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
+        lines = information.read_text().split("\n\n")[0].splitlines()
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        if name := fields.get("model name", ""):
+            exact = any(character.isdigit() for character in name) or "cpu family" not in fields
+            return name if exact else f"{name}, family {fields['cpu family']}, model {fields['model']}"
     return platform.processor() or platform.machine()

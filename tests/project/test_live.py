@@ -1,5 +1,7 @@
 """FARMER in the page: parity with PyTorch, and every widget operated in a browser, from files, without a network."""
 
+import contextlib
+import functools
 import json
 import math
 import re
@@ -19,14 +21,26 @@ from farmer_ref.support.errors import InputError
 MODELS = live.shipped()  # the first one carries the page
 LIKELIHOODS = {"webassembly": 100, "javascript": 5}  # plain JavaScript takes seconds for an image of 28x28
 SAMPLES = 20
-SIZES = [(1280, False), (390, False), (1280, True), (390, True)]
+WALKS = [  # browser, width, dark: all four in the first one, and in the second both widths and both colours
+    *(("chromium", width, dark) for dark in (False, True) for width in (1280, 390)),
+    ("firefox", 1280, False),
+    ("firefox", 390, True),
+]
+
+
+@pytest.fixture(scope="module")
+def browser_of():
+    """The browser of a kind, started when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+        running = functools.cache(lambda kind: stack.enter_context(browsers.running(kind)))
+        yield running
 
 
 @pytest.fixture(scope="module", params=browsers.KINDS)
-def browser(request):
-    with browsers.running(request.param) as browser:
-        yield browser
-        assert browser.complaints == []
+def browser(request, browser_of):
+    browser = browser_of(request.param)
+    yield browser
+    assert browser.complaints == []
 
 
 @pytest.fixture(scope="module")
@@ -272,9 +286,10 @@ def focus(browser, selector):
     browser.run(f"document.querySelector({json.dumps(selector)}).focus()")
 
 
-@pytest.fixture(scope="module", params=SIZES, ids=lambda size: f"{size[0]}-{'dark' if size[1] else 'light'}")
-def opened(request, browser, page):
-    width, dark = request.param
+@pytest.fixture(scope="module", params=WALKS, ids=lambda w: f"{w[0]}-{w[1]}-{'dark' if w[2] else 'light'}")
+def opened(request, browser_of, page):
+    kind, width, dark = request.param
+    browser = browser_of(kind)
     browser.prefer(dark=dark)
     browser.resize(width)
     browser.open(page.as_uri())

@@ -261,9 +261,13 @@ def test_results_of_the_applications():
     for figures in (inpainted["with_label"], inpainted["without_label"], inpainted["samples"]):
         assert figures["known_pixels_identical"]
     assert inpainted["with_label"]["completions_read_as_class"] >= 0.9
+    drawn = inpainted["samples"]  # the truth is one more draw
+    assert abs(drawn["mean_rank_of_log_prob"] - 0.5) < 2 * drawn["standard_error_of_a_mean_rank"]
+    assert abs(drawn["distance_of_truth"] / drawn["standard_deviation"] - 1) < 0.1
     anomalies = measured["anomalies"]
     best, test = anomalies["chosen_on_validation"], anomalies["test"]
     assert best == max(anomalies["mean_validation_auroc"], key=anomalies["mean_validation_auroc"].get)
     assert test["blank"]["likelihood"] < 0.5  # the known failure
     assert test["blank"][best] >= 0.95 and test["blurred"][best] >= 0.95
     assert read["accuracy"]["mean"] >= 0.95
+    assert read["cross_entropy_tempered"]["mean"] > 2 * read["cross_entropy_plain"]["mean"]
