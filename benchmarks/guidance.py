@@ -3,7 +3,7 @@
 1. One dimension, where the target (Eq. 15) is known: the error of the resampling rule over the number of candidates,
    and an improper target, which drifts with it.
 2. The shipped digits model, both rules over w: the share of samples read as their class, the Fréchet distance in the
-   reader's scores to the test split, what guidance costs in diversity (the mean distance of two samples of a
+   classifier's scores to the test split, what guidance costs in diversity (the mean distance of two samples of a
    class, over that of two real images), effective sample size and distinct redundant vectors.
 3. Many guided samples: how many are not finite before clipping, and the largest pixel value.
 """
@@ -158,7 +158,7 @@ def draw_figure(record: dict) -> Figure:
         axes[1].set(title="1-D, target without one: no limit", xlabel="candidates of each kind", ylabel="std of draws")
         panels = (
             ("sample_accuracy", "accuracy"),
-            ("frechet_distance", "Fréchet distance (reader's scores)"),
+            ("frechet_distance", "Fréchet distance"),
             ("diversity", "distance within classes / real"),
         )
         for axis, (name, label) in zip(axes[2:5], panels, strict=True):

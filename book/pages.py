@@ -226,7 +226,8 @@ def parameters() -> str:
             cells += [f"{millions:,.0f}", f"{paper:,}", f"{millions / paper - 1:+.1%}"]
         rows.append([*cells, f"{ours['total'] / 1e6:,.0f}"])
     heads = ["millions", "AR, counted", "the paper", "", "AF, counted", "the paper", "", "total"]
-    return f"{table(heads, rows, numbers=True)}\n\n{' '.join(NOTES.split())}"
+    notes = re.sub(r"\b(K_[IR]|[DIR])( = \d+)?\b", r"$\g<0>$", " ".join(NOTES.split()))  # letters as mathematics
+    return f"{table(heads, rows, numbers=True)}\n\n{notes}"
 
 
 def speeds() -> str:

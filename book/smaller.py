@@ -27,6 +27,7 @@ USED = (
     "_static/vendor/fontawesome/webfonts/fa-brands-400.woff2",
 )
 ICONS = re.compile(r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')  # what the fonts show without a script
+LONG = 24  # characters of a name that may be broken
 WRAPPED = re.compile(r'<span class="pre">([^<]*)</span>')
 PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 VERBATIM = re.compile(r"(<(?:pre|textarea|script)\b.*?</(?:pre|textarea|script)>)", re.DOTALL)
@@ -72,10 +73,17 @@ def smaller_pictures(folder: Path) -> dict[str, str]:
     return renamed
 
 
+def word(text: str) -> str:
+    """A word of code: a flag keeps its element, which keeps it on one line, and a long name may break at underscores."""
+    if text.startswith("--"):
+        return f'<span class="pre">{text}</span>'
+    return text.replace("_", "_<wbr>") if len(text) > LONG else text
+
+
 def shorter_page(text: str, renamed: dict[str, str]) -> str:
     """A page with fewer elements in its code, and without indentation, which looks the same."""
     text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda found: renamed.get(found[0], found[0]), ICONS.sub("", text))
-    parts = VERBATIM.split(PLAIN.sub(r"\1", WRAPPED.sub(r"\1", text)))  # every other one is verbatim
+    parts = VERBATIM.split(PLAIN.sub(r"\1", WRAPPED.sub(lambda found: word(found[1]), text)))  # every other one is verbatim
     return "".join(part if i % 2 else re.sub(r"\s*\n\s*", "\n", part) for i, part in enumerate(parts))
 
 

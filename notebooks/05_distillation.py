@@ -98,7 +98,7 @@ for place, parts in enumerate(times.values()):
 axes.set_yticks(range(3), times)
 axes.invert_yaxis()
 axes.set(title="Eight images, on this machine", xlabel="times as long as the flow's forward pass")
-axes.legend(frameon=False)
+figure.legend(frameon=False, loc="outside right")
 plt.show()
 
 # %% [markdown]

@@ -256,7 +256,7 @@ print(f"... of a fresh sample: {editing['distance_of_samples']['mean']:.1f}")
 #
 # ## Classification
 #
-# The model was never taught to classify. But $p(x \mid c)$ for ten classes, and equal prior probabilities
+# The model was never taught to classify. But $p(x \mid c)$ for ten classes, and equally probable classes,
 # $p(c) = \frac{1}{10}$, are all that Bayes' rule needs:
 #
 # $$p(c \mid x) = \frac{p(x \mid c)\,p(c)}{\sum_{c'} p(x \mid c')\,p(c')}$$

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from farmer_ref.support.files import read_metrics, replace_file
 
+WIDEST = 8.4  # inches: what a page of the book shows in its full size, so that text stays legible
+LABEL = 32  # characters of a row's name in a line
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE: dict[Any, Any] = {
@@ -86,9 +89,11 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     timed, a last panel shows the time from noise to image (prior and inverse) as bars, and the forward pass as a mark.
     """
     timed = "seconds_per_image" in rows[0]
+    names = [textwrap.fill(row["name"], LABEL) for row in rows]
     with matplotlib.rc_context(STYLE):
         count = len(measures) + timed
-        figure = Figure(figsize=(3 + 2.4 * count, 1.6 + 0.3 * len(rows)), layout="constrained")
+        height = 1.6 + (0.42 if "\n" in "".join(names) else 0.3) * len(rows)
+        figure = Figure(figsize=(min(3 + 2.4 * count, WIDEST), height), layout="constrained")
         panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
         for axes, (measure, heading) in zip(panels, measures.items(), strict=False):
             for place, row in enumerate(rows):
@@ -96,9 +101,9 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
                 if len(values) > 1:
                     axes.plot(row[measure]["mean"], place, "|", color=COLOURS[1], ms=14, mew=2.5)
                 axes.plot(values, [place] * len(values), "o", color=COLOURS[5], ms=4)
-            axes.set_title(heading, fontsize=10)
+            axes.set_title(heading.replace(" (", "\n("), fontsize=10)
             share = measure.endswith("accuracy")
-            axes.locator_params(axis="x", nbins=3 if share else 4)  # long numbers must not touch
+            axes.locator_params(axis="x", nbins=3 if share or count > 2 else 4)  # long numbers must not touch
             if share:
                 axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         if timed:
@@ -109,9 +114,9 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
             panels[-1].barh(places, prior, height=0.5, color=COLOURS[5], label="prior")
             panels[-1].barh(places, inverse, height=0.5, left=prior, color=COLOURS[0], label="inverse")
             panels[-1].plot(forward, places, "|", color=COLOURS[6], ms=14, mew=2.5, label="forward")
-            panels[-1].set_title("ms per image (lower is better)", fontsize=10)
-            panels[-1].legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-        panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
+            panels[-1].set_title("ms per image\n(lower is better)", fontsize=10)
+            panels[-1].legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        panels[0].set_yticks(range(len(rows)), names)
         panels[0].margins(y=0.6 / len(rows))
         panels[0].invert_yaxis()
         figure.supxlabel("dot: one seed; line: mean of the seeds", fontsize=8)

@@ -194,13 +194,13 @@
       row(
         part(`your drawing, ${SIZE}×${SIZE}; real digits fill the frame`,
           make("div.fl-board", {}, pad, guide, mark), figure, tools(...pens)),
-        make("div.fl-part.fl-narrow", {}, given, terms,
+        make("div.fl-part", {}, given, terms,
           label("nats of each patch, adding up to log p; faint or orange: surprising"), heat),
         make("div.fl-part.fl-wide", {}, label("which digit, by Bayes’ rule"),
           svg(250, 92, "Posterior probability of the ten classes",
             ...columns, ...range(CLASSES).map(c => centred((c + 0.5) * wide, 90, c))),
           label("▲ its log p in nats, among test digits"),
-          svg(250, 98, "Test images by log p", needle, centred(9, 95, number(from, 0)), centred(241, 95, number(to, 0)),
+          svg(250, 98, "Test images by log p", needle, centred(14, 95, number(from, 0)), centred(236, 95, number(to, 0)),
             shape("fl-bar.fl-faint", bars(counts, 250, 72, Math.max(...counts) * 72 / 66))))),
       tools(
         button("A real digit", () => load(examples[example = (example + 1) % CLASSES])),
@@ -489,7 +489,7 @@
       say(
         at < (student ?? 1) ? "All start at the latents. Drag the slider to let them run." :
         at < jacobi && student ? `The student is done after ${student} passes and keeps an error of ` +
-          `${number(rest, 2)} a pixel; the exact ways are still running.` :
+          `${number(rest, 2)} per pixel; the exact ones are still running.` :
         at < jacobi ? "A sweep corrects all tokens at once; the sequential inverse does one token a pass." :
         at < sequential ? `Jacobi is exact after ${jacobi} passes, each of all tokens at once.` :
         `The sequential inverse took ${sequential} passes, each of one token: few operations, long to wait.`);

@@ -6,6 +6,7 @@
     const slides = [title, ...[...page.children].filter(child => child.tagName === "SECTION").map(child => [child])];
     const paper = document.createElement("style");
     paper.textContent = "@page { size: 1280px 720px; margin: 30px 70px; }";
+    const scale = () => document.body.style.setProperty("--screen", Math.min(innerWidth / 1280, innerHeight / 720));
     let now = 0;
 
     function show(number) {
@@ -34,6 +35,8 @@
             show(now + steps[event.key]);
         }
     });
+    addEventListener("resize", scale);
+    scale();
     document.querySelector("button.present").addEventListener("click", event => {
         event.target.blur();
         present(true);
