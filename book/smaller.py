@@ -74,7 +74,7 @@ def smaller_pictures(folder: Path) -> dict[str, str]:
 
 
 def word(text: str) -> str:
-    """A word of code: a flag keeps its element, which keeps it on one line, and a long name may break at underscores."""
+    """A word of code. A flag keeps its element, which keeps it on one line; a long name may break at underscores."""
     if text.startswith("--"):
         return f'<span class="pre">{text}</span>'
     return text.replace("_", "_<wbr>") if len(text) > LONG else text
@@ -83,7 +83,8 @@ def word(text: str) -> str:
 def shorter_page(text: str, renamed: dict[str, str]) -> str:
     """A page with fewer elements in its code, and without indentation, which looks the same."""
     text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda found: renamed.get(found[0], found[0]), ICONS.sub("", text))
-    parts = VERBATIM.split(PLAIN.sub(r"\1", WRAPPED.sub(lambda found: word(found[1]), text)))  # every other one is verbatim
+    text = PLAIN.sub(r"\1", WRAPPED.sub(lambda found: word(found[1]), text))
+    parts = VERBATIM.split(text)  # every other one is verbatim
     return "".join(part if i % 2 else re.sub(r"\s*\n\s*", "\n", part) for i, part in enumerate(parts))
 
 
