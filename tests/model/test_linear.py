@@ -1,5 +1,7 @@
 """Linear layers by oneDNN: the numbers and gradients of PyTorch's own, to rounding."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -37,3 +39,20 @@ def test_small_and_other_inputs_go_to_pytorch(monkeypatch):
     assert layer.double()(x.double()).dtype == torch.float64
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer.float()(x).dtype == torch.bfloat16
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("vendor", "family", "expected"),
+    [("AuthenticAMD", 26, True), ("AuthenticAMD", 25, False), ("GenuineIntel", 26, False)],
+)
+def test_only_processors_that_gain_use_onednn(monkeypatch, vendor, family, expected):
+    text = f"vendor_id\t: {vendor}\ncpu family\t: {family}\n"
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", lambda path: text)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    linear.half_used_processor.cache_clear()
+    try:
+        assert linear.half_used_processor() == expected
+    finally:
+        linear.half_used_processor.cache_clear()
