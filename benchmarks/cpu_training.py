@@ -110,7 +110,7 @@ def changed_step(preset: str, change: str) -> Callable[[], float]:
     if change == "products":
         from farmer_ref.model import linear
 
-        linear.half_used_processor = lambda: False
+        linear.least_weights = lambda: math.inf
     elif change == "memory":
         trainer.keep_freed_memory = lambda: None
     elif change == "attention":

@@ -1,13 +1,14 @@
 """Linear layers that use all of the processor: by oneDNN where PyTorch's matrix products do not.
 
 PyTorch multiplies matrices by Intel's MKL, which on AMD processors leaves AVX-512 alone; oneDNN, which PyTorch brings
-along for convolutions, does not. Where a processor computes 512 bits at once it is twice as fast. The same numbers to
+along for convolutions, does not: twice as fast where a processor computes 512 bits at once. The same numbers to
 rounding.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEAST_ROWS = 128  # fewer rows gain less than the call costs
-ZEN_5 = 26  # family of the first AMD processors with AVX-512 in one turn
+ZEN_5 = 26  # AMD's number of a family of processors
 
 
 @functools.cache
@@ -33,16 +34,18 @@ def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @functools.cache
-def half_used_processor() -> bool:
-    """Whether this is an AMD processor that computes 512 bits at once, from Zen 5 on, and oneDNN is there.
+def least_weights() -> float:
+    """The weights of a layer from which oneDNN trains it faster: 0 on AMD's Zen 5, infinity where it never does.
 
-    On Zen 4, which takes two turns, training steps of our small models are a little slower by oneDNN.
+    Zen 5 computes 512 bits at once; Zen 4 takes two turns, and gains enough only where there is much to compute.
     """
     information = Path("/proc/cpuinfo")
     text = information.read_text() if information.exists() else ""
     family = re.search(r"^cpu family\s*:\s*(\d+)", text, re.MULTILINE)
     is_amd, wide = "AuthenticAMD" in text, torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return is_amd and wide and family is not None and int(family[1]) >= ZEN_5 and has_onednn()
+    if not (is_amd and wide and family and has_onednn()):
+        return math.inf
+    return 0 if int(family[1]) >= ZEN_5 else 1 << 16
 
 
 class Product(torch.autograd.Function):
@@ -79,7 +82,7 @@ class Linear(nn.Linear):
         """x (...,i) to (...,o)."""
         if (
             not torch.compiler.is_compiling()  # first: a program that is exported is for any number of rows
-            and half_used_processor()
+            and self.weight.numel() >= least_weights()
             and type(x) is Tensor  # operations of tensors without memory, say, are counted
             and x.dtype == self.weight.dtype == torch.float32
             and x.device.type == "cpu"
