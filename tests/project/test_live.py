@@ -313,7 +313,11 @@ def test_all_widgets_teach_before_they_are_touched(opened):
 def test_draw(opened):
     recorded = say(opened, "draw")
     before = recorded
-    for _ in range(10):  # through all digits, back to the first
+    press(opened, "draw", "A real digit")
+    until(opened, "document.querySelector('[data-farmer=draw]').ariaBusy === 'true'")  # while the model loads
+    before = changed(opened, "draw", before)
+    until(opened, "document.querySelector('[data-farmer=draw]').ariaBusy === 'false'")
+    for _ in range(9):  # through all other digits, back to the first
         press(opened, "draw", "A real digit")
         before = changed(opened, "draw", before)
     figures = [re.findall(r"\d+\.?\d*", text.replace("−", "-")) for text in (before, recorded)]

@@ -19,8 +19,8 @@
     return farmerWorker(FARMER_WEIGHTS);
   })();
 
-  // Has the model compute and then shows; while it computes, only the latest further request is kept, and after a
-  // moment what `root` shows is marked as old.
+  // Has the model compute and then shows; while it computes, only the latest further request is kept, and what
+  // `root` shows is marked as old, at once while the model loads, later only if the answer is slow.
   function latest(root, name, show) {
     let busy = false, next = null;
     return async (given, note) => {
@@ -29,7 +29,7 @@
       for (busy = true; next; ) {
         const [now, noted] = next;
         next = null;
-        const timer = setTimeout(set, 200, root, {"aria-busy": true});
+        const timer = setTimeout(set, asking ? 200 : 0, root, {"aria-busy": true});
         show(await (await model())(name, ...now), noted);
         clearTimeout(timer);
         set(root, {"aria-busy": false});
@@ -279,7 +279,7 @@
   // -- b. sample, step by step --
 
   function sample(root) {
-    const WIDE = 260, HIGH = 130, REACH = 4, COLOURS = ["fl-accent", "fl-warm", "fl-blue"];
+    const WIDE = 250, HIGH = 130, REACH = 4, COLOURS = ["fl-accent", "fl-warm", "fl-blue"];
     const [toX, ...scale] = axis(REACH, WIDE, HIGH), points = range(161).map(i => i / 20 - REACH);
     const wish = {label: R.sample.label, seed: 0, weightTemperature: 1, scaleTemperature: 1};
     let way = recordedWay, at = 0, timer = null;
@@ -300,7 +300,7 @@
     const say = frame(root, "Sample, step by step",
       "The prior predicts and draws one latent token after another; then the flow’s blocks are undone, one by one.",
       row(part(name, curves), part("latents so far", latents), part("image, the flow undone", image),
-        ...learned ? [part("a student: one pass undoes a block", student)] : []),
+        ...learned ? [part("one-step student", student)] : []),
       scrub,
       tools(play, button("Step", () => stop(go(at < ends() ? at + 1 : 0))), digits("class", change("label")),
         slider("guidance w", [0, 3, 0.25, 0], change("scale")),
@@ -489,7 +489,7 @@
       say(
         at < (student ?? 1) ? "All start at the latents. Drag the slider to let them run." :
         at < jacobi && student ? `The student is done after ${student} passes and keeps an error of ` +
-          `${number(rest, 2)} per pixel; the exact ones are still running.` :
+          `${number(rest, 2)} per pixel; the exact ones still run.` :
         at < jacobi ? "A sweep corrects all tokens at once; the sequential inverse does one token a pass." :
         at < sequential ? `Jacobi is exact after ${jacobi} passes, each of all tokens at once.` :
         `The sequential inverse took ${sequential} passes, each of one token: few operations, long to wait.`);
@@ -524,7 +524,7 @@
       press(causal ? 0 : 1, ...masks);
       moves.paint(found.moves);
       toy.paint(range(GRID * GRID).map(i => density(causal, at(i % GRID), -at(Math.floor(i / GRID)))));
-      fill(figures, {"error of the round trip": found.error < 1e-3 ? "below 0.001" : number(found.error, 2),
+      fill(figures, {"round-trip error": found.error < 1e-3 ? "below 0.001" : number(found.error, 2),
         "integral of the toy": number(integral, 3)});
       say(causal ? "Each token depends on itself and earlier ones: the Jacobian is a triangle, its determinant the " +
           "product of the diagonal, and the inverse goes token by token." :
