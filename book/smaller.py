@@ -74,10 +74,12 @@ def smaller_pictures(folder: Path) -> dict[str, str]:
 
 
 def word(text: str) -> str:
-    """A word of code. A flag keeps its element, which keeps it on one line; a long name may break at underscores."""
+    """A word of code: a flag stays on one line, and a long name breaks at underscores where it is wider than a line."""
     if text.startswith("--"):
-        return f'<span class="pre">{text}</span>'
-    return text.replace("_", "_<wbr>") if len(text) > LONG else text
+        return f'<span class="flag">{text}</span>'
+    if len(text) > LONG and "/" not in text:
+        return f'<span class="pre">{text.replace("_", "_<wbr>")}</span>'
+    return text
 
 
 def shorter_page(text: str, renamed: dict[str, str]) -> str:

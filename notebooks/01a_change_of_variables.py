@@ -169,7 +169,7 @@ def draw_plane(axes, points, lines, title, shade=COLOURS[0]):
     """The first 2,000 of points (B,2,1) over the lines of a grid (L,M,2,1)."""
     for one in lines[..., 0].cpu():
         axes.plot(one[:, 0], one[:, 1], color="0.65", lw=0.6)
-    axes.plot(*points[:2000, :, 0].cpu().T, ".", ms=1.5, color=shade, rasterized=True)
+    axes.plot(*points[:1500, :, 0].cpu().T, ".", ms=1.5, color=shade, rasterized=True)
     axes.set(title=title, xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal")
 
 
@@ -181,13 +181,13 @@ def draw_density(axes, density, title):
     axes.set(title=title, aspect="equal")
 
 
-across = torch.cartesian_prod(torch.linspace(-2.8, 2.8, 15), torch.linspace(-2.8, 2.8, 40))
+across = torch.cartesian_prod(torch.linspace(-2.8, 2.8, 11), torch.linspace(-2.8, 2.8, 56))
 grid = torch.cat([across, across.flip(1)])[:, :, None].to(device)  # lines up, lines across
 bent = flow(grid)[0]
 density = log_prob(flow, plane).exp()
 figure, panels = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
-draw_plane(panels[0], moons, grid.view(30, 40, 2, 1), "x: the data and a grid")
-draw_plane(panels[1], flow(moons)[0], bent.view(30, 40, 2, 1), "z: both, after the flow")
+draw_plane(panels[0], moons, grid.view(22, 56, 2, 1), "x: the data and a grid")
+draw_plane(panels[1], flow(moons)[0], bent.view(22, 56, 2, 1), "z: both, after the flow")
 draw_density(panels[2], density, "density p(x) (bright: high)")
 panels[0].set(xlabel="token 1", ylabel="token 2")
 panels[1].set(xlabel="latent 1", ylabel="latent 2")
@@ -234,9 +234,9 @@ for place in ([-1.05, 1.0], [-0.15, -0.15], [1.4, -0.9], [0.4, 1.3]):
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.1), layout="constrained")
-draw_plane(panels[0], moons, grid.view(30, 40, 2, 1)[:0], "x: four squares", shade="0.75")
+draw_plane(panels[0], moons, grid.view(22, 56, 2, 1)[:0], "x: four squares", shade="0.75")
 draw_plane(
-    panels[1], flow(moons)[0], grid.view(30, 40, 2, 1)[:0], "z: what they become", shade="0.75"
+    panels[1], flow(moons)[0], grid.view(22, 56, 2, 1)[:0], "z: what they become", shade="0.75"
 )
 for k, (before, after, measured, computed) in enumerate(squares):
     colour = COLOURS[k + 1]
@@ -431,7 +431,7 @@ figure, panels = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
 draw_density(panels[0], density, f"with the mask:\nintegrates to {integral:.2f}")
 draw_density(panels[1], false_density, f"without:\n“integrates” to {false_integral:,.0f}")
 draw_plane(
-    panels[2], returned, grid.view(30, 40, 2, 1)[:0], "without: moons,\nthrough the flow and back"
+    panels[2], returned, grid.view(22, 56, 2, 1)[:0], "without: moons,\nthrough the flow and back"
 )
 
 # %% tags=["nbval-check-output"]
