@@ -480,12 +480,12 @@ def latency() -> str:
         sample = found[model, batch, "sample"]
         each = [
             found[model, batch, work]["milliseconds"] / batch
-            for work in ("sample", "prior", "inverse flow", "sample, guided", "log-likelihood")
+            for work in ("sample", "prior", "sample, guided", "log-likelihood")
         ]
         shares = [f"{share:.0%}" for share in sample["shares"].values()]
-        lines.append([f"`{model}`", str(batch), *(f"{ms:.1f}" for ms in each), f"{sample['operators']:,}", *shares])
-    heads = ["one thread", "images at once", "ms a sample", "the prior's", "the flow's", "guided", "ms a likelihood"]
-    heads += ["operators", *(f"in {kind}" if kind != "between operators" else kind for kind in sample["shares"])]
+        lines.append([f"`{model}`, {batch}", *(f"{ms:.1f}" for ms in each), f"{sample['operators']:,}", *shares])
+    heads = ["images at once", "ms a sample", "in the prior", "guided", "ms a likelihood", "operators"]
+    heads += ["products", "attention", "others", "Python"]
     compiled = [
         [
             f"`{row['model']}`, {row['work']}",
