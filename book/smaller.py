@@ -85,7 +85,8 @@ def word(text: str) -> str:
 def shorter_page(text: str, renamed: dict[str, str]) -> str:
     """A page with fewer elements in its code, and without indentation, which looks the same."""
     text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda found: renamed.get(found[0], found[0]), ICONS.sub("", text))
-    parts = VERBATIM.split(PLAIN.sub(r"\1", WRAPPED.sub(lambda found: word(found[1]), text)))  # every other one is verbatim
+    text = PLAIN.sub(r"\1", WRAPPED.sub(lambda found: word(found[1]), text))
+    parts = VERBATIM.split(text)  # every other one is verbatim
     return "".join(part if i % 2 else re.sub(r"\s*\n\s*", "\n", part) for i, part in enumerate(parts))
 
 
