@@ -1,5 +1,5 @@
 """Measure the applications of the likelihood: `python -m benchmarks.applications`. Writes results/applications.json and
-PNGs.
+its pictures.
 
 inpainting: the lower half of digits drawn given the upper one, with the label and without; a classifier's accuracy on
    the completions, and their diversity; and, with samples of the model in place of digits, whether the truth looks
@@ -52,7 +52,7 @@ from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.support import cli
 from farmer_ref.support.files import read_json, read_weights, write_json, write_weights
-from farmer_ref.support.plots import COLOURS, STYLE, image_grid, labelled_grids
+from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids, save_plot
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
 from farmer_ref.support.settings import Whole, settings_class
 
@@ -462,23 +462,26 @@ def anomalies(config: ApplicationsBenchmark) -> dict:
         score: mean_and_spread([tasks[task]["test"][score] for task in left_out])["standard_deviation"]
         for score in usual
     }
-    draw_anomalies(table["test"], tasks, best)
+    draw_likelihoods(tasks)
     for task in tasks.values():
         del task["likelihood"]  # already drawn, and too long to record
-    return {
+    record = {
         "chosen_on_validation": best,
         "mean_validation_auroc": mean,
         **table,
         "spread_over_left_out_classes": spread,
         "tasks": tasks,
     }
+    save_plot(draw_scores(record), ROOT / "results" / "anomalies.svg")
+    return record
 
 
-def draw_anomalies(table: dict, tasks: dict, best: str) -> None:
-    """AUROC of every score, and histograms of the likelihood where it fails."""
+def draw_scores(record: dict) -> Figure:
+    """AUROC of every score on the test split."""
+    table, best = record["test"], record["chosen_on_validation"]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 7), layout="constrained")
-        axes, below = figure.subplots(2, 1, height_ratios=(1.2, 1))
+        figure = Figure(figsize=(8.4, 4), layout="constrained")
+        axes = figure.subplots()
         scores = list(next(iter(table.values())))
         for number, score in enumerate(scores):
             places = [group + (number - len(scores) / 2 + 0.5) * 0.1 for group in range(len(table))]
@@ -488,25 +491,28 @@ def draw_anomalies(table: dict, tasks: dict, best: str) -> None:
         axes.axhline(0.5, color="black", lw=0.8, ls="--")
         axes.set_xticks(range(len(table)), list(table))
         axes.set(ylabel="AUROC, test split", ylim=(0, 1.02), title="Anomaly scores; higher is better, .5 is chance")
-        axes.legend(frameon=False, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-        below.set_axis_off()
-        shown = ("blank", "without 1", "MNIST", "Fashion-MNIST")
-        for number, task in enumerate(shown):
-            inset = below.inset_axes((number / len(shown) + 0.02, 0.12, 0.92 / len(shown) - 0.03, 0.72))
+        figure.legend(*axes.get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center", fontsize=9)
+    return figure
+
+
+def draw_likelihoods(tasks: dict) -> None:
+    """Histograms of the likelihood, where it fails and where it does not."""
+    shown = ("blank", "without 1", "MNIST", "Fashion-MNIST")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 2.4), layout="constrained")
+        for axes, task in zip(figure.subplots(1, len(shown)), shown, strict=True):
             values = tasks[task]["likelihood"]
             joined = np.concatenate([values["normal"], values["strange"]])
             edges = np.linspace(*np.quantile(joined, (0.005, 0.995)), 40) if task != "blank" else 40
             for colour, key in ((COLOURS[0], "normal"), (COLOURS[1], "strange")):
-                inset.hist(values[key], bins=edges, density=True, color=colour, alpha=0.6, label=key)
-            auc = tasks[task]["test"]["likelihood"]
-            inset.set_title(f"{task}: likelihood alone {auc:.2f}", fontsize=9)
-            inset.set_yticks([])
-            inset.set_xlabel("-log p(x), nats", fontsize=8)
-            inset.tick_params(labelsize=7)
-            inset.locator_params(axis="x", nbins=4)
-            if not number:
-                inset.legend(frameon=False, fontsize=8)
-    figure.savefig(ROOT / "results" / "anomalies.png")
+                axes.hist(values[key], bins=edges, density=True, color=colour, alpha=0.6, label=key)
+            axes.set_title(f"{task}:\nlikelihood alone {tasks[task]['test']['likelihood']:.2f}", fontsize=9)
+            axes.set_yticks([])
+            axes.set_xlabel("$-$log p(x), nats", fontsize=9)
+            axes.locator_params(axis="x", nbins=3)
+            if task == shown[0]:
+                axes.legend(frameon=False, fontsize=8)
+    figure.savefig(ROOT / "results" / "likelihoods.png")
 
 
 # -- classification ----------------------------------------------------------------------------------------------------
@@ -558,30 +564,34 @@ def classification(config: ApplicationsBenchmark) -> dict:
     }
     record["reliability"] = {name: [row._asdict() for row in table] for name, table in tables.items()}
     wrong = (log_probs.argmax(-1) != labels).nonzero().flatten()
-    draw_classification(tables, values[wrong], labels[wrong], log_probs.argmax(-1)[wrong])
+    save_plot(draw_reliability(record), ROOT / "results" / "reliability.svg")
+    draw_misread(values[wrong], labels[wrong], log_probs.argmax(-1)[wrong])
     return record
 
 
-def draw_classification(tables: dict, wrong: Tensor, labels: Tensor, predicted: Tensor) -> None:
-    """The reliability diagram, and the misclassified images."""
+def draw_reliability(record: dict) -> Figure:
+    """Accuracy over confidence, without a temperature and with the fitted one; the numbers count images."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 4), layout="constrained")
-        axes, beside = figure.subplots(1, 2)
+        figure = Figure(figsize=(5.4, 4), layout="constrained")
+        axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="black", lw=0.8, ls="--", label="perfect calibration")
-        for marker, height, (name, rows) in zip("os", (-12, 6), tables.items(), strict=True):
-            points = [(row.confidence, row.accuracy) for row in rows]
+        for marker, height, (name, rows) in zip("os", (-12, 6), record["reliability"].items(), strict=True):
+            points = [(row["confidence"], row["accuracy"]) for row in rows]
             axes.plot(*zip(*points, strict=True), marker, ms=7, alpha=0.8, label=name)
-            for row, point in zip(rows, points, strict=True):
-                axes.annotate(str(row.images), point, textcoords="offset points", xytext=(5, height), fontsize=7)
+            for row, (x, y) in zip(rows, points, strict=True):
+                place = (5, height if y else 6)  # above the axis
+                axes.annotate(str(row["images"]), (x, y), textcoords="offset points", xytext=place, fontsize=8)
         axes.set(xlabel="confidence: probability of the likeliest class", ylabel="accuracy", title="Reliability")
         axes.legend(frameon=False, loc="upper left", fontsize=8)
-        beside.set_axis_off()
-        if len(wrong):
-            grid = image_grid(wrong.double() / 8 - 1, columns=min(4, len(wrong)), cell=64)
-            beside.imshow(np.asarray(grid), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        pairs = ", ".join(f"{a}→{b}" for a, b in zip(labels.tolist(), predicted.tolist(), strict=True))
-        beside.set_title(f"wrong: {pairs}", fontsize=9)
-    figure.savefig(ROOT / "results" / "classification.png")
+    return figure
+
+
+def draw_misread(wrong: Tensor, labels: Tensor, predicted: Tensor) -> None:
+    """The misclassified images, and what they were taken for."""
+    pairs = ", ".join(f"{a}→{b}" for a, b in zip(labels.tolist(), predicted.tolist(), strict=True))
+    if len(wrong):
+        grid = labelled_grids({f"wrong: {pairs}": wrong.double() / 8 - 1}, columns=min(4, len(wrong)), across=1)
+        grid.savefig(ROOT / "results" / "misread.png")
 
 
 def main(argv: list[str] | None = None) -> None:

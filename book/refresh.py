@@ -1,7 +1,7 @@
 """Write again all that is generated and committed: `python -m book.refresh`, or `make refresh`.
 
-That is the verdicts in results/*.json, the plots of their rows, the page results/README.md, and the marked blocks of
-the project's README:
+That is the verdicts in results/*.json, the plots of what they hold, the page results/README.md, and the marked blocks
+of the project's README:
 
     <!-- generated: NAME -->
     ...
@@ -17,6 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.applications import draw_reliability, draw_scores
 from book import measured
 from book.equations import ROOT
 from book.pages import RESULTS
@@ -62,6 +63,9 @@ def main(root: Path = ROOT) -> None:
             print(f"{path.relative_to(root)}: verdicts")
         if "sentences" in record and path.stem.split("_")[0] not in OF_SAMPLES:
             save_plot(picture(record), path.with_suffix(".svg"))
+    uses = json.loads((RESULTS / "applications.json").read_text(encoding="utf-8"))
+    save_plot(draw_scores(uses["anomalies"]), RESULTS / "anomalies.svg")
+    save_plot(draw_reliability(uses["classification"]), RESULTS / "reliability.svg")
     for path, text in (
         (RESULTS / "README.md", report(RESULTS)),
         (root / "README.md", with_blocks((root / "README.md").read_text(encoding="utf-8"))),
