@@ -74,12 +74,10 @@ def smaller_pictures(folder: Path) -> dict[str, str]:
 
 
 def word(text: str) -> str:
-    """A word of code: a flag stays on one line, and a long name breaks at underscores where it is wider than a line."""
+    """A word of code: a flag stays on one line, and a long name may break at underscores, except at its beginning."""
     if text.startswith("--"):
         return f'<span class="flag">{text}</span>'
-    if len(text) > LONG and "/" not in text:
-        return f'<span class="pre">{text.replace("_", "_<wbr>")}</span>'
-    return text
+    return re.sub(r"(?<=.{8})_", "_<wbr>", text) if len(text) > LONG and "/" not in text else text
 
 
 def shorter_page(text: str, renamed: dict[str, str]) -> str:
