@@ -1,6 +1,6 @@
 """Bits/dim on MNIST at equal seconds, against rivals: `python -m benchmarks.rivals --tarflow PATH --jetformer PATH`.
 
-Contenders, each with about as many weights and told the class of an image:
+Contenders, each with one or two million weights and told the class of an image:
 
 - FARMER of the preset `mnist`, or with more and shallower blocks, in linear pixels and in the histogram's coordinates;
 - the public TARFlow code (github.com/apple/ml-tarflow), with its unit Gaussian;
@@ -334,19 +334,29 @@ class Training:
         """Weights that the loss reaches: the port has some that it does not."""
         return sum(weight.numel() for weight in self.contender.parameters() if weight.grad is not None)
 
-    def score(self, data: ImageSet, limit: int) -> dict[str, float]:
-        """Bits/dim of the averaged weights on a split, with one draw of noise for each image, the same for all."""
+    def score(self, data: ImageSet, limit: int) -> dict[str, float | None]:
+        """Bits/dim of the averaged weights on a split, with one draw of noise for each image, the same for all.
+
+        None for the mean and its error if an image has no density, or none that is finite.
+        """
         averaged, generator, bits = self.average.module(), torch.Generator().manual_seed(0), []
         with torch.no_grad():
             for values, labels in batches(data, 100, limit):
                 images = UNIFORM(values, UNIFORM.draw(tuple(values.shape), generator))
                 bits.append(nats_to_bits_per_dim(averaged(images, labels), values[0].numel(), data.levels))
         every = torch.cat(bits)
+        finite = bool(every.isfinite().all())
         return {
-            "bits_per_dim": float(every.mean()),
-            "standard_error": float(every.std() / math.sqrt(len(every))),
+            "bits_per_dim": float(every.mean()) if finite else None,
+            "standard_error": float(every.std() / math.sqrt(len(every))) if finite else None,
             "images": len(every),
+            "images_without_density": int((~every.isfinite()).sum()),
         }
+
+
+def or_infinite(bits: float | None) -> float:
+    """A mean of `Training.score`, infinite where that has none."""
+    return math.inf if bits is None else bits
 
 
 def choose_rates(config: RivalsConfig, built: dict[str, dict[str, Builder]], record: dict[str, Any], out: Path) -> None:
@@ -368,7 +378,7 @@ def choose_rates(config: RivalsConfig, built: dict[str, dict[str, Builder]], rec
         trials.append({"contender": name, "variant": variant, "learning_rate": rate, "bits_per_dim": bits})
         write_json(out, record)
         print(trials[-1], flush=True)
-        return bits
+        return or_infinite(bits)
 
     for name, (first, *others) in built.items():
         found = {rate: bits_at(rate, name, first) for rate in RATES}
@@ -388,7 +398,7 @@ def contest(config: RivalsConfig, built: dict[str, dict[str, Builder]], record: 
         trials = [trial for trial in record["rates"]["trials"] if trial["contender"] == name]
         if not trials:
             raise InputError(f"stage is 'contest', and {out} has no rate for {name}; allowed: all, or rates before")
-        best = min(trials, key=lambda trial: trial["bits_per_dim"])
+        best = min(trials, key=lambda trial: or_infinite(trial["bits_per_dim"]))
         torch.manual_seed(config.seed)
         contender = variants[best["variant"]](PRESET.model)
         rate = best["learning_rate"]
@@ -427,7 +437,8 @@ def draw(record: dict[str, Any]) -> Figure:
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         for colour, (name, found) in zip(COLOURS, record["contenders"].items(), strict=False):
-            seconds, bits = ([point[key] for point in found["curve"]] for key in ("seconds", "bits_per_dim"))
+            seconds = [point["seconds"] for point in found["curve"]]
+            bits = [or_infinite(point["bits_per_dim"]) for point in found["curve"]]
             axes.plot(seconds, bits, marker="o", ms=4, color=colour, label=f"{name}: {bits[-1]:.2f}")
         axes.set(xscale="log", xlabel="processor seconds of training, one thread", ylabel="validation bits/dim")
         axes.set_xticks([60 * record["settings"]["minutes"] * share for share in SHARES])

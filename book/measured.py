@@ -295,7 +295,8 @@ def rivals() -> str:
     record = load("rivals")
     lines = []
     for name, found in sorted(record["contenders"].items(), key=lambda item: item[1]["curve"][-1]["bits_per_dim"]):
-        curve, test = found["curve"], found["test"]
+        curve, test = found["curve"], found.get("test")
+        mean = test and test["bits_per_dim"]
         lines.append(
             [
                 name,
@@ -304,7 +305,7 @@ def rivals() -> str:
                 f"{found['learning_rate']:g}",
                 f"{curve[-1]['steps']:,}",
                 *(f"{curve[place]['bits_per_dim']:.3f}" for place in (-5, -3, -1)),
-                f"{test['bits_per_dim']:,.3f} ± {test['standard_error']:,.3f}",
+                f"{mean:,.3f} ± {test['standard_error']:,.3f}" if mean else "not finite" if test else "",
             ]
         )
     heads = ["bits/dim", "flow blocks × layers", "million parameters", "rate", "steps"]

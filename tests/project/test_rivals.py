@@ -88,6 +88,19 @@ def test_the_clock_counts_training_alone_and_decides_the_schedule():
     assert 1.0 < training.score(validation, 20)["bits_per_dim"] < score["bits_per_dim"]
 
 
+def test_an_image_without_density_leaves_no_mean_and_loses(monkeypatch):
+    (train,) = rivals.splits(None, "train")
+    training = rivals.Training(
+        rivals.OurCoupling(SMALL, 2, 1), train, config=rivals.RivalsConfig(), rate=1e-3, minutes=1
+    )
+    exact = rivals.OurCoupling.forward
+    hopeless = torch.zeros(20).index_fill(0, torch.tensor([3]), -math.inf)
+    monkeypatch.setattr(rivals.OurCoupling, "forward", lambda *inputs: exact(*inputs) + hopeless)
+    score = training.score(train, 20)
+    assert score == {"bits_per_dim": None, "standard_error": None, "images": 20, "images_without_density": 1}
+    assert rivals.or_infinite(score["bits_per_dim"]) > rivals.or_infinite(9.0) == 9
+
+
 def test_a_contest_from_the_rates_to_the_figure(tmp_path, capsys):
     few = ["--minutes", "0.01", "--trial-minutes", "0.001", "--batch-size", "2"]
     rivals.main([*few, "--validation-images", "10", "--test-images", "20"])
