@@ -8,7 +8,7 @@ TARFLOW ?=
 # A clone of a PyTorch port of JetFormer (github.com/alexojica/JetFormer): with both, "make check" has a contest.
 JETFORMER ?=
 
-.PHONY: train quick test tests course notebooks book refresh check check-gpu format clean
+.PHONY: train quick test project tests course notebooks book refresh check check-gpu format clean
 
 train: .venv/.installed
 	$(BIN)/python -m farmer_ref.train --preset digits --out $(RUN) --max-minutes 6 --resume
@@ -16,7 +16,7 @@ train: .venv/.installed
 	$(BIN)/python -m farmer_ref.sample --run $(RUN) --out $(RUN)/samples.png
 
 # One thread: the tests start processes of their own, and multi-threaded processes on two cores starve each other.
-quick test tests course notebooks book check: export OMP_NUM_THREADS = 1
+quick test project tests course notebooks book check: export OMP_NUM_THREADS = 1
 
 # The mathematics alone, in less than a minute.
 quick: .venv/.installed
@@ -25,10 +25,14 @@ quick: .venv/.installed
 test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(MAKE) --jobs 2 tests course
+	$(MAKE) --jobs 2 project tests course
+
+# The book, its live page and figures, and the project's own files, in browsers where there are any.
+project: .venv/.installed
+	$(BIN)/python -m pytest tests/project
 
 tests: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/project
 
 course: .venv/.installed
 	$(BIN)/python -m pytest --nbval-lax notebooks

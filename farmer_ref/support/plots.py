@@ -164,7 +164,9 @@ def training_curve(run: Path) -> Figure:
                 axes.plot(*zip(*found, strict=True), label=label, marker="o" if len(found) < 40 else None, ms=4)
         values = sorted(value for _, value in points(unit))
         if values:  # leaves out the first steps
-            axes.set_ylim(values[0] - 0.1, values[int(0.9 * (len(values) - 1))] + 0.1)
+            low, high = values[0], values[int(0.9 * (len(values) - 1))]
+            margin = max(0.1, 1e-6 * abs(high))  # huge numbers leave .1 no room
+            axes.set_ylim(low - margin, high + margin)
         what = "bits/dim" if unit == "bits_per_dim" else "nats/dim of the noised image"
         axes.set(ylabel=what, title=f"Training {run.name}")
         if axes.lines:

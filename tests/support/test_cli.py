@@ -106,10 +106,12 @@ def test_an_unforeseen_error_says_how_to_see_the_traceback(capsys):
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from farmer_ref.support import cli
 from farmer_ref.support.files import replace_file
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 def write(path):
     path.write_text("half")
