@@ -9,7 +9,6 @@ the transformers compiled by `torch.compile`, which we tried and did not take.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.growth import seconds_of
 from farmer_ref import Farmer, Guidance
 from farmer_ref.model.stepper import GrowingStepper
 from farmer_ref.support import cli
@@ -60,17 +60,6 @@ def works(model: Farmer, batch: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def milliseconds(work: Callable[[], object], seconds: float) -> float:
-    """The median time of a call."""
-    work()
-    found, ends = [], time.perf_counter() + seconds
-    while len(found) < 3 or time.perf_counter() < ends:
-        began = time.perf_counter()
-        work()
-        found.append(1000 * (time.perf_counter() - began))
-    return statistics.median(found)
-
-
 def shares(work: Callable[[], object]) -> dict[str, Any]:
     """The operators that a call runs, and the share of each kind in its time, both under the profiler."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
@@ -98,7 +87,7 @@ def compiled(name: str, seconds: float) -> list[dict[str, Any]]:
             began = time.perf_counter()
             pieces[work]()
             first = time.perf_counter() - began
-            found = milliseconds(pieces[work], seconds)
+            found = 1000 * seconds_of(pieces[work], seconds)
             rows.append({"model": name, "work": work, "milliseconds": found, "seconds_of_first_call": first})
             print(f"{name}, compiled step, {work}: {found:.2f} ms an image, {first:.0f} s the first time", flush=True)
     finally:
@@ -116,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         model = Farmer.from_pretrained(name)
         for batch in config.batches:
             for work, run in works(model, batch).items():
-                whole = milliseconds(run, config.seconds)
+                whole = 1000 * seconds_of(run, config.seconds)
                 rows.append({"model": name, "batch": batch, "work": work, "milliseconds": whole, **shares(run)})
                 print(
                     f"{name}, {batch:3d} x {work:15s} {whole / batch:8.2f} ms an image, "

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import math
-import re
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from farmer_ref.support.record import processor_fields
 
 LEAST_ROWS = 128  # fewer rows gain less than the call costs
 ZEN_5 = 26  # AMD's number of a family of processors
@@ -39,13 +39,11 @@ def least_weights() -> float:
 
     Zen 5 computes 512 bits at once; Zen 4 takes two turns, and gains enough only where there is much to compute.
     """
-    information = Path("/proc/cpuinfo")
-    text = information.read_text() if information.exists() else ""
-    family = re.search(r"^cpu family\s*:\s*(\d+)", text, re.MULTILINE)
-    is_amd, wide = "AuthenticAMD" in text, torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    if not (is_amd and wide and family and has_onednn()):
+    fields = processor_fields()
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    if not (fields.get("vendor_id") == "AuthenticAMD" and wide and has_onednn()):
         return math.inf
-    return 0 if int(family[1]) >= ZEN_5 else 1 << 16
+    return 0 if int(fields["cpu family"]) >= ZEN_5 else 1 << 16
 
 
 class Product(torch.autograd.Function):

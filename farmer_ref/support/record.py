@@ -63,13 +63,18 @@ def git(*arguments: str) -> str:
         return ""
 
 
+def processor_fields() -> dict[str, str]:
+    """What Linux reports of the first processor, by its names ("vendor_id", "cpu family"); empty elsewhere."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().split("\n\n")[0].splitlines() if information.exists() else []
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
 def processor() -> str:
     """The processor's name, if the system reports one; with family and model where the name says neither."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        lines = information.read_text().split("\n\n")[0].splitlines()
-        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-        if name := fields.get("model name", ""):
-            exact = any(character.isdigit() for character in name) or "cpu family" not in fields
-            return name if exact else f"{name}, family {fields['cpu family']}, model {fields['model']}"
-    return platform.processor() or platform.machine()
+    fields = processor_fields()
+    name = fields.get("model name", "")
+    if not name:
+        return platform.processor() or platform.machine()
+    exact = any(character.isdigit() for character in name) or "cpu family" not in fields
+    return name if exact else f"{name}, family {fields['cpu family']}, model {fields['model']}"
