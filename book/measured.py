@@ -300,7 +300,7 @@ def rivals() -> str:
         lines.append(
             [
                 name,
-                found["variant"].replace("x", "×"),
+                found["variant"].replace(" x ", " × "),
                 f"{found['parameters'] / 1e6:.2f}",
                 f"{found['learning_rate']:g}",
                 f"{curve[-1]['steps']:,}",
