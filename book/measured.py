@@ -163,6 +163,7 @@ def of_the_tables() -> dict[str, str]:
         "coupling_bits": ("table4", "coupling flow", "bits_per_dim"),
         "flow_accuracy": ("table4", "autoregressive flow", "sample_accuracy"),
         "coupling_accuracy": ("table4", "coupling flow", "sample_accuracy"),
+        "student_accuracy": ("table4", STUDENT, "sample_accuracy"),
     }
     return {
         **{f"quick_{key}": figure_of(table + quick, row, name) for key, (table, row, name) in cells.items()},
@@ -170,6 +171,8 @@ def of_the_tables() -> dict[str, str]:
         "quick_parameters": f"{million / 1e6:.1f}",
         "table_steps": f"{table3['steps_per_run']:,}",
         "table_seeds": in_words(table3["seeds"]),
+        "table_exact_frechet": figure_of("table4", FLOW, "frechet_distance"),
+        "table_student_frechet": figure_of("table4", STUDENT, "frechet_distance"),
         "paper_unguided": paper_fid("split, both"),
         "paper_guided": paper_fid("both, resampling"),
         "shared_worth_pca_short": f"{worth('PCA', short):.3f}",

@@ -105,8 +105,8 @@ def claims() -> str:
         key = claim["where"], claim["place"]
         told[key] = told.get(key, False) or set(claim["verdicts"].values()) != {"inconclusive"}
     parts = [
-        f"We tested {len(told)} claims of the paper. The seeds tell **{sum(told.values())}** of them apart on at least "
-        "one of the data sets."
+        f"We tested {len(told)} claims of the paper. For **{sum(told.values())}** of them, the seeds allow a verdict on "
+        "at least one of the data sets."
     ]
     for place, data in enumerate(dict.fromkeys(claim["data"] for claim in every)):
         verdicts = claims_table([claim for claim in every if claim["data"] == data])
@@ -129,9 +129,9 @@ def claims_table(every: list[dict[str, Any]]) -> str:
     split = sum({"holds", "does not hold"} <= vote for vote in votes)
     weak = sum("holds weakly" in vote for vote in votes)
     counts = (
-        f"Of {len(every)} claims, **{held}** hold by at least one measure and fail by none; **{failed}** fail by at "
-        f"least one and hold by none; on **{split}** the measures disagree; **{weak}** hold weakly; "
-        f"**{len(every) - held - failed - split - weak}** are inconclusive by every measure."
+        f"Of {len(every)} claims: **{held}** holding by at least one measure and failing by none, **{failed}** failing by "
+        f"at least one and holding by none, **{split}** on which the measures disagree, **{weak}** holding weakly, and "
+        f"**{len(every) - held - failed - split - weak}** open by every measure."
     )
     rows = []
     for claim in every:
@@ -314,8 +314,8 @@ def student() -> str:
     return "\n\n".join(
         [
             tables[0],
-            f"Two records are behind this section: students of both forms, of {steps[0]} steps (above), and "
-            f"students with other losses, of {steps[1]} (folded). Compare only rows of one record.",
+            f"The students above, of both forms, were trained for {steps[0]} steps; those with other losses, folded "
+            f"below, for {steps[1]}. Compare rows within one table only.",
             "![Digits of the exact inverse, and of the student from the same latents: they look alike]"
             "(results/student.png)",
             folded("Other losses, and the commands", tables[1], source("distillation"), source("distillation_losses")),
