@@ -112,14 +112,8 @@ def of_healthy_runs() -> dict[str, str]:
 def of_sampling() -> dict[str, str]:
     """Guidance, denoising, and the student that ships."""
     guided, denoised, shipped = load("guidance"), load("denoise"), load("student")
-    largest = {
-        rule: max(row["largest_pixel"] for row in guided["finite"] if row["rule"] == rule)
-        for rule in ("naive", "resampling")
-    }
     run, exact = shipped["runs"][0], shipped["exact"]
     found = {
-        "guidance_largest_naive": f"{largest['naive']:.0f}",
-        "guidance_largest_resampling": f"{largest['resampling']:.0f}",
         "guidance_samples": f"{sum(row['samples'] for row in guided['finite'] if row['rule'] == 'resampling'):,}",
         "guidance_not_finite": str(sum(row["not_finite"] for row in guided["finite"])),
         "guidance_scales": ", ".join(f"{scale:g}" for scale in sorted({row["scale"] for row in guided["finite"]})),
@@ -387,7 +381,6 @@ def parts() -> dict[str, str]:
         "presets": presets(),
         "result_files": result_files(),
         "minutes": minutes(),
-        "machines": machines(),
     }
 
 
@@ -557,7 +550,7 @@ def result_files() -> str:
     for path in sorted(RESULTS.glob("*.json")):
         record = load(path.stem)
         module = record["command"].split()[2]
-        lines.append([link(path.stem), f"`{module}`", f"`{record['commit'][:7]}`", record["device"]])
+        lines.append([link(path.stem), f"`{module}`", f"`{record['commit'][:7]}`", machine_of(record)])
     return table(["result", "made by", "at commit", "on"], lines)
 
 
@@ -580,15 +573,6 @@ def minutes() -> str:
     judge = load("mnist_classifier")
     lines.append(["train the classifier of MNIST", machine_of(judge), "", f"{judge['seconds'] / 60:.0f}"])
     return table(["what", "machine", "steps", "minutes"], lines)
-
-
-def machines() -> str:
-    """Every machine, and what was measured on it."""
-    places: dict[str, list[str]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
-        record = load(path.stem)
-        places.setdefault(machine_of(record), []).append(link(path.stem))
-    return table(["machine", "results"], [[machine, ", ".join(files)] for machine, files in places.items()])
 
 
 # -- the README --------------------------------------------------------------------------------------------------------
