@@ -105,8 +105,8 @@ def claims() -> str:
         key = claim["where"], claim["place"]
         told[key] = told.get(key, False) or set(claim["verdicts"].values()) != {"inconclusive"}
     parts = [
-        f"We tested {len(told)} claims of the paper. For **{sum(told.values())}** of them, the seeds allow a verdict on "
-        "at least one of the data sets."
+        f"We tested {len(told)} claims of the paper. For **{sum(told.values())}** of them, the seeds allow a verdict "
+        "on at least one of the data sets."
     ]
     for place, data in enumerate(dict.fromkeys(claim["data"] for claim in every)):
         verdicts = claims_table([claim for claim in every if claim["data"] == data])
@@ -129,8 +129,8 @@ def claims_table(every: list[dict[str, Any]]) -> str:
     split = sum({"holds", "does not hold"} <= vote for vote in votes)
     weak = sum("holds weakly" in vote for vote in votes)
     counts = (
-        f"Of {len(every)} claims: **{held}** holding by at least one measure and failing by none, **{failed}** failing by "
-        f"at least one and holding by none, **{split}** on which the measures disagree, **{weak}** holding weakly, and "
+        f"Of {len(every)} claims: **{held}** holding by at least one measure and failing by none, **{failed}** failing "
+        f"by at least one and holding by none, **{split}** on which the measures disagree, **{weak}** holding weakly, and "
         f"**{len(every) - held - failed - split - weak}** open by every measure."
     )
     rows = []

@@ -20,13 +20,17 @@ from farmer_ref.evaluation.tables import HIGHER_IS_BETTER, MEASURES, TIMED_BATCH
 WEAKEST = {"does not hold": 2, "holds": 0}
 BLURRED = 0.9  # share of the sharpness of real images: a smaller difference may be real, but is hardly visible
 
-REPORT = """Written by `python -m farmer_ref.ablate` from the JSON files beside this page. Entries are means and
-standard deviations over seeds; *steps* is the mean over runs. *Accuracy* is the share of samples that a classifier
-trained on real images assigns to the class that was asked for (chance is one half with the two classes of the
-photographs, one tenth with ten). *Fréchet* is the Fréchet distance between the classifier's scores of the samples and
-those of the test images. Sampling options other than the defaults stand beside a row's name: guidance raises the
-accuracy, so compare rows of different tables only where these options agree. The last column quotes the paper: its
-own models, on ImageNet at 256x256.
+REPORT = """Every row, verdict and command, written by `python -m farmer_ref.ablate` from the JSON files beside this page. In
+the book, *The paper, checked* (`book/paper_checked.md`) sums up the verdicts, and *What was measured*
+(`book/measured.md`) lists the results of all other commands.
+
+Entries are means and standard deviations over seeds; *steps* is the mean over runs. *Accuracy* is the share of samples
+that a classifier trained on real images assigns to the requested class (chance is one half with the two classes of the
+photographs, one tenth with ten classes). *Fréchet* is the Fréchet distance between the classifier's scores of the
+samples and those of the test images. Sampling options other than the defaults are given beside a row's name. Guidance
+raises the accuracy, so compare rows of different tables only where these options agree. The last column quotes the
+paper: its own models, on ImageNet at 256x256. Where a table keeps rows of earlier commands, these follow after "and
+before it".
 
 A claim is judged by the 95% confidence interval (Student's t) of the difference between its two rows over seeds. "A
 better than B" holds if the interval lies above zero, or above the margin where one is given; it does not hold if the
