@@ -130,8 +130,8 @@ def claims_table(every: list[dict[str, Any]]) -> str:
     weak = sum("holds weakly" in vote for vote in votes)
     counts = (
         f"Of {len(every)} claims: **{held}** holding by at least one measure and failing by none, **{failed}** failing "
-        f"by at least one and holding by none, **{split}** on which the measures disagree, **{weak}** holding weakly, and "
-        f"**{len(every) - held - failed - split - weak}** open by every measure."
+        f"by at least one and holding by none, **{split}** on which the measures disagree, **{weak}** holding weakly, "
+        f"and **{len(every) - held - failed - split - weak}** open by every measure."
     )
     rows = []
     for claim in every:

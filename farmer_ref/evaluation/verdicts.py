@@ -20,8 +20,8 @@ from farmer_ref.evaluation.tables import HIGHER_IS_BETTER, MEASURES, TIMED_BATCH
 WEAKEST = {"does not hold": 2, "holds": 0}
 BLURRED = 0.9  # share of the sharpness of real images: a smaller difference may be real, but is hardly visible
 
-REPORT = """Every row, verdict and command, written by `python -m farmer_ref.ablate` from the JSON files beside this page. In
-the book, *The paper, checked* (`book/paper_checked.md`) sums up the verdicts, and *What was measured*
+REPORT = """Every row, verdict and command, written by `python -m farmer_ref.ablate` from the JSON files beside this
+page. In the book, *The paper, checked* (`book/paper_checked.md`) sums up the verdicts, and *What was measured*
 (`book/measured.md`) lists the results of all other commands.
 
 Entries are means and standard deviations over seeds; *steps* is the mean over runs. *Accuracy* is the share of samples
