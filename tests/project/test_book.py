@@ -306,6 +306,18 @@ def test_what_the_page_says_in_words_is_in_the_results():
     student = "*autoregressive flow* better than *autoregressive flow, one step*"
     assert verdict("table4", student, "frechet_distance") == "holds"
     assert verdict("table4", student, "sample_accuracy") == "inconclusive"
+    quick, three = "_mnist-quick_histogram", ("frechet_distance", "sample_accuracy", "bits_per_dim")
+    for stem, said, expected in (
+        ("table3" + quick, "*both, naive guidance* better than *split, both*", ["holds"] * 2),
+        ("table3" + quick, "*both, resampling* better than *both, naive guidance*", ["holds"] * 2),
+        ("table3" + quick, "*split, condition repeated* better than *split*", ["inconclusive"] * 3),
+        ("table3" + quick, "*split, final permutation* better than *split*", ["inconclusive"] * 3),
+        ("table3", "*split, both* better than *split, condition repeated*", ["does not hold", "inconclusive", "holds"]),
+        ("table4" + quick, better, ["does not hold"] * 3),
+        ("table4" + quick, student, ["inconclusive", "does not hold"]),
+    ):
+        found = [verdict(stem, said, measure) for measure in three[: len(expected)]]
+        assert found == expected, (stem, said)
     early = {row["way"]: row for row in pages.load("early_guidance")["table"]}
     for worse, better, measure, expected in (
         ("no guidance", "naive, w = 1", "sample_accuracy", "holds"),
