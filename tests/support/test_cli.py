@@ -38,7 +38,7 @@ def test_help_shows_the_preset_s_own_values(command):
         (train.main, "--preset", ["preset", "--preset VALUE"]),
         (train.main, "--compile maybe", ["argument is 'maybe'"]),
         (sample.main, "--labls 3", ["'--labls'", "did you mean --labels?"]),
-        (sample.main, "--labels 1 x", ["labels is '1 x'", "any number of: a whole number"]),
+        (sample.main, "--labels 1 x", ["labels is '1 x'", "allowed: whole numbers"]),
         (sample.main, "--guidance x", ["guidance.scale is 'x'", "a finite number"]),
         (sample.main, "--seed " + "9" * 5000, ["seed is '999"]),
         (evaluate.main, "--images x", ["images is 'x'", "2 or more, or None"]),
