@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from matplotlib.figure import Figure
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
@@ -89,7 +89,7 @@ class AblateConfig:
     """Runs of rows that no claim compares, whose deviation is not needed; default: as many."""
     samples: PositiveInt = 1000
     """Samples per row and seed."""
-    images: PositiveInt | None = None
+    images: Annotated[int, Field(ge=2)] | None = None
     """Real test images to measure with, evenly spaced over the split; default: all of them."""
     side_by_side: PositiveInt | None = None
     """Runs at a time, one thread each; default: one per CPU core, or 1 on a GPU."""
@@ -408,7 +408,7 @@ def main(argv: list[str] | None = None) -> None:
         settings[name] = {"data": preset.preset} | {field: getattr(config, field) for field in SETTINGS}
         models_needed = table.speeds is not None or name in OF_SAMPLES
         require(not (config.keep and models_needed), "keep", True, f"False for {name}, which measures models, too")
-        fewest = QUINTILES * max(1, preset.model.num_classes) if name == "figure8" else 1
+        fewest = QUINTILES * max(1, preset.model.num_classes) if name == "figure8" else 2  # a covariance
         require(config.samples >= fewest, "samples", config.samples, f"{fewest} or more for {name}")
         earlier[name] = earlier_result(paths[name], settings[name]) if config.keep else {}
     for name, (preset, table) in chosen.items():

@@ -15,14 +15,15 @@ from farmer_ref.applications.anomalies import AnomalyScorer
 from farmer_ref.applications.classification import class_log_probs, class_probabilities, expected_calibration_error
 from farmer_ref.applications.editing import change_class, change_details, interpolate
 from farmer_ref.applications.inpainting import inpaint
-from farmer_ref.data.folders import counted, folder_of
-from farmer_ref.data.images import Pictures, read_picture, read_pictures
-from farmer_ref.data.sets import ImageData, batches
+from farmer_ref.data.folders import FolderSet, counted, folder_of
+from farmer_ref.data.images import Pictures, printable, read_picture, read_pictures
+from farmer_ref.data.sets import ImageData, batches, evenly_spread
 from farmer_ref.model.config import NULL_LABEL, ModelConfig
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.support import cli
 from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import output_file, replace_file, write_json
+from farmer_ref.support.files import NOT_WRITTEN, output_file, replace_file, write_json
+from farmer_ref.support.hub import pinned
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.plots import image_grid, to_bytes
 from farmer_ref.support.settings import Count, Factor, PositiveFactor, ThreadCount, Whole, settings_class
@@ -42,7 +43,8 @@ class Source:
     A_FEW: ClassVar[int] = 8
     """Images of a data set, unless `count` says otherwise."""
     run: str = "digits"
-    """A run folder, or a model that ships with the package."""
+    """A run folder, a model that ships with the package (digits, ...), or owner/name of the Hugging Face Hub,
+    with @revision for another than its newest."""
     images: str = ""
     """A folder of image files of the model's size; a name like 03_class7.png gives the label. Empty: the run's data
     set."""
@@ -123,7 +125,7 @@ class AnomalyConfig(Source):
 
 @settings_class
 class ClassifyConfig(Source):
-    """Classify by Bayes' rule, from log p(x | class)."""
+    """Classify by Bayes' rule with equal priors, from log p(x | class)."""
 
     A_FEW: ClassVar[int] = 300
     draws: Count = 8
@@ -138,7 +140,7 @@ class Inputs:
     """A model, the images it is applied to, and their labels."""
 
     def __init__(self, config: Source):
-        self.config, self.device, self.run = config, resolve_device(config.device), Run.open(config.run)
+        self.config, self.device, self.run = config, resolve_device(config.device), Run.open(pinned(config.run))
         self.model = self.run.load(config.weights).to(self.device)
         self.levels, classes = self.model.config.levels, self.model.config.num_classes
         unused = bool(config.images and config.dataset) and not isinstance(config, AnomalyConfig)
@@ -150,7 +152,7 @@ class Inputs:
             limit = config.count or config.A_FEW
             self.scored = self.data(config.dataset, config.split)
             values, labels = next(batches(self.scored, limit, limit))
-            names = [f"{config.split}-{i:03d}" for i in range(len(labels))]
+            names = [self.name_of(place) for place in evenly_spread(len(self.scored), limit)]
             self.pictures = Pictures(names, self.as_bytes(values), labels)
         self.values, self.labels = values.to(self.device), self.pictures.labels.to(self.device)
         if not classes:
@@ -169,6 +171,12 @@ class Inputs:
         data = self.run.split(split, dataset, data_root=self.config.data_root, download=self.config.download)
         require(len(data) > 0, "split", split, f"one that has images in {data.name}")
         return data
+
+    def name_of(self, place: int) -> str:
+        """The name of an image of the data set: its path in a folder, else its split and its place there."""
+        if isinstance(self.scored, FolderSet):
+            return self.scored.name_of(place)
+        return f"{self.config.split}-{place:03d}"
 
     def normal(self) -> str:
         """The data set that the run was trained on; `dataset` where that holds the same images, or none is recorded."""
@@ -211,7 +219,10 @@ def mask_of(name: str, config: ModelConfig) -> Tensor:
         missing = read_picture(path, 1, size) >= MISSING
     share = float(missing.double().mean())
     require(
-        0 < share < 1, "mask's missing pixels", f"{share:.0%}", "some, not all (`farmer_ref.sample` draws whole images)"
+        0 < share < 1,
+        "share of missing pixels",
+        f"{share:.0%}",
+        "some, not all (`farmer_ref.sample` draws whole images)",
     )
     return missing
 
@@ -226,15 +237,16 @@ def picture(rows: list[Tensor], path: Path) -> None:
 def run_inpaint(config: InpaintConfig) -> str:
     """Complete the images; known pixels stay as they were in the files, byte for byte."""
     as_picture = Path(config.out).suffix.lower() == ".png"
+    require(Path(config.out).suffix.lower() not in NOT_WRITTEN, "out", config.out, "a name in .png, or a folder")
     out = output_file(config.out) if as_picture else output_folder(config.out)
     inputs = Inputs(config)
     missing = mask_of(config.mask, inputs.model.config)
-    names = [Path(name).stem for name in inputs.pictures.names]
-    twice = sorted(name for name in inputs.pictures.names if names.count(Path(name).stem) > 1)
-    if twice:
+    stems = {name: "_".join(Path(name).with_suffix("").parts) for name in inputs.pictures.names}
+    twice = sorted(name for name, stem in stems.items() if list(stems.values()).count(stem) > 1)
+    if twice and not as_picture:
         raise InputError(
             f"images is {config.images!r}, where files share a stem ({', '.join(twice)}); "
-            "allowed: one file per stem, which names the completions"
+            "allowed: one file per stem, which names the completions, or --out NAME.png"
         )
     done = inpaint(
         inputs.model,
@@ -253,7 +265,7 @@ def run_inpaint(config: InpaintConfig) -> str:
         masked = torch.where(missing, MISSING, originals).to(torch.uint8)
         picture(list(torch.cat([originals[:, None], masked[:, None], drawn], 1)), out)
     else:
-        for name, images in zip(names, drawn, strict=True):
+        for name, images in zip(stems.values(), drawn, strict=True):
             for k, image in enumerate(images):
                 single = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
                 replace_file(out / f"{name}_{k}.png", lambda path, single=single: single.save(path, format="PNG"))
@@ -277,7 +289,7 @@ def output_folder(name: str) -> Path:
 
 def run_edit(config: EditConfig) -> str:
     """Edit the images; each row shows the image, then its edits."""
-    out, inputs = output_file(config.out), Inputs(config)
+    out, inputs = output_file(config.out, picture=True), Inputs(config)
     model, images, originals = inputs.model, inputs.images(), inputs.pictures.bytes
     if config.change == "interpolate":
         require(len(images) >= 2, "images", len(images), "2 or more, to walk from one to the next")
@@ -290,7 +302,7 @@ def run_edit(config: EditConfig) -> str:
         return f"{walked} of {config.steps} images, in the latents and, below, in the pixels: {out}"
     if config.change == "class":
         classes = config.labels or tuple(range(min(model.config.num_classes, 10)))
-        require(bool(classes), "model's classes", 0, "a model trained with labels, to change the class")
+        require(bool(classes), "number of classes", 0, "1 or more: a model trained with labels, to change the class")
         guidance, old = Guidance(scale=config.guidance), inputs.labels
         edits = [
             change_class(model, images, old, torch.full_like(old, c), guidance=guidance, generator=inputs.generator)
@@ -320,11 +332,12 @@ def run_anomaly(config: AnomalyConfig) -> str:
         rows.append({"image": name, "share_of_validation_images_as_strange": share, "scores": own})
     rows.sort(key=lambda row: -row["scores"][config.score])
     if out:
-        write_json(out, {"run": config.run, "sorted_by": config.score, "images": rows})
-    lines = [f"{config.score}, the most anomalous first, each with the share of validation images that score as high"]
+        write_json(out, {"run": inputs.run.name, "sorted_by": config.score, "images": rows})
+    compared = counted(len(held_out), "validation image")
+    lines = [f"{config.score}, the most anomalous first, each with the share of {compared} that score as high"]
     for row in rows:
         share = row["share_of_validation_images_as_strange"]
-        lines.append(f"  {row['scores'][config.score]:10.2f}  {share:6.1%}  {row['image']}")
+        lines.append(f"  {row['scores'][config.score]:10.2f}  {share:6.1%}  {printable(row['image'])}")
     return "\n".join(lines)
 
 
@@ -340,12 +353,19 @@ def run_classify(config: ClassifyConfig) -> str:
             {"image": name, "label": int(label), "class": int(c), "probabilities": row.tolist()}
             for name, label, c, row in zip(names, labels, classes, probabilities, strict=True)
         ]
-        known = {"run": config.run, "class_names": list(inputs.run.class_names()), "temperature": config.temperature}
+        known = {
+            "run": inputs.run.name,
+            "class_names": list(inputs.run.class_names()),
+            "temperature": config.temperature,
+        }
         write_json(out, {**known, "images": rows})
     lines = []
     if config.images:
         triples = zip(inputs.pictures.names, classes, confidence, strict=True)
-        lines = [f"  class {inputs.run.class_name(int(c))}  {float(share):6.1%}  {name}" for name, c, share in triples]
+        lines = [
+            f"  class {inputs.run.class_name(int(c))}  {float(share):6.1%}  {printable(name)}"
+            for name, c, share in triples
+        ]
     known = inputs.pictures.labels != NULL_LABEL
     if bool(known.any()):
         accuracy = (classes == inputs.pictures.labels)[known].double().mean()

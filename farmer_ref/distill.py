@@ -23,7 +23,7 @@ from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import PRETRAINED, pretrained_folder, read_json, replace_file, write_config
-from farmer_ref.support.hub import is_repository
+from farmer_ref.support.hub import is_repository, pinned
 from farmer_ref.support.plots import class_labels, image_grid
 from farmer_ref.support.settings import Dropout, Factor, settings_class
 from farmer_ref.training.checkpoint import checkpoints
@@ -107,6 +107,8 @@ def prepare(config: DistillConfig) -> Path:
         check_resumed(distillation_settings(folder), config, names=KEPT_BY_RESUME, what="distillation")
     elif (run / STUDENT).exists():
         raise InputError(f"out is {str(run)!r}, which holds a student already; allowed: another folder")
+    elif config.resume:
+        parallel.note_once(f"{folder} holds no checkpoint to resume: a new distillation begins")
     try:
         if run.resolve() != teacher.resolve():
             for name in ("config.json", "model.safetensors"):
@@ -135,6 +137,7 @@ def disturbed(z: Tensor, max_noise: float, seed: int, step: int, first: int = 0)
 def main(argv: list[str] | None = None) -> None:
     """Train a student, measuring its error block by block and drawing it beside its teacher at intervals."""
     config = settings(argv)
+    config = dataclasses.replace(config, run=pinned(config.run))  # one commit of a repository throughout
     device = set_up(config)
     teacher = Run.open(config.run)
     images = config.batch_size // (config.accumulate * parallel.world_size())

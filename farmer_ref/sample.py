@@ -24,7 +24,14 @@ from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require, shown
-from farmer_ref.support.files import output_file, pretrained_folder, read_json, replace_file, write_json
+from farmer_ref.support.files import (
+    NOT_WRITTEN,
+    output_file,
+    pretrained_folder,
+    read_json,
+    replace_file,
+    write_json,
+)
 from farmer_ref.support.plots import class_labels, image_grid, to_bytes
 from farmer_ref.support.settings import Count, Factor, ThreadCount, Whole, settings_class
 from farmer_ref.training.costs import require_room
@@ -80,7 +87,7 @@ class SampleConfig:
             raise InputError(f"method is {self.method!r}, with a student; allowed: either a student or a method")
         if self.student and self.weights == "raw":
             raise InputError("weights is 'raw', with a student; allowed: ema, the student's teacher")
-        if Path(self.out).suffix.lower() in (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tiff", ".pdf", ".npy"):
+        if Path(self.out).suffix.lower() in NOT_WRITTEN:
             raise InputError(f"out is {self.out!r}; allowed: a name that ends in .png or .npz, or a folder")
 
 
@@ -160,7 +167,8 @@ def write_picture(sampler: Sampler, out: Path) -> str:
     grid = image_grid(sampler.images(labels), columns=len(columns))
     parallel.on_rank_zero(lambda: replace_file(out, lambda path: grid.save(path, format="PNG")))
     classes = ", ".join(map(sampler.run.class_name, columns.tolist()))
-    return f"{len(labels)} samples of {config.run}, columns {classes}: {out}"
+    which = f"columns {classes}" if sampler.model.config.num_classes else "without labels"
+    return f"{len(labels)} samples of {config.run}, {which}: {out}"
 
 
 def write_array(sampler: Sampler, out: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from farmer_ref.data.folders import FolderSet, listed
+from farmer_ref.data.folders import FolderSet, SplitRecord, listed
 from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
 from farmer_ref.data.sets import ImageData, load_split
 from farmer_ref.evaluation.metrics import evaluate_likelihood
@@ -63,17 +63,30 @@ def prepare_run(config: TrainConfig, data: ImageData, validation: ImageData) -> 
         check_resumed(before, config, names=names, what="run")
         if not Run.open(run).read_these(data):
             held = "the images that were there" if config.dataset == before.dataset else repr(before.dataset)
-            raise InputError(f"dataset is {config.dataset!r}; allowed: {held}, as in the run that is resumed")
+            changed = described_change(Run.open(run).data, data.splits)
+            raise InputError(f"dataset is {config.dataset!r}{changed}; allowed: {held}, as in the run that is resumed")
         Run.open(run).compare(validation, "validation")
     elif holds_trained_weights(run):
         raise InputError(
             f"out is {config.out!r}, which holds trained weights without checkpoints; allowed: a new folder"
         )
+    elif config.resume:
+        parallel.note_once(f"{run} holds no checkpoint to resume: a new run begins, of the preset {config.preset}")
     try:
         (run / "samples").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out is {config.out!r}, which cannot be made ({error}); allowed: a folder to write") from None
     return run
+
+
+def described_change(before: dict[str, SplitRecord] | None, now: dict[str, SplitRecord] | None) -> str:
+    """How the splits that training reads have changed, for a message; empty where one of the two is not known."""
+    changed = [
+        f"{before[part].images:,} {part} images then, {now[part].images:,} now"
+        for part in ("train", "validation")
+        if before and now and part in before and part in now and before[part] != now[part]
+    ]
+    return f" ({', '.join(changed)}, and other names or sizes)" if changed else ""
 
 
 def with_class_names(config: TrainConfig, data: ImageData) -> TrainConfig:

@@ -29,7 +29,7 @@ def class_log_probs(
     densities are those of noised images.
     """
     classes = range(model.config.num_classes)
-    require(len(classes) > 1, "model's classes", len(classes), "a model trained with labels of two classes or more")
+    require(len(classes) > 1, "number of classes", len(classes), "2 or more: a model trained with their labels")
     rows = []
     for start in tqdm(range(0, len(values), batch_size), desc="log p(x | c)", unit="batch", disable=not progress):
         part = values[start : start + batch_size]

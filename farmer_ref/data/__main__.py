@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Positional
 
-from farmer_ref.data.folders import SPLITS, ImageFile, ImageFolder, Members, listed
+from farmer_ref.data.folders import SPLITS, ImageFile, ImageFolder, Members, counted, listed
 from farmer_ref.data.images import Facts, described, open_image, printable, square
 from farmer_ref.data.sets import evenly_spread
 from farmer_ref.support import cli
@@ -25,8 +26,8 @@ from farmer_ref.support.settings import settings_class
 
 DESCRIPTION = """Print what training would read of a folder of images, and draw a contact sheet.
 
-Classes with their images in each split, sizes, modes, what is skipped, and what cannot be read (then the exit code is
-2). Nothing is trained, and nothing but the contact sheet is written."""
+Classes with their images in each split, sizes, modes, images that two splits share, what is skipped, and what cannot be
+read (then the exit code is 2). Nothing is trained, and nothing but the contact sheet is written."""
 SHOWN_CLASSES, SHOWN_IMAGES = 20, 8  # rows and columns of the contact sheet
 MOST_PROBLEMS = 10  # printed
 
@@ -51,6 +52,17 @@ class Found:
 
     facts: list[Facts] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    places: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """The splits and places of images with the same pixels, by a hash of these."""
+
+    def leaks(self) -> list[str]:
+        """The images that two splits have, in words: figures of the second are too good."""
+        return [
+            f"{printable(place)} ({split}) = {printable(same[0][1])} ({same[0][0]})"
+            for same in self.places.values()
+            for split, place in same
+            if split != same[0][0]
+        ]
 
     def lines(self) -> Iterator[str]:
         """The sizes, modes and peculiarities of the images, in words."""
@@ -69,16 +81,22 @@ class Found:
         ):
             if count := sum(getattr(facts, name) for facts in self.facts):
                 yield f"{count:,} {remark}"
+        if leaks := self.leaks():
+            yield f"{counted(len(leaks), 'image')} with the pixels of one in an earlier split: {listed(leaks, 3)}"
 
 
-def opened(files: list[ImageFile]) -> Found:
-    """Read the images, each to its last pixel."""
+def opened(files: list[tuple[str, ImageFile]]) -> Found:
+    """Read the images, given with their splits, each to its last pixel."""
     found = Found()
-    for file in tqdm(files, unit="image", leave=False):
+    for split, file in tqdm(files, unit="image", leave=False):
         try:
-            found.facts.append(open_image(file.path, 3)[1])
+            image, facts = open_image(file.path, 3)
         except InputError as error:
             found.unreadable.append(str(error))
+            continue
+        found.facts.append(facts)
+        pixels = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
+        found.places.setdefault(pixels, []).append((split, file.place))
     return found
 
 
@@ -113,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     """Print what is there, then write the contact sheet."""
     config = cli.parse("farmer_ref.data", LookConfig(), DESCRIPTION, argv)
     require(config.dataset.startswith("folder:"), "dataset", config.dataset, "folder:PATH")
-    out, folder = output_file(config.out), ImageFolder(config.dataset)
+    out, folder = output_file(config.out, picture=True), ImageFolder(config.dataset)
     classes, members, problems = folder.class_names(), dict[str, Members](), list[str]()
     for split in SPLITS:
         try:
@@ -123,10 +141,11 @@ def main(argv: list[str] | None = None) -> None:
             continue
         unknown = [name for name in members[split] if name not in classes]
         problems += [f"the {split} split has a class {name}, which is none of {listed(classes)}" for name in unknown]
-    files = [file for part in members.values() for inside in part.values() for file in inside]
+    files = [(split, file) for split, part in members.items() for inside in part.values() for file in inside]
     found = opened([files[i] for i in evenly_spread(len(files), config.images)])
     problems += found.unreadable
-    print(f"{printable(config.dataset)}: {len(files):,} images of {len(classes):,} classes, {folder.layout()}")
+    held = f"{counted(len(files), 'image')} of {counted(len(classes), 'class')}"
+    print(f"{printable(config.dataset)}: {held}, {folder.layout()}")
     for line in (*table(members, classes), *found.lines(), f"skipped {described(folder.skipped) or 'nothing'}"):
         print(f"  {line}")
     for split in [split for split, part in members.items() if not part]:
@@ -139,7 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     for problem in problems[:MOST_PROBLEMS]:
         print(f"  problem: {problem}")
     if problems:
-        raise InputError(f"dataset is {config.dataset!r}, with {len(problems):,} problems (above); allowed: none")
+        wrong = counted(len(problems), "problem")
+        raise InputError(f"dataset is {config.dataset!r}, with {wrong} (above); allowed: none")
 
 
 if __name__ == "__main__":

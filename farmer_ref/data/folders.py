@@ -83,6 +83,10 @@ class FolderSet(Dataset):
             note_once(f"{printable(path)} and perhaps others have several frames or pages: the first is read")
         return square(image, self.image_size), label
 
+    def name_of(self, index: int) -> str:
+        """The path of an image within the folder."""
+        return str(self.files[index][0].relative_to(folder_of(self.name)))
+
     def present(self) -> list[int]:
         """The labels that have images, in order."""
         return sorted({label for _, label in self.files})
@@ -132,8 +136,9 @@ def listed(names: Sequence[str], most: int = 12) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    """A number of things for a message: "1 image", "2 images"."""
-    return f"{number} {thing}{'s' * (number != 1)}"
+    """A number of things for a message: "1 image", "2 images", "3 classes"."""
+    ending = "es" if thing.endswith("s") else "s"
+    return f"{number:,} {thing}{ending * (number != 1)}"
 
 
 def folder_of(name: str) -> Path:
@@ -276,6 +281,11 @@ class ImageFolder:
             return (
                 f"{printable(root)} holds {images:,} images and no folders, and its name is a split's; "
                 "allowed: one folder per class in it, or another name if it is itself a class"
+            )
+        if images:
+            return (
+                f"{printable(root)} holds {counted(images, 'image')} and no folders; allowed: one folder per class, "
+                "images inside (to train without labels: one for all, and --model.num-classes 0)"
             )
         return f"{printable(root)} holds no class folders with images; allowed: one folder per class, images inside"
 

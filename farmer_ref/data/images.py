@@ -165,9 +165,12 @@ def _eight_bit(image: Image.Image, *, stored: str, bits: int) -> Image.Image:
             raise InputError("holds 32-bit integers, or negative ones; allowed: 8 or 16 bits per channel")
         if bits == 16:
             _require_all_bits(int(values.max()), most)
+        values = np.where(values == image.info.get("transparency"), most, values)  # white
         return _grey(values * (255 / most))
-    if ";16" in stored:  # colours, of which Pillow keeps the upper 8 bits
+    if ";16" in stored:  # colours, of which Pillow keeps the upper 8 bits, and the transparent one as it was
         _require_all_bits(int(np.asarray(image.convert("RGB")).max()), 255)
+        if isinstance(colour := image.info.get("transparency"), tuple):
+            image.info["transparency"] = tuple(value >> 8 for value in colour)
     return image
 
 
@@ -235,8 +238,9 @@ def read_pictures(path: str, config: ModelConfig, limit: int | None = None) -> P
     files, skipped = image_files(root)
     if not files:
         found = f" ({described(skipped)})" if skipped else ""
+        classes = f", or with folders of classes --dataset folder:{path}" if skipped["folders"] else ""
         raise InputError(
-            f"images is {path!r}, which holds no image files{found}; allowed: {', '.join(sorted(SUFFIXES))}"
+            f"images is {path!r}, which holds no image files{found}; allowed: {', '.join(sorted(SUFFIXES))}{classes}"
         )
     require_grey_or_rgb(config)
     count = len(files) if limit is None else min(limit, len(files))

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -39,7 +40,7 @@ TOO_LARGE = (  # in PyTorch's messages
 def parse(module: str, default: Settings, description: str, argv: list[str] | None = None) -> Settings:
     """Settings (a dataclass) from the arguments of `python -m <module>`; `--help` shows `default`."""
     prog, arguments = f"python -m {module}", sys.argv[1:] if argv is None else argv
-    with _one_line(prog, arguments, default):
+    with _one_line(prog, arguments, default), _in_paragraphs():
         return tyro.cli(type(default), prog=prog, description=description, default=default, args=arguments)
 
 
@@ -55,7 +56,7 @@ def parse_one_of(module: str, defaults: dict[str, Any], description: str, argv: 
     if command not in (*defaults, "-h", "--help"):
         given = "not given" if command is None else shown(command)
         raise InputError(f"command is {given}; allowed: {', '.join(defaults)}")
-    with _one_line(f"{prog} {command}", arguments, defaults.get(command)):
+    with _one_line(f"{prog} {command}", arguments, defaults.get(command)), _in_paragraphs():
         return tyro.cli(chosen, prog=prog, description=description, args=arguments)
 
 
@@ -78,6 +79,29 @@ def _one_line(prog: str, arguments: Sequence[str], settings: Any) -> Iterator[No
     hook = getattr(getattr(tyro, "_errors", None), "on_parse_error", None)
     with hook(lambda event: _refuse(event, prog, arguments, settings)) if hook else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def _in_paragraphs() -> Iterator[None]:
+    """Inside, `--help` joins the lines of a docstring's paragraphs; tyro breaks where one is indented.
+
+    As with `_one_line`, the function that is replaced is not promised; without it, the lines are as in the source.
+    """
+    strings = getattr(tyro, "_strings", None)
+    original = getattr(strings, "remove_single_line_breaks", None)
+    if original is None:
+        yield
+        return
+    strings.remove_single_line_breaks = _paragraphs
+    try:
+        yield
+    finally:
+        strings.remove_single_line_breaks = original
+
+
+def _paragraphs(text: str) -> str:
+    """The paragraphs of a text, each in one line."""
+    return "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text.strip()))
 
 
 def _refuse(event: Any, prog: str, arguments: Sequence[str], settings: Any) -> None:

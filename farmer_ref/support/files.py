@@ -21,6 +21,7 @@ from farmer_ref.support.errors import InputError, not_finite, require
 from farmer_ref.support.settings import STRICT, Whole, parse_json
 
 CHECKSUM = "sha256"  # in the header of the safetensors files that we write
+NOT_WRITTEN = (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".pdf", ".npy")  # no names of folders, either
 PRETRAINED = Path(__file__).parent.parent / "weights"  # weights that ship with the package
 
 
@@ -217,9 +218,13 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def output_file(name: str) -> Path:
-    """The path of a file to be written, its folder made; asked for before the work whose result it will hold."""
+def output_file(name: str, *, picture: bool = False) -> Path:
+    """The path of a file to be written, its folder made; asked for before the work whose result it will hold.
+
+    A `picture` is a PNG file, and its name has to say so.
+    """
     path = Path(name)
+    require(not picture or path.suffix.lower() == ".png", "out", name, "a name that ends in .png")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

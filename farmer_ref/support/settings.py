@@ -76,7 +76,8 @@ def allowed_of(kind: Any, name: str) -> str:
     """What a settings class allows in a field, in words; dots lead into the classes inside it."""
     found = _allowed(_at(kind, name.split(".")))
     several = get_origin(found.kind) is tuple
-    return f"any number of: {_allowed(get_args(found.kind)[0])}" if several else str(found)
+    one = str(_allowed(get_args(found.kind)[0])) if several else str(found)
+    return {"a whole number": "whole numbers"}.get(one, f"any number of: {one}") if several else one
 
 
 _adapter = functools.cache(TypeAdapter)

@@ -74,7 +74,8 @@ def test_apply_anomaly_ranks_a_folder(capsys, pictures, tmp_path):
     assert rows[0]["share_of_validation_images_as_strange"] == 0  # noise is no digit
     scores = [row["scores"]["terms and complexity"] for row in rows]
     assert scores == sorted(scores, reverse=True)
-    assert "b_class7.png" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "b_class7.png" in printed and "share of 100 validation images" in printed
 
 
 def test_apply_anomaly_takes_what_is_normal_from_the_run_s_own_data(trained, tmp_path, monkeypatch):
@@ -135,6 +136,8 @@ def unusable(tmp_path_factory):
         ("classify --images HERE/named", ["x_class12.png is 12", "0 to 9"]),
         ("classify --temperature 0", ["temperature is 0.0", "above 0"]),
         ("edit --labels 11", ["label is 11", "0 to 9"]),
+        ("edit --out HERE/edited.jpg", ["edited.jpg'", "ends in .png"]),
+        ("inpaint --out HERE/filled.jpg", ["filled.jpg'", "a name in .png, or a folder"]),
         ("edit --steps 1", ["steps is 1", "2 to"]),
         ("edit --change interpolate --count 1", ["images is 1", "2 or more"]),
         ("anomaly --count 0", ["count is 0"]),

@@ -158,6 +158,21 @@ def test_an_untrained_class_of_a_named_data_set_is_said(tmp_path, capsys):
     assert "digits-without-3 has no images of 3: samples of that class" in capsys.readouterr().err
 
 
+def test_images_of_a_folder_have_the_names_of_their_files(home, tmp_path, capsys):
+    """Else nobody finds the image that `apply anomaly` calls strange."""
+    split = {file.place for files in ImageFolder(f"folder:{home / 'pets'}").split("test").values() for file in files}
+    rows = classified(tmp_path, "--run", home / "run", "--count", 3)
+    assert {row["image"] for row in rows} <= split
+    assert [row["image"].split("/")[0] for row in rows] == [("cat", "dog")[row["label"]] for row in rows]
+    brief = ["--count", 1, "--samples", 1, "--particles", 2, "--moves", 1, "--device", "cpu"]
+    main(apply, "inpaint", "--run", home / "run", *brief, "--out", tmp_path / "filled")
+    assert [path.name for path in (tmp_path / "filled").iterdir()] == [
+        f"{rows[0]['image'].removesuffix('.png').replace('/', '_')}_0.png"
+    ]
+    line = ["classify", "--run", home / "run", "--images", home / "pets"]
+    fails_with_one_line(capsys, apply.main, line, "holds no image files", f"--dataset folder:{home / 'pets'}")
+
+
 # -- moved data --------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +199,9 @@ def test_a_changed_folder_is_said_and_not_resumed(copy, capsys):
     main(evaluate, *evaluated)
     assert "the test split of folder:" in (said := capsys.readouterr().err) and "images then" in said
     line = ["--out", copy / "run", "--resume", "--steps", 30, "--dataset", dataset]
-    fails_with_one_line(capsys, train.main, line, "dataset is 'folder:", "as in the run that is resumed")
+    held = saved(copy / "run")["data"]["train"]["images"]
+    parts = [f"{held} train images then, ", "as in the run that is resumed"]
+    fails_with_one_line(capsys, train.main, line, "dataset is 'folder:", *parts)
     fails_with_one_line(capsys, train.main, [*line[:-1], "digits"], "model.levels is 256")
 
 

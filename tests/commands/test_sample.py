@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers import draw, fails_with_one_line
 from PIL import Image
 
-from farmer_ref import Guidance, sample
+from farmer_ref import PRESETS, Farmer, Guidance, sample
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,13 @@ from farmer_ref import Guidance, sample
 )
 def test_sample_refuses(capsys, trained, arguments, parts):
     fails_with_one_line(capsys, sample.main, ["--run", trained, *arguments], *parts)
+
+
+def test_a_model_without_labels_has_no_columns_of_classes(capsys, tmp_path):
+    Farmer(replace(PRESETS["tiny"].model, num_classes=0)).save_pretrained(tmp_path / "model")
+    draw(tmp_path / "model", tmp_path / "grid.png", "--rows", 1)
+    assert "10 samples of" in (printed := capsys.readouterr().out)
+    assert "without labels" in printed and "columns" not in printed
 
 
 def test_truncated_weights_are_named(capsys, trained, tmp_path):

@@ -74,6 +74,12 @@ def test_a_finished_run_stays_as_it_is(capsys, trained):
     assert "finished at step 20" in capsys.readouterr().out
 
 
+def test_resuming_where_there_is_no_run_is_said(capsys, tmp_path):
+    """A mistyped folder is no run: a new one begins there, as the first job of a queue needs it, and not in silence."""
+    train.main([*QUICK, "--steps", "1", "--out", str(tmp_path / "mistyped"), "--resume"])
+    assert "no checkpoint to resume: a new run begins, of the preset tiny" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["shard-00001-model-00001-of-00001.safetensors", "state.json"])
 def test_a_truncated_checkpoint_is_named(capsys, trained, name):
     path = checkpoints(trained)[-1] / name

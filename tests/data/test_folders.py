@@ -337,7 +337,7 @@ def test_a_class_without_images_is_refused(tmp_path):
 def test_a_folder_without_classes_is_named(tmp_path):
     refused(tmp_path, "holds no class folders with images")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    refused(tmp_path, "holds no class folders with images")
+    refused(tmp_path, "holds 1 image and no folders", "--model.num-classes 0")
 
 
 @pytest.mark.parametrize("name", ["folder:", "folder:nowhere", "folder:\0", f"folder:{'x' * 5000}"])

@@ -151,15 +151,16 @@ def test_twelve_bits_in_sixteen_are_refused_rather_than_black(tmp_path):
     assert (grey(tmp_path / "black.png") == 0).all()
 
 
-def png_of_sixteen_bits(values):
-    """An RGB PNG file of 16 bits per channel, which Pillow does not write."""
+def png_of_sixteen_bits(values, transparent=()):
+    """A grey or RGB PNG file (H,W,C) of 16 bits per channel, with a transparent colour; Pillow does not write it."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    height, width, _ = values.shape
+    height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, channels - 1, 0, 0, 0))
+    header += chunk(b"tRNS", np.array(transparent, ">u2").tobytes()) if transparent else b""
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -169,6 +170,15 @@ def test_colours_of_sixteen_bits(tmp_path):
     assert colour(tmp_path / "x.png") == [255, 100, 0]
     (tmp_path / "x.png").write_bytes(png_of_sixteen_bits(full // 16))
     refused(tmp_path / "x.png", "16 bits per channel")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_colour_of_sixteen_bits_is_white(tmp_path, channels):
+    values = np.full((2, 2, channels), 257 * 100)
+    values[0, 0] = 1000
+    (tmp_path / "x.png").write_bytes(png_of_sixteen_bits(values, transparent=(1000,) * channels))
+    assert open_image(tmp_path / "x.png", 3)[1].transparent
+    assert grey(tmp_path / "x.png").tolist() == [[255, 100], [100, 100]]
 
 
 def test_integers_and_floats_of_32_bits(tmp_path):

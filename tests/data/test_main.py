@@ -52,6 +52,32 @@ def test_what_cannot_be_read_is_a_problem(tmp_path, capsys):
     assert (tmp_path / "sheet.png").is_file()
 
 
+def test_images_that_two_splits_share_are_said(tmp_path, capsys):
+    """Compared by their pixels: a copy in another format is one, an image of the same size is none."""
+    root = tmp_path / "pets"
+    folder_of_images(root / "train", count=6)
+    folder_of_images(root / "test", count=2, size=(9, 9))
+    assert "of one in an earlier split" not in look(capsys, root)
+    Image.open(root / "train" / "cat" / "000.png").save(root / "test" / "dog" / "again.bmp")
+    printed = look(capsys, root)
+    assert "1 image with the pixels of one in an earlier split" in printed
+    assert "dog/again.bmp (test) = cat/000.png (train)" in printed
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "said"), [(1, ("cat",), "1 image of 1 class,"), (2, ("cat",), "2 images")]
+)
+def test_numbers_agree_with_their_nouns(tmp_path, capsys, count, classes, said):
+    folder_of_images(tmp_path / "pets", classes=classes, count=count)
+    assert said in look(capsys, tmp_path / "pets")
+
+
+def test_the_contact_sheet_is_a_png_and_says_so(tmp_path, capsys):
+    folder_of_images(tmp_path / "pets", count=1)
+    line = [f"folder:{tmp_path / 'pets'}", "--out", tmp_path / "sheet.jpg"]
+    fails_with_one_line(capsys, main, line, "sheet.jpg'", "ends in .png")
+
+
 @pytest.mark.parametrize("dataset", ["", "digits", "folder:nowhere"])
 def test_other_names_are_refused(tmp_path, monkeypatch, capsys, dataset):
     monkeypatch.chdir(tmp_path)

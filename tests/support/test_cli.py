@@ -26,6 +26,25 @@ def test_help_shows_the_preset_s_own_values(command):
     assert "(default: runs/mnist)" in words
 
 
+def test_help_breaks_no_sentence_into_lines(monkeypatch, capsys):
+    """Where the terminal is wide enough: docstrings have lines of their own."""
+    monkeypatch.setenv("COLUMNS", "400")
+    for main, line, sentence in (
+        (
+            train.main,
+            ["--help"],
+            "recompute the rest: less memory, about a third more work",
+        ),
+        (sample.main, ["--help"], "in the format of the usual evaluators (arr_0: uint8"),
+        (apply.main, ["inpaint", "--help"], "or an image file of the model's size, white where pixels are missing"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(line)
+        assert left.value.code == 0
+        assert any(sentence in printed for printed in capsys.readouterr().out.splitlines()), sentence
+    assert cli._paragraphs("One\n  line.\n\n  (Another.)\n") == "One line.\n\n(Another.)"
+
+
 @pytest.mark.parametrize(
     ("main", "line", "parts"),
     [
@@ -38,11 +57,13 @@ def test_help_shows_the_preset_s_own_values(command):
         (train.main, "--preset", ["preset", "--preset VALUE"]),
         (train.main, "--compile maybe", ["argument is 'maybe'"]),
         (sample.main, "--labls 3", ["'--labls'", "did you mean --labels?"]),
-        (sample.main, "--labels 1 x", ["labels is '1 x'", "any number of: a whole number"]),
+        (sample.main, "--labels 1 x", ["labels is '1 x'", "allowed: whole numbers"]),
         (sample.main, "--guidance x", ["guidance.scale is 'x'", "a finite number"]),
         (sample.main, "--seed " + "9" * 5000, ["seed is '999"]),
         (evaluate.main, "--images x", ["images is 'x'", "2 or more, or None"]),
         (distill.main, "--form x", ["form is 'x'", "forward, inverse"]),
+        (ablate.main, "--table 3 --samples 1", ["samples is 1", "2 or more"]),
+        (ablate.main, "--table 3 --images 1", ["images is 1", "2 or more"]),
         (ablate.main, "--table 9", ["table is '9'", "any number of: 3, 4, 5"]),
         (parameters.main, "--presets tiny", ["did you mean --preset?"]),
         (look.main, "folder:a folder:b", ["argument is 'folder:b'"]),

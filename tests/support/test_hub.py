@@ -18,7 +18,7 @@ import torch
 from helpers import fails_with_one_line
 from huggingface_hub import constants
 
-from farmer_ref import Farmer, InputError, OneStepStudent, distill, sample
+from farmer_ref import Farmer, InputError, OneStepStudent, apply, distill, sample
 from farmer_ref.support import hub
 from farmer_ref.support.files import PRETRAINED, write_weights
 from farmer_ref.support.hub import is_repository, pinned, push_run
@@ -86,8 +86,11 @@ def test_commands_take_a_repository_and_say_which_commit(cache, capsys, tmp_path
     assert (tmp_path / "hub.png").read_bytes() == (tmp_path / "shipped.png").read_bytes()
     capsys.readouterr()
     fails_with_one_line(
-        capsys, distill.main, ["--run", "owner/digits"], "out is empty, and owner/digits is on the Hugg"
+        capsys, distill.main, ["--run", "owner/digits"], f"out is empty, and owner/digits@{COMMIT} is on the Hugg"
     )
+    out = tmp_path / "classes.json"
+    apply.main(["classify", "--run", "owner/digits", "--count", "2", "--draws", "1", "--out", str(out)])
+    assert json.loads(out.read_text())["run"] == f"owner/digits@{COMMIT}"
 
 
 def test_a_repository_that_is_not_there_is_one_line(cache, capsys):
