@@ -523,9 +523,9 @@ assert 2 in representatives(related, 2) and len(representatives(related, 2)) == 
 # ```
 #
 # Judged by the linear guess, clustering is far ahead: from the first twelve channels, more than a tenth of the variance
-# cannot be guessed, from the representatives less than a fiftieth. But *random* choices are nearly as good, and each of a hundred was
-# better than the first twelve: any pixels spread over patch and colours will do. (The option `interleaved` spreads
-# badly: every fourth channel of a patch four pixels wide is always the first column.)
+# cannot be guessed, from the representatives less than a fiftieth. But *random* choices are nearly as good, and each of a
+# hundred was better than the first twelve: any pixels spread over patch and colours will do. (The option `interleaved`
+# spreads badly: every fourth channel of a patch four pixels wide is always the first column.)
 #
 # ```python
 # import dataclasses
