@@ -5,8 +5,8 @@
 #
 # Ask a model for a 3, and some of what it draws could be a 5, or nothing at all. *Guidance* asks for more: a sample
 # should look more like a 3 than like a digit in general. FARMER does that with a simple idea. It draws a few candidates
-# for each token, weighs them, and keeps one. In this notebook you will write that rule in ten lines, find out what it
-# converges to, and when it converges to nothing, and see what it does to images.
+# for each token, weighs them, and keeps one. In this notebook you will read that rule in ten lines, find out what it
+# converges to, and when it does not converge, and see what it does to images.
 #
 # You need mixtures of Gaussians (notebook 02a) and the split into informative and redundant channels (notebook 03).
 
@@ -58,10 +58,8 @@ def seeded(on="cpu"):
 # ## What guidance asks for
 #
 # The prior can predict a token in two ways. $p_c(z)$ is its density given the class; $p_u(z)$ is its density when the
-# class is withheld (the *null class*, which one training image in ten was given in place of its own
-# class). Where the ratio
-# $p_c / p_u$ is large, a value speaks for the class. Guidance with *scale* $w$ multiplies the density by a power of that
-# ratio:
+# class is withheld (the *null class*, which one training image in ten was given in place of its own class). Where the
+# ratio $p_c / p_u$ is large, a value speaks for the class. Guidance with *scale* $w$ multiplies $p_c$ by a power of it:
 #
 # $$p'(z) \propto p_c(z)\,\left(\frac{p_c(z)}{p_u(z)}\right)^w \qquad\text{(Eq. 15)}$$
 #
@@ -97,15 +95,16 @@ P_U = [0.4, 0.6], [-0.5, 1.5], [0.8, 0.9]
 
 # %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+left.plot(grid, log_density(P_C, grid).exp(), label="$p_c$")
 left.plot(grid, log_density(P_U, grid).exp(), "--", label="$p_u$")
-for w, style in ((0, "-"), (1, ":"), (4, "-.")):
-    left.plot(grid, target(P_C, P_U, w), style, label=f"target, w = {w}" if w else "$p_c$")
+for w, style in ((1, ":"), (4, "-.")):
+    left.plot(grid, target(P_C, P_U, w), style, label=f"target, w = {w}")
 left.set(title="The target moves away from $p_u$", xlim=(-4, 4), xlabel="z", ylabel="density")
 left.legend(frameon=False)
 right.plot(grid, (log_density(P_C, grid) - log_density(P_U, grid)).exp(), color=COLOURS[6])
 right.axhline(1, color="0.5", lw=1, ls="--")
 right.set(
-    title="because here the ratio is large", xlim=(-4, 4), xlabel="z", ylabel="$p_c / p_u$", ylim=0
+    title="to where the ratio is large", xlim=(-4, 4), xlabel="z", ylabel="$p_c / p_u$", ylim=0
 )
 plt.show()
 
@@ -170,9 +169,9 @@ package = draw_token(*pair, guidance=Guidance(scale=2.0), generator=seeded())
 assert torch.equal(mine, package.z)  # the package draws the same
 
 # %% [markdown]
-# Look at the ten candidates of one draw. The **effective sample size** says how many candidates of equal weight would do
-# as well as these. For weights $\omega_s$ it is $(\sum_s \omega_s)^2 / \sum_s \omega_s^2$: ten if all are equal, and one
-# if a single candidate has all the weight.
+# Look at the ten candidates of one draw. The **effective sample size** says how many of them *count*: how many candidates
+# of equal weight would do as well. For weights $\omega_s$ it is $(\sum_s \omega_s)^2 / \sum_s \omega_s^2$: ten if all are
+# equal, and one if a single candidate has all the weight.
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(
@@ -192,7 +191,7 @@ for (above, below), w in zip(panels.T, (0.5, 2.0, 6.0), strict=True):
         above.plot(place, 0 * place, marker, color=colour, ms=5, clip_on=False, zorder=4)
         below.vlines(place, 0, weight, color=colour, lw=2)
         below.plot(place, weight, marker, color=colour, ms=5, clip_on=False)
-    above.set(title=f"w = {w:g}: {size:.1f} of 10 count", xlim=(-3, 4), ylim=(0, 1.9))
+    above.set(title=f"w = {w:g}: effective size {size:.1f}", xlim=(-3, 4), ylim=(0, 1.9))
     below.set(xlabel="z", ylim=(0, 1))
 panels[0, 0].set_ylabel("density")
 panels[1, 0].set_ylabel("weight")
@@ -223,16 +222,16 @@ def resampled(p_c, p_u, w, count):
     return z.flatten(), log_weights.softmax(1).flatten() / len(z)
 
 
-def histograms(panels, curve, label):
-    """Histograms of (draws, weights) by their titles, each with the same curve."""
+def histograms(panels, curve, label, reach=3.5):
+    """Histograms of (draws, weights) by their titles, from -reach to reach, each with the same curve."""
     figure, axes = plt.subplots(
         1, len(panels), figsize=(9.5, 2.7), layout="constrained", sharey=True
     )
     for axis, (name, (z, weights)) in zip(axes, panels.items(), strict=True):
-        options = {"bins": 80, "range": (-6, 6), "density": True}
+        options = {"bins": 80, "range": (-reach, reach), "density": True}
         axis.hist(z, weights=weights, color=COLOURS[5], label="draws", **options)
         axis.plot(grid, curve, color=COLOURS[6], lw=1.2, label=label)
-        axis.set(title=name, xlabel="z", xlim=(-6, 6), xticks=(-5, 0, 5))
+        axis.set(title=name, xlabel="z", xlim=(-reach, reach))
     axes[0].set_ylabel("density")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     plt.show()
@@ -242,8 +241,8 @@ panels = {f"{n} of each kind": resampled(P_C, P_U, w=2, count=n) for n in (1, 5,
 histograms(panels, curve=target(P_C, P_U, w=2), label="target, w = 2")
 
 # %% [markdown]
-# One of each kind is not enough, and by eye five are close. The two Gaussians, whose target is known exactly, say how
-# close, and how the error shrinks.
+# One of each kind is not enough, five come close, and a hundred cannot be told from the target by eye. The two Gaussians,
+# whose target is known exactly, say how close, and how the error shrinks.
 
 # %% tags=["nbval-check-output"]
 counts = (1, 2, 4, 8, 16, 32)
@@ -273,9 +272,10 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# The error falls as one over the number of candidates.
+# The error falls about as one over the number of candidates. (It is the bias of a draw. The noise of an average, which
+# falls as one over the square root, is something else.)
 #
-# There is a question that this method can settle. The paper disagrees with itself about the candidates of $p_u$:
+# There is a question that such an experiment can settle. The paper disagrees with itself about the candidates of $p_u$:
 # Algorithm 1 gives them the exponent $w + 1$, its appendix A.2 the exponent $w$. With candidates of $p_u$ alone, only
 # one of the two can be right.
 
@@ -303,7 +303,8 @@ for name, exponent in (("w + 1, as in Alg. 1", 2.0), ("w, as in A.2", 1.0)):
 # takes its vector, and a vector can be long: at the paper's patch size of 16 it has $R = 640$ channels.
 #
 # *Predict first:* let $p_c$ and $p_u$ be Gaussians of width 1 whose means differ by only $\delta = 0.1$ in each of $D$
-# channels, and $w = 2$. Of 1,000 candidates of $p_c$, how many count if $D = 4$? If $D = 64$? If $D = 640$?
+# channels, and $w = 2$. Of 1,000 candidates of $p_c$, how many count if $D = 4$? If $D = 64$? If $D = 640$? (That is, what
+# is their effective sample size?)
 
 # %% tags=["nbval-check-output", "hide-output"]
 pool = Guidance(
@@ -321,23 +322,23 @@ for D in channels:
 
 # %% tags=["hide-input", "hide-output"]
 figure, axes = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
-axes.semilogy(channels, count, "o-", label="candidates that count")
+axes.semilogy(channels, count, "o-", label="effective sample size")
 axes.semilogy(channels, taken, "s--", label="vectors that 256 tokens took")
 every = torch.linspace(0, 700, 200)
 law = 1000 * torch.exp(-((2 * 0.1) ** 2) * every)
 axes.semilogy(every, law, "k:", lw=1.2, label=r"$1000\,e^{-w^2 \delta^2 D}$")
-axes.set(title="A pool of 1,000", xlabel="channels D", ylabel="number", ylim=(0.5, 1500))
+axes.set(title="A pool of 1,000 candidates", xlabel="channels D", ylabel="number", ylim=(0.5, 1500))
 axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
 # The number falls exponentially with the channels, as
-# $1000\,(\mathrm{E}\,\omega)^2 / \mathrm{E}\,\omega^2 = 1000\,e^{-w^2 \delta^2 D}$ says. The measured numbers end above
+# $1000\,(\mathrm{E}\,\omega)^2 / \mathrm{E}\,\omega^2 = 1000\,e^{-w^2 \delta^2 D}$ says. The measured numbers end far above
 # that law, and there they flatter: the candidates that would have had most of the weight were never drawn. With 640
 # channels the 256 tokens collapse onto a few vectors. So guidance by resampling is for vectors that are short, or
-# that the class has little to do with. This is one reason for the split of notebook 03.
+# that the class has little to do with: a point in favour of the split of notebook 03.
 #
-# ## A target that has no integral
+# ## A target that cannot be normalised
 #
 # Eq. 15 is a density only if its integral is finite. For two Gaussians this means $\lambda > 0$, or
 # $\sigma_c^2 < \frac{1+w}{w} \sigma_u^2$. Suppose that $p_c$ is the wider of the two: then $\log p'$ is a parabola that
@@ -375,13 +376,12 @@ for n in (1, 10, 100, 1000):
     z, probability = resampled(WIDE, NARROW, w=8, count=n)
     spreads.append((probability @ z**2).sqrt().item())
     panels[f"{n} of each kind:\nspread {spreads[-1]:.1f}"] = z, probability
-histograms(panels, curve=target(WIDE, NARROW, w=0), label="$p_c$")
+histograms(panels, curve=target(WIDE, NARROW, w=0), label="$p_c$", reach=6)
 assert (torch.tensor(spreads).diff() > 0.5).all()
 
 # %% [markdown]
-# The candidate farthest out has the largest weight, and more candidates reach farther. There is nothing to converge to:
-# the number of candidates has become a setting of the result. In exercise 2 you will count how often this happens in a
-# real model.
+# The candidate farthest out has the largest weight, and more candidates reach farther. There is nothing to converge to,
+# and the result depends on the number of candidates. In exercise 2 you will count how often this happens in a real model.
 #
 # ## The naive rule
 #
@@ -391,7 +391,7 @@ assert (torch.tensor(spreads).diff() > 0.5).all()
 # target over proposal, otherwise propose again, at most 1,000 times.
 #
 # For mixtures of one component this is nearly exact. Otherwise it has a flaw that you can guess: components have no
-# order. Swap the two of $p_u$, and it is still the same density.
+# order. Swap the two of $p_u$, and its density is still the same.
 #
 # *Predict first:* what does the naive rule draw for $p_c$ and $p_u$ of the first figure? And after the swap? (The black
 # curve is the target.)
@@ -429,7 +429,7 @@ print(f"two components: mean {first:.1f}, swapped {swapped:.1f}, of the target {
 #
 # Now the model of 28×28 digits. It has 49 tokens of 16 channels, 8 of them informative. We ask for ten of each digit,
 # and a small convolutional network, which was trained on real digits and knows nothing of our model, says what it sees.
-# Orange frames mark digits that it takes for another one. One column is one class, and nothing was selected.
+# Orange frames mark digits that it takes for another one. One column is one class; the first six of each are shown.
 #
 # *Predict first:* how many of a hundred does it misread without guidance, and with $w = 1$? And what does guidance cost?
 
@@ -478,14 +478,14 @@ for name, batch in images.items():
 assert misread["resampling, w = 1"].sum() < misread["without guidance"].sum()
 
 # %% [markdown]
-# Guidance repairs much: a scale of 1 removes most of the samples that are not recognisable
-# digits. A larger scale makes digits of one class
-# more alike. Note that broken samples are far from everything and so count as diverse; a diversity above that of real
-# digits is no merit.
+# Guidance repairs much: a scale of 1 removes most of the samples that are not recognisable digits. A larger scale makes
+# digits of one class more alike. Note that broken samples are far from everything and so count as diverse; a diversity
+# above that of real digits is no merit.
 #
-# Where guidance is right depends on the model. The figures below are of our smaller model of 8×8 digits (three times
-# 1,000 samples for each setting, from `python -m benchmarks.guidance`), which needs less help. The *Fréchet distance* compares means and covariances of features of samples with those of real images: it is
-# the formula of FID, with the scores of a digit classifier for features, and small is good.
+# Whether guidance pays depends on the model. The figure below is of our smaller model of 8×8 digits (three times 1,000
+# samples for each setting, from `python -m benchmarks.guidance`), which needs less help. The *Fréchet distance* compares
+# means and covariances of features of samples with those of real images: it is the formula of FID, with the scores of a
+# digit classifier for features, and small is good.
 
 # %% tags=["hide-input"]
 sweep = json.loads((ROOT / "results/guidance.json").read_text())["sweep"]
@@ -512,17 +512,19 @@ plt.show()
 
 # %% tags=["nbval-check-output"]
 nearest = min(sweep, key=lambda row: row["frechet_distance"]["mean"])
-print(f"Fréchet distance is least at w = {nearest['scale']:g}")
-print("28×28 digits, after 1,600 steps of training:")
+print(f"8×8 digits: the Fréchet distance is least at w = {nearest['scale']:g}")
+print("28×28 digits, after 1,600 steps of training, Fréchet distance:")
 early = json.loads((ROOT / "results/table3_mnist-quick_histogram.json").read_text())["rows"]
-for way, row in zip(("no guidance", "naive, w = 1", "resampling, w = 1"), early[4:7], strict=True):
-    print(f"  {way:17} {row['frechet_distance']['mean']:.0f}")
+by_name = {row["name"]: row["frechet_distance"]["mean"] for row in early}
+print(f"  no guidance       {by_name['split, both']:.0f}")
+print(f"  naive, w = 1      {by_name['both, naive guidance']:.0f}")
+print(f"  resampling, w = 1 {by_name['both, resampling']:.0f}")
 
 # %% [markdown]
-# **By the Fréchet distance, this model is best without guidance.** Resampling makes digits that are recognised more
+# **By the Fréchet distance, the 8×8 model is best without guidance.** Resampling makes digits that are recognised more
 # often and lie nearer to one another than real ones do; the naive rule does less of both. The paper finds the reverse
 # (Table 3, FID: 44.56 without guidance, 8.66 with the naive rule, 5.67 by resampling). Perhaps that is because its
-# unguided samples are far from the data. Those of a small 28×28 model that has hardly begun to learn are, too, and there
+# unguided samples are far from the data. So are those of a small 28×28 model that has hardly begun to learn, and there
 # the paper's order shows, with each of three seeds.
 #
 # ## Where does the class matter?
@@ -530,7 +532,7 @@ for way, row in zip(("no guidance", "naive, w = 1", "resampling, w = 1"), early[
 # Candidates have unequal weights where $p_c$ and $p_u$ differ, that is, where knowing the class changes what the token
 # should be. So the effective sample size draws a map.
 #
-# *Predict first:* there are $7 \times 7$ tokens. Which of them have the fewest candidates that count?
+# *Predict first:* there are $7 \times 7$ tokens. For which of them do the fewest candidates count?
 
 # %% tags=["hide-output"]
 size = reports["resampling, w = 4"].effective_sample_size.mean(0).view(7, 7).cpu()
@@ -538,7 +540,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2), layout="constrain
 left.imshow(images["resampling, w = 4"].mean(0)[0].cpu(), cmap="gray", vmin=-1, vmax=1)
 left.set(title="mean of the samples", xticks=[], yticks=[])
 heat = right.imshow(size, vmin=1, vmax=10, extent=(0.5, 7.5, 7.5, 0.5), zorder=2)
-figure.colorbar(heat, label="candidates that count, of 10")
+figure.colorbar(heat, label="effective sample size, of 10")
 right.set(title="w = 4, by token", xlabel="column of tokens", ylabel="row of tokens")
 right.set(xticks=range(1, 8), yticks=range(1, 8))
 plt.show()
@@ -551,8 +553,8 @@ assert size[1:-1, 2:5].mean() + 2 < size[:, [0, -1]].mean()
 # ## What to remember
 #
 # - Draw from what you can, weigh by what you want over what you drew from, keep one: that is Algorithm 1.
-# - It converges to Eq. 15 if that has a finite integral and all temperatures are 1. Otherwise the number of candidates is
-#   a setting of the result.
+# - It converges to Eq. 15 if that has a finite integral and all temperatures are 1. Otherwise the result depends on the
+#   number of candidates, which has to be stated with it.
 # - The effective sample size says how much choice resampling has. It falls exponentially with the number of channels.
 # - Guidance by resampling makes samples easier to recognise and less varied. Whether that is better depends on the model,
 #   and on how you measure. (The naive rule hardly changes the variety, and helps recognition less.)
@@ -560,7 +562,8 @@ assert size[1:-1, 2:5].mean() + 2 < size[:, [0, -1]].mean()
 # ## Exercises
 #
 # **1 (think · 10 minutes · 3 marks).** Call $p_u$ *honest* if it is the average of the ten $p_c$. How large can
-# $p_c/p_u$ then become? Can Eq. 15 be improper? How could you test whether the $p_u$ of the 8×8 model is honest? Do it.
+# $p_c/p_u$ then become? Can Eq. 15 be improper? How could you test whether the $p_u$ of the 8×8 model is honest? Do it
+# (`model.prior.log_prob(z, labels)` is $\log p_c$ of whole latents, and without labels it is $\log p_u$).
 
 
 # %% tags=["raises-exception"]
@@ -634,11 +637,11 @@ assert 0.1 < shares[-1] < 0.5, shares
 #     return float(improper.any(-1).double().mean())
 # ```
 #
-# About one token in a hundred at $w = 0.5$, and more than one in four at $w = 4$. (A mixture can also be improper in an
+# Fewer than one token in a hundred at $w = 0.5$, and about one in four at $w = 4$. (A target can also be improper in an
 # oblique direction, which this does not count: it is a lower bound.)
 #
 # `python solutions/solution_04.py` also draws images at $w = 4$ with 2, 5 and 20 candidates of each kind. Their Fréchet
-# distance grows with every step. More candidates come nearer to a target that is not worth reaching, or not there.
+# distance grows with every step. More candidates come nearer to a target that is not worth reaching, or does not exist.
 #
 # </details>
 #
@@ -685,7 +688,7 @@ assert alike < varied / 2, "without noise, samples of a class are alike"
 # With three seeds of 1,000 samples, guidance does, at every accuracy that both reach. In the table that `python
 # solutions/solution_04.py` prints, compare $w = 0.25$ with $\sigma$ times 0.8, or $w = 1$ with logits times 3: the
 # accuracies are about equal, and guided samples are more varied, by more than the standard deviation over seeds. A
-# temperature narrows every token, wherever it may be; guidance leaves a token alone if the class has no say in it.
+# temperature narrows every token; guidance leaves a token alone if the class has no say in it.
 #
 # This is a verdict on one small model, by one classifier. And guidance costs two passes of the prior where a temperature
 # costs one. Not tried: guidance that grows from token to token.

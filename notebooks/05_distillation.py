@@ -3,11 +3,10 @@
 #
 # [Open this notebook in Colab](https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/05_distillation.ipynb)
 #
-# A flow computes its latents in one pass, but its inverse has to be computed token by
-# token. That makes sampling slow. The paper trains a
-# second network, a *student*, to compute the inverse in one pass of each block (§3.5, Alg. 2). In this notebook you
-# will see why the inverse is slow, why one step may be enough nevertheless, train two kinds of student, look at where a
-# student errs, and find out what it gains and what it loses.
+# A flow computes its latents in one pass, but its inverse has to be computed token by token. That makes sampling slow.
+# The paper trains a second network, a *student*, to compute the inverse in one pass of each block (§3.5, Alg. 2). In this
+# notebook you will see why the inverse is slow and why one step may be enough nevertheless, train two kinds of student,
+# look at where a student errs, and find out what it gains and what it loses.
 #
 # You need the flow's block and its exact inverses (notebook 01b).
 
@@ -102,10 +101,9 @@ figure.legend(frameon=False, loc="outside right")
 plt.show()
 
 # %% [markdown]
-# The inverse takes several times as long. (Not $N - 1$
-# times: a step computes a single token, and keeps the *keys and values* that
-# attention needs of the tokens before, the key/value cache of notebook 01b.) The reason is Eq. 9. To undo a block, we
-# solve for one token after another:
+# The inverse takes several times as long. (Not $N - 1$ times: a step computes a single token, and attention finds the
+# *keys and values* of the tokens before in the cache of notebook 01b.) The reason is Eq. 9. To undo a block, we solve for
+# one token after another:
 #
 # $$x_i = \frac{z_i}{\sigma(x_{<i})} + \mu(x_{<i})$$
 #
@@ -158,8 +156,8 @@ assert above[0] < 1e-9 < above[1]
 
 # %% [markdown]
 # On the left everything above the diagonal is zero: $x_i$ depends on $z_1, \dots, z_i$, and on nothing later. A network
-# may learn that function. On the right, a student has: it finds the same bands below the diagonal. It also looks a
-# little at later tokens, which it need not.
+# may learn that function. On the right, a student has: it finds the same pattern below the diagonal. It also looks a
+# little at later tokens, which it need not do.
 #
 # ## Two forms of a student
 #
@@ -255,18 +253,16 @@ plt.show()
 # %% [markdown]
 # The error of a level is the norm of the difference, relative to the norm of the teacher's level; $Z^0$ is the image.
 # Untrained, the inverse form already draws digits. Its blocks are nearly the sweeps of the parallel inverse in notebook
-# 01b; only the causal mask is missing, with which the weights were
-# trained. The forward form starts by scaling the wrong way. Both
-# learn fast.
+# 01b; only the causal mask is missing, with which the weights were trained. The forward form starts by scaling the wrong
+# way. It has more to learn and learns most of it in these few steps, but the inverse form is still ahead at the end.
 #
 # ## Where a student errs
 #
-# We now turn to a student that was trained for longer, the one that ships with the 28×28 model of 196
-# tokens. It has the
+# We now turn to a student that was trained for longer, the one that ships with the 28×28 model of 196 tokens. It has the
 # inverse form. Its file carries a fingerprint of its teacher's weights, so that it is not used with others by mistake.
 #
-# How do its errors arise? We measure each block twice: given what its predecessor has computed, as in sampling, and
-# given the teacher's level, so that it inherits nothing.
+# How do its errors arise? We measure each block twice: given what the student's block before it has computed, as in
+# sampling, and given the teacher's level, so that it inherits no error.
 
 # %%
 large = models["mnist-p2"]
@@ -277,30 +273,32 @@ real, _ = next(batches(load_split("mnist-small", "validation", large.config), 40
 noise = large.dequantiser.draw(tuple(real.shape), generator)
 tokens, _ = large.to_tokens(large.dequantiser(real, noise).to(device))
 path = teacher_path(large.flow, tokens)
-own_way = student.path(path[-1])
-fed_the_truth = [
+own_path = student.path(path[-1])
+from_teacher = [
     block(level) for block, level in zip(reversed(student.blocks), path[:0:-1], strict=True)
 ]
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
-for place, walk, name in ((-0.2, own_way, "on its own way"), (0.2, fed_the_truth, "fed the truth")):
-    axes.bar([i + place for i in range(4)], relative_errors(walk, path), 0.36, label=name)
+inputs = {"the student's level": own_path, "the teacher's level": from_teacher}
+for place, (name, found) in zip((-0.2, 0.2), inputs.items(), strict=True):
+    axes.bar([i + place for i in range(4)], relative_errors(found, path), 0.36, label=name)
 axes.set(title="The shipped student, 28×28", xlabel="level reached", ylabel="relative error")
 axes.set_xticks(range(4), levels)
-figure.legend(frameon=False, loc="outside right")
+figure.legend(title="a block is given", frameon=False, loc="outside right")
 plt.show()
 
 # %% [markdown]
-# Fed the truth, every block makes an error of its own. On its own way, it inherits those of its predecessors as well.
+# Given the teacher's level, a block makes only an error of its own. In sampling it inherits those of the blocks before,
+# and the error grows from level to level.
 #
 # Errors also have a place. A map for each level shows the root mean square error of each of the $14 \times 14$ tokens,
-# for the blocks that are fed the truth.
+# for blocks that are given the teacher's level.
 
 # %%
 maps = [
     (ours - teacher).square().mean((0, 2)).sqrt().view(14, 14).cpu()
-    for ours, teacher in zip(fed_the_truth, path[-2::-1], strict=True)
+    for ours, teacher in zip(from_teacher, path[-2::-1], strict=True)
 ]
 border = torch.ones(14, 14, dtype=torch.bool)
 border[2:-2, 2:-2] = False
@@ -315,9 +313,9 @@ for axes, error, level in zip(panels, maps, levels, strict=True):
 plt.show()
 
 # %% [markdown]
-# At the last level, $Z^0$, the map is nearly a digit: errors are made where the strokes are. There the teacher's $\mu$
-# and $\sigma$ depend most on the tokens before, and the student has to guess those. The border of an image is black and
-# easy. At the levels before, errors are spread more widely.
+# The last level, $Z^0$, is the image, and its errors are where digits have their strokes. (There, presumably, the teacher's
+# $\mu$ and $\sigma$ depend most on the tokens before, which the student has to guess.) The border is black and easy. At the
+# levels before, tokens are no pixels any more, and their errors are spread in other ways.
 #
 # Now samples. The same latents, decoded exactly (196 tokens, one after another) and by the student. Mid-grey in the last
 # row means no difference; differences are enlarged four times.
@@ -332,7 +330,7 @@ labelled_grids(
     {
         "exact inverse": exactly,
         "student": in_one_step,
-        "student - exact, four times": 4 * difference,
+        "student less exact, × 4": 4 * difference,
     },
     columns=10,
     across=1,
@@ -351,8 +349,8 @@ right.set(title="Error by size", xlabel="grey levels", ylabel="number of pixels"
 plt.show()
 
 # %% [markdown]
-# Most pixels are right, and black stays black. The errors sit at the edges of strokes, where a pixel may be black or
-# white, and there some are large.
+# Most pixels are right, and black stays black. The errors sit along the strokes, where a pixel may be black or white, and
+# some of them are large. They come in rows: of the four pixels of a patch, the two upper ones are off by more.
 #
 # ## What is lost
 #
@@ -372,7 +370,7 @@ accuracy = {}
 for name, batch in images.items():
     accuracy[name] = classifier.accuracy(digits.dequantiser.quantise(batch), labels)
     off = (batch - images["exact"]).square().mean().sqrt() / (2 / 17)
-    print(f"{name:8} {accuracy[name]:.1%} recognised, {off:.2f} of 17 grey levels off")
+    print(f"{name:8} {accuracy[name]:.1%} recognised, off by {off:.2f} of 17 grey levels (RMS)")
 came_back = flow(ways["student"])[0]
 stray = (came_back - z).square().mean().sqrt() / z.std()
 print(f"encoded again, the student's latents are off by {stray:.0%} of their standard deviation")
@@ -382,11 +380,11 @@ assert (flow(x)[0] - z).abs().max() < 1e-3  # the exact ones come back
 # %% tags=["hide-input"]
 worst = (images["student"] - images["exact"]).square().mean((1, 2, 3)).topk(10).indices
 rows = {name: images[name][worst] for name in ("exact", "student")}
-rows["student - exact (mid-grey: no difference)"] = rows["student"] - rows["exact"]
+rows["student less exact (mid-grey: no difference)"] = rows["student"] - rows["exact"]
 labelled_grids(rows, columns=10, across=1)
 
 # %% [markdown]
-# These are the ten worst. The classifier hardly notices.
+# These are the ten worst of the 1,000. By the two accuracies, the classifier hardly notices that a student was at work.
 #
 # *Predict first:* which images does the model call more probable, its own exact ones or the student's?
 
@@ -397,11 +395,13 @@ of_exact, of_student = (
 )
 for name, before, after in zip(of_exact._fields, of_exact, of_student, strict=True):
     print(f"{name:12} {(after - before).mean():+6.2f} nats")
-print(f"log p(x | c) {(of_student.total - of_exact.total).mean():+6.2f} nats")
+gain = of_student.total - of_exact.total
+print(f"log p(x | c) {gain.mean():+6.2f} nats, ± {gain.std() / 1000**0.5:.2f} (standard error)")
 
 # %% [markdown]
-# The student's images are *more* probable, by the prior's two terms. (Perhaps its errors pull towards the mean of what
-# is possible; we have not tested why.) A higher density does not make a better sample, as notebook 06 will show.
+# The student's images are *more* probable, and it is the prior's two terms that make them so. (Perhaps its errors pull
+# towards the mean of what is possible; we have not tested why.) A higher density does not make a better sample, as
+# notebook 06 will show.
 #
 # ## Speed
 #
@@ -429,20 +429,23 @@ figure, axes = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
 for place, ratios in enumerate(speedup.values()):
     for shift, (way, ratio) in zip((-0.2, 0.2), ratios.items(), strict=True):
         colour = COLOURS[1] if way == "student" else COLOURS[5]
-        axes.barh(place + shift, ratio, 0.36, color=colour, label=way if not place else None)
-        axes.text(ratio, place + shift, f" {ratio:.1f}", va="center", fontsize=9)
-axes.axvline(1, color="k", lw=1, ls="--")
+        label = way if not place else None
+        axes.barh(place + shift, ratio - 1, 0.36, left=1, color=colour, label=label)  # from 1
+        axes.text(max(ratio, 1), place + shift, f" {ratio:.1f}", va="center", fontsize=9)
+axes.axvline(1, color="k", lw=1)
 axes.set_yticks(range(len(speedup)), speedup)
 axes.invert_yaxis()
 axes.set(title="On this machine", xlabel="times as fast as token by token", xscale="log")
-axes.legend(frameon=False)
+axes.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
+axes.margins(x=0.1)
+figure.legend(frameon=False, loc="outside right")
 plt.show()
 
 # %% [markdown]
-# Far from it: a step of the sequential inverse computes one
-# token, and a pass of the student all of them. With one image,
+# Far from it: a step of the sequential inverse computes one token, and a pass of the student all of them. With one image,
 # a step is short and most of its time is overhead, which the student saves; with more images, arithmetic counts, and
-# there is as much of it. Measured on a quiet machine with 256 tokens and two CPU cores (`results/inverses.json`):
+# there is as much of it as before. The same for a larger model of 256 tokens, on a quiet machine with two CPU cores
+# (`results/inverses.json`):
 
 # %% tags=["nbval-check-output"]
 for row in json.loads((ROOT / "results/inverses.json").read_text())["matrix"]["rows"]:
@@ -451,31 +454,32 @@ for row in json.loads((ROOT / "results/inverses.json").read_text())["matrix"]["r
         print(f"batch {row['batch']:2}, {row['method']:8} {ratio:5.1f} times as fast as sequential")
 
 # %% [markdown]
-# On a CPU the parallel inverse ("jacobi") does not pay for larger images, as it does more arithmetic to save latency.
-# The paper measures on a GPU, which has arithmetic to spare; we have not.
+# For such a model, the parallel inverse ("jacobi") does not pay on a CPU, as it does more arithmetic to save latency. A
+# GPU, on which the paper takes its times, has arithmetic to spare; we have not measured there.
 #
-# The recorded sentences below compare the paper's tables 4 and 5 with ours, on 8×8 digits with pixels on a linear scale.
+# The sentences below compare the paper's tables 4 and 5 with ours, on 8×8 digits with pixels on a linear scale. They are
+# followed by the errors of students, first of two forms and then with three losses. (Older code trained those with three
+# losses: compare within a group only.)
 
 # %% tags=["nbval-check-output"]
 for number in (4, 5):
     sentence = json.loads((ROOT / f"results/table{number}.json").read_text())["sentences"][-1]
     print(sentence.replace("; ", ";\n").replace("sample, ", "sample,\n"))
-print("\nstudents, in grey levels off:")
 for file in ("distillation", "distillation_losses"):
     record = json.loads((ROOT / f"results/{file}.json").read_text())
+    print(f"\nstudents after {record['steps']} steps (form/loss), RMS error in grey levels:")
     for name, row in record["table"].items():
         mean, spread = (row["sample_error"][key] * 17 / 2 for key in ("mean", "standard_deviation"))
-        print(f"{name:18} {record['steps']} steps: {mean:.3f} ± {spread:.3f}")
+        print(f"{name:18} {mean:.3f} ± {spread:.3f}")
 
 # %% [markdown]
-# > **The paper** reports the ratios given in brackets in the sentences
-# > above; the two that it gives for the whole of sampling do not agree. Its
-# > student has the forward form and is compared on every level (`hidden`). **We** gain less, with 16 tokens in place of
-# > 256 and on a CPU. In our measurements the inverse form is slightly nearer after equal training. So is a student
-# > whose inner levels are compared through small heads (`projected`); comparing the last level alone (`output`) is
-# > slightly worse. BiFlow ([arXiv 2512.10953](https://arxiv.org/abs/2512.10953)) compared such losses by FID on
-# > ImageNet: 55.0 for hidden distillation, 43.4 for the output only, 36.9 for an alignment of hidden states by heads,
-# > and 44.5 for the exact inverse.
+# > **The paper** reports the ratios given in brackets in the sentences above; the two that it gives for the whole of
+# > sampling do not agree. Its student has the forward form and is compared on every level (`hidden`). **We** gain less,
+# > with 16 tokens in place of 256 and on a CPU. In our measurements the inverse form is slightly nearer to the exact
+# > inverse after equal training. To compare inner levels through small heads (`projected`) is slightly better than to
+# > compare them directly, and to compare the last level alone (`output`) is slightly worse. BiFlow
+# > ([arXiv 2512.10953](https://arxiv.org/abs/2512.10953)) compared such losses by FID on ImageNet: 55.0 for hidden
+# > distillation, 43.4 for the output only, 36.9 for an alignment of hidden states by heads, and 44.5 for the exact inverse.
 #
 # ## What to remember
 #
@@ -488,22 +492,22 @@ for file in ("distillation", "distillation_losses"):
 #
 # **1 (think · 10 minutes · 3 marks).** In the paper's Table 5 the inverse takes 77% of the time of a sample. By how much
 # could the *best* student, which takes no time at all, speed up sampling? What about ours, by the two shares printed
-# above?
-# What should be made faster next?
+# above? What should be made faster next?
 #
 # <details><summary>Solution</summary>
 #
-# What is left is the prior: $1 / (1 - 0.77) = 4.3$ times at the very most, and less for ours, whose share is smaller.
-# So the paper's student, which is 22 times as fast as the inverse, already has most of what there was to gain. Next
-# comes the prior, which is now most of the time. It is sequential for a better reason: each latent has to be *drawn*
-# before the next one can be.
+# What is left is the prior. With a share $s$ of the inverse, sampling becomes at most $1 / (1 - s)$ times as fast: $4.3$
+# times for the paper's $s = 0.77$, and about twice for the smaller shares of ours. So the paper's student, which is 22 times
+# as fast as the inverse, already has most of what there was to gain. Next comes the prior, which is now most of the time.
+# It is sequential for a better reason: each latent has to be *drawn* before the next one can be.
 #
 # </details>
 #
 # **2 (a few lines · 20 minutes · 5 marks).** A sweep of the parallel inverse, $x \leftarrow z / \sigma(x) + \mu(x)$,
 # needs no training and is exact at its fixed point. Write an inverse that starts each block from $z$ itself, or from a
-# student's guess, and applies a given number of sweeps. Do sweeps help a student? And where is the same number of
-# *passes* better spent?
+# student's guess, and applies a given number of sweeps. (`block.flip_if_reversed` puts tokens into the order in which a
+# block reads, and back; `block.all_shifts_and_log_scales` takes tokens in that order.) Do sweeps help a student? With a
+# given number of *passes*, is it better to begin with the student, or to use sweeps alone?
 
 
 # %% tags=["raises-exception"]
@@ -542,16 +546,15 @@ assert torch.allclose(swept(flow, z, 15), flow.inverse(z), atol=1e-3), "N - 1 sw
 #     return z
 # ```
 #
-# Each sweep helps a great deal (`python solutions/solution_05.py` prints the errors). A single pass of each block is
-# better spent on the student than on a sweep from $z$. But from two passes on, the student is no real help any more:
-# two sweeps from $z$ come about as near as the student and one sweep. So with 16 tokens and two passes to spend, no
-# student is needed.
+# Each sweep helps a great deal (`python solutions/solution_05.py` prints the errors). With a single pass of each block,
+# the student is better than a sweep from $z$. From two passes on, it is no real help any more: two sweeps from $z$ come
+# about as near as the student and one sweep. So with 16 tokens and two passes to spend, no student is needed.
 #
 # </details>
 #
-# **3 (open · 45 minutes · 6 marks).** What is a good start worth, and what does the missing mask cost? Train students of
-# both forms, and one of the inverse form that *keeps* the causal mask, for the same few steps, with three seeds. Start
-# with a function that makes the three.
+# **3 (open · 45 minutes · 6 marks).** What is a good start worth, and what would it cost to keep the mask? Train students
+# of both forms, and one of the inverse form that *keeps* the causal mask, for the same few steps, with three seeds. Start
+# with a function that makes the three. (`farmer_ref/model/student.py` shows where `StudentBlock` takes a block and a form.)
 
 
 # %% tags=["raises-exception"]
@@ -590,8 +593,8 @@ for form, sees_later in (("forward", True), ("inverse", True), ("inverse, masked
 #
 # `python solutions/solution_05.py` prints the errors of all three, untrained and after 100 and 300 steps. The start
 # decides at first: untrained, the masked form *is* one sweep of the parallel inverse, the inverse form is near it, and
-# the forward form draws noise. The mask costs nothing, as the exact inverse is causal in each block. After the 3,000
-# steps of the table above, the forward form has nearly caught up. The paper trains for 60 epochs, and has 256 tokens,
-# with which one sweep reaches less far. Does the order stay the same with longer training, and for larger images?
+# the forward form draws noise. To keep the mask costs nothing, as the exact inverse is causal in each block. After the
+# 3,000 steps of the table above, the forward form has nearly caught up. The paper trains for 60 epochs, and has 256 tokens,
+# where one sweep leaves more to be done. Whether the order stays the same there, we do not know.
 #
 # </details>

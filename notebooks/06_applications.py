@@ -6,10 +6,10 @@
 # A model that draws images can be asked for images. A model that also says how probable an image is can be asked for
 # more. In this notebook you will fill in missing pixels, edit digits through their latents, classify without a
 # classifier, and look for strange images, all with $\log p(x \mid c)$ and without any further training. You will also
-# see where a density misleads: by its measure, an empty page is a better digit than nearly any digit.
+# see where a density misleads: by its measure, an empty page is a better digit than almost all digits are.
 #
-# You need the whole method (notebooks 01 to 04). Two models are at work, of 8×8 digits where many densities are needed
-# and of 28×28 where there is more to see.
+# You need the whole method (notebooks 01 to 04). Two models are at work: that of 8×8 digits where many densities are
+# needed, and that of 28×28 where there is more to see.
 
 # %% tags=["hide-input"]
 import os
@@ -84,8 +84,8 @@ measured = json.loads((ROOT / "results/applications.json").read_text())
 
 # %%
 def pixel_given_the_rest(row, column, values, labels):
-    """log P (B,17) of every grey level of one pixel, given all the others and the label."""
-    tried = values.repeat(17, 1, 1, 1)
+    """log P (B,17) of every grey level of one pixel, given all the others and the label (one draw of the noise)."""
+    tried = values.repeat(17, 1, 1, 1)  # all images with level 0, then with level 1, ...
     tried[:, 0, row, column] = torch.arange(17, device=device).repeat_interleave(len(values))
     noise = torch.rand(values.shape, generator=seeded(1), device=device)
     images = small.dequantiser(tried, noise.repeat(17, 1, 1, 1))
@@ -103,17 +103,18 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.6), layout="constrain
 left.imshow(values[3, 0].cpu(), cmap="gray")
 left.set(title="the digit", xticks=[], yticks=[])
 right.set(title="the two pixels", xlabel="grey level", ylabel="probability", xticks=range(0, 17, 4))
-for ((row, column), chance), colour, hatch in zip(
-    two_pixels.items(), COLOURS, ("", "//"), strict=False
-):
+looks = zip(two_pixels.items(), COLOURS, ("", "//"), ("in the stroke", "beside it"), strict=False)
+for ((row, column), chance), colour, hatch, name in looks:
     left.plot(column, row, "s", ms=13, mfc="none", mec=colour, mew=2.5)
-    right.bar(range(17), chance, color=colour, hatch=hatch, ec="w", alpha=0.8)
+    right.bar(range(17), chance, color=colour, hatch=hatch, ec="w", alpha=0.8, label=name)
     right.plot(int(values[3, 0, row, column]), -0.04, "^", color=colour, clip_on=False)
+right.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
 # The triangles mark what the pixels were. Beside the stroke the answer is "black", inside it "anything but". How much do
-# the label and all other pixels tell us? Compare with the histogram of that pixel alone, over a hundred digits.
+# the label and all other pixels tell us? Over a hundred digits, we compare what the pixel in the stroke costs with what it
+# costs by the histogram of that place alone.
 
 # %%
 pixel = values[:100, 0, 4, 3].long()
@@ -122,18 +123,18 @@ with_context = -given_the_rest.gather(1, pixel[:, None]).mean().item()
 train, classes = split(small, "digits", "train")
 counts = 1 + torch.bincount(train[:, 0, 4, 3].long(), minlength=17)
 alone = -(counts[pixel] / counts.sum()).log().mean().item()
-print(f"the middle pixel costs {alone:.2f} nats by itself, {with_context:.2f} given all the others")
+print(f"the pixel costs {alone:.2f} nats by itself, {with_context:.2f} given label and context")
 assert with_context < alone - 0.3
 
 # %% [markdown]
 # ## Half of an image
 #
 # With 32 pixels missing there are $17^{32}$ completions, and the integral is out of reach. It is not needed: a sampler
-# that compares completions uses *ratios* of densities, in which the integral cancels. `inpaint` is such a sampler.
-# *Sequential Monte Carlo* (SMC) keeps a crowd of *particles*, here completions that start near samples of the model. It
+# that compares completions uses *ratios* of densities, in which the integral cancels. `inpaint` is such a sampler, by
+# *sequential Monte Carlo* (SMC). It keeps a crowd of *particles*, here completions that start near samples of the model,
 # moves them step by step towards the exact density, drops the improbable and copies the probable. *Hamiltonian* moves
-# (HMC) make the steps: a particle rolls along the gradient of $\log p$ like a ball, and so goes far without leaving the
-# probable region.
+# (HMC) make the steps: a particle rolls over the landscape of $-\log p$ like a ball, driven by its gradient, and so goes
+# far without leaving the probable region.
 #
 # *Predict first:* the lower half is hidden. What changes if the sampler is not told the label?
 
@@ -156,24 +157,24 @@ labelled_grids({name: grid / 8 - 1 for name, grid in grids.items()}, columns=dig
 # %%
 inpainting = measured["inpainting"]
 with_label, without_label = inpainting["with_label"], inpainting["without_label"]
-print("recognised as their class, of completions ...")
-print(f"  given the label:          {with_label['completions_read_as_class']:.0%}")
-print(f"  of other samples' halves: {with_label['pasted_samples_read_as_class']:.0%}")
-print(f"  label not given:          {without_label['completions_read_as_class']:.0%}")
+print("classified as the original's class:")
+print(f"  completions, given the label:       {with_label['completions_read_as_class']:.0%}")
+print(f"  halves of other samples, pasted in: {with_label['pasted_samples_read_as_class']:.0%}")
+print(f"  completions, label not given:       {without_label['completions_read_as_class']:.0%}")
 several = without_label["digits_read_as_several_classes"]
-print(f"digits that were completed as several classes: {several:.0%}")
+print(f"digits completed as several classes, label not given: {several:.0%}")
 rank = inpainting["samples"]["mean_rank_of_log_prob"]
 error = inpainting["samples"]["standard_error_of_a_mean_rank"]
-print(f"rank of the truth's log p among completions: {rank:.2f} ± {error:.2f}, converged: 0.5")
+print(f"share of completions less dense than the truth: {rank:.2f} ± {error:.2f} (ideal: 0.5)")
 
 # %% [markdown]
-# (These shares come from `results/applications.json`, with up to 100 digits and 16 particles.) Given the label, to be
+# (These shares come from `results/applications.json`, with 20 to 100 digits and 16 particles.) Given the label, to be
 # recognised is no feat: any half of that class will do. Without it, most upper halves fit several digits and are
 # completed as several.
 #
 # The last line tests the sampler itself. Samples of the model were cut in half and completed, so that the truth is one
-# more draw from the same distribution. On average it should be denser than half of its completions, and within the
-# standard error it is. The density is exact; what a sampler makes of it in finite time wants such a test.
+# more draw from the same distribution. On average it should be denser than half of its completions, and the share is
+# within two standard errors of that. The density is exact; a sampler that has finite time needs such a test.
 #
 # ## The densest is not the typical
 #
@@ -198,9 +199,9 @@ for place in (0, 2, 5):
 labelled_grids({name: batch / 127.5 - 1 for name, batch in densest.items()}, columns=8, across=1)
 
 # %% [markdown]
-# It likes those with the least ink. A black pixel is nearly certain wherever it is; a stroke could have gone in many
-# ways, and each of them has only a small share of the probability. So the *densest* image is the emptiest one, while
-# *typical* images have strokes. Sampling weighs both: there are very many images with strokes.
+# It likes those with little ink, and no digit comes out. A black pixel is nearly certain in most places; a stroke could
+# have gone in many ways, and each of them has only a small share of the probability. So the *densest* images are nearly
+# empty, while *typical* images have strokes. Sampling weighs both: there are very many images with strokes.
 #
 # ## Edits
 #
@@ -229,7 +230,7 @@ labelled_grids(
 figure, axes = plt.subplots(figsize=(5.6, 2.6), layout="constrained")
 for (name, walk), style in zip(walks.items(), ("o-", "s--"), strict=True):
     axes.plot(large.log_prob(walk).cpu(), style, ms=5, label=name)
-axes.set(title="How probable the steps are", xlabel="step", ylabel="log p(x) (nats)")
+axes.set(title="How probable the steps of a walk are", xlabel="step", ylabel="log p(x) (nats)")
 axes.legend(frameon=False)
 plt.show()
 
@@ -242,17 +243,18 @@ assert (
 middle = [large.log_prob(walk)[3:5].mean().item() for walk in walks.values()]
 assert middle[0] > middle[1] + 100
 editing = measured["editing"]["class"]
-print(f"new class recognised: {editing['read_as_new_class']['mean']:.0%} of 8x8 digits")
-print(f"distance from the original, in grey levels: {editing['distance']['mean']:.1f}")
-print(f"... of a fresh sample: {editing['distance_of_samples']['mean']:.1f}")
+print(f"8×8 digits: {editing['read_as_new_class']['mean']:.0%} classified as the new class")
+print(f"distance from the original, grey levels: {editing['distance']['mean']:.1f}")
+print(f"distance of a fresh sample from it:      {editing['distance_of_samples']['mean']:.1f}")
 
 # %% [markdown]
 # With other details the digit stays, and only its grain changes: that is what "redundant" means. With another class a
-# new digit appears, but nothing of the old hand is left. In the measurement on 8×8 digits, an
-# edited digit is as far from its original as a fresh sample is.
+# new digit appears, but nothing of the old handwriting is left. In the measurement on 8×8 digits, an edited digit is as
+# far from its original as a fresh sample is.
 #
 # Halfway through the pixels, a walk shows double exposures, which the model finds very improbable. Halfway through the
-# latents it shows single strokes. These can be denser than both digits, once more because they have less ink.
+# latents it shows broken strokes, but no double exposure. These images can be denser than both digits, once more because
+# they have less ink.
 #
 # ## Classification
 #
@@ -285,21 +287,22 @@ right.set(title="nats behind the best class", xlabel="class", xticks=range(10), 
 plt.show()
 
 # %% [markdown]
-# Ten nats mean a factor of 22,000, so most decisions are clear. How good is this classifier? For all test
-# digits of 8×8, by hand and then by the package:
+# Ten nats mean a factor of 22,000, so most decisions are clear. How good is this classifier? For all test digits of 8×8,
+# by hand and then by the package:
 
 # %% tags=["nbval-check-output"]
 of_class = [
     terms_over_draws(small, values, torch.full_like(labels, c), draws=1, seed=0).total[0]
     for c in range(10)
 ]
-joint = torch.stack(of_class, dim=1).double().cpu().exp() / 10  # p(x|c) p(c)
+# p(x|c) p(c). The densities of 64 pixels do not overflow; the package stays with logarithms.
+joint = torch.stack(of_class, dim=1).double().cpu().exp() / 10
 by_hand = joint / joint.sum(1, keepdim=True)
 log_p = class_log_probs(small, values, draws=1, seed=0, batch_size=300)
 probabilities, truth = class_probabilities(log_p), labels.cpu()
 assert torch.allclose(by_hand, probabilities, atol=1e-3)
 right = (log_p.argmax(1) == truth).sum().item()
-print("of 300 digits, Bayes' rule recognises", "more than 288" if right > 288 else "288 or fewer")
+print(f"Bayes' rule recognises {'more than' if right > 288 else 'at most'} 288 of the 300 digits")
 
 # %% tags=["hide-input"]
 bins = measured["classification"]["reliability"]["T = 1"]
@@ -307,7 +310,7 @@ x, y, size = ([row[key] for row in bins] for key in ("confidence", "accuracy", "
 figure, (axes, *panels) = plt.subplots(1, 6, figsize=(10, 2.6), width_ratios=[2.4, 1, 1, 1, 1, 1])
 axes.plot([0, 1], [0, 1], "k--", lw=1)
 axes.scatter(x, y, s=[8 + n for n in size], clip_on=False, zorder=3)
-axes.set(title="Is 80% sure 80% right?", xlabel="confidence", ylabel="accuracy")
+axes.set(title="Reliability", xlabel="confidence", ylabel="accuracy")
 confidence, predicted = probabilities.max(1)
 for panel, i in zip(panels, confidence.argsort()[:5].tolist(), strict=True):
     panel.imshow(values[i, 0].cpu(), cmap="gray")
@@ -318,16 +321,18 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Each dot is an interval of confidence, and larger dots have more images (from `results/applications.json`). Nearly all
-# images are in the large dot at the top right: sure, and right. Too few are in doubt to say whether doubts have the right
-# size. The five digits show whom the model doubts.
+# When the model is 80% sure, is it right in 80% of the cases? Each dot is an interval of confidence, and larger dots have
+# more images (from `results/applications.json`). Nearly all images are in the large dot at the top right: sure, and
+# right. Too few are in doubt to say whether the doubts have the right size. The five digits are those that the model
+# doubts most.
 #
-# Dequantisation adds noise, and averaging over several draws of it removes some errors. The classifier that came for
-# free is not quite as good as one that was trained for the task, a support vector machine:
+# Dequantisation adds noise, and which digits are mistaken depends on it. Averages over several draws vary less. The
+# classifier that came for free is not quite as good as one that was trained for the task, a support vector machine:
 
 # %% tags=["nbval-check-output"]
 for row in measured["classification"]["by_draws"]:
-    print(f"Bayes' rule, {row['draws']:2} draws: {row['accuracy']['mean']:.1%} of the test digits")
+    mean, spread = row["accuracy"]["mean"], row["accuracy"]["standard_deviation"]
+    print(f"Bayes' rule, {row['draws']:2} draws: {mean:.1%} ± {spread:.1%} of the test digits")
 print(f"support vector machine: {measured['classification']['classifier_of_pixels']:.1%}")
 
 # %% [markdown]
@@ -361,13 +366,14 @@ for column, name in zip(panels.T, in_order, strict=True):
     for axes, image in zip(column, kinds[name], strict=False):
         axes.imshow(image[0].cpu(), cmap="gray", vmin=0, vmax=255)
         axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(True)  # round white images, too
     column[0].set_title(name, fontsize=10)
     column[1].set_xlabel(f"{nats[name]:,.0f} nats")
 plt.show()
 
 # %% [markdown]
-# The kinds, from the most probable to the least. The model does notice ink where ink should not be. But **the
-# blank page comes first**, and that is the ink again: what is empty is dense. And digits that stand on their heads are
+# The kinds, from the most probable to the least. The model does notice ink where ink should not be. But **the blank page
+# comes first**, and that is the ink again: an empty image has a high density. And digits that stand on their heads are
 # hardly less probable than digits. The model knows much about strokes, and less about what a digit is.
 #
 # The sum hides something. $\log p(x)$ has two parts, $\log p(Z)$ of the latents and $\log|\det|$ of the flow, and they
@@ -388,12 +394,13 @@ axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
-# On a dotted line the sum is the same. In this picture the blank page is far from all digits: no digit has its
-# $\log|\det|$. That suggests better scores than the likelihood:
+# Along a dotted line the sum is the same. In this picture the blank page stands apart from all digits: none of them has as
+# large a $\log|\det|$. That suggests better scores than the likelihood:
 #
 # - *typicality*: how far is $\log p(x)$ from its usual value, above or below?
-# - *terms*: how far are the three terms of $\log p(x)$ from those of training images (by their covariance)?
-# - *complexity*: subtract what a general compressor (zlib) says of an image, so that simplicity earns no credit.
+# - *terms*: how far are the three terms of $\log p(x)$ from those of training images (Mahalanobis distance)?
+# - *complexity*: $-\log p(x)$ less the length of the image under a general compressor (zlib), so that simplicity earns no
+#   credit.
 #
 # `AnomalyScorer` has them all. Does a score call the blank page of 8×8 stranger than a digit?
 
@@ -427,7 +434,7 @@ plt.show()
 # %% [markdown]
 # *Terms and complexity*, chosen on validation images of the same kinds, is a good all-rounder. But the first row is the
 # task that one would want it for: a digit of a class that was left out of training. There a plain Gaussian mixture of
-# pixels beats every score of ours. A good model of images need not be a good detector of others.
+# pixels beats every score of ours. A good model of one kind of images need not be good at detecting others.
 #
 # > **The paper** generates images, and does none of these. **We** built them because they need no training, only
 # > $\log p(x \mid c)$, its gradient and terms, latents, and samples: they test what "exact" is worth.
@@ -437,7 +444,7 @@ plt.show()
 # - Any conditional is a ratio of densities. Missing pixels and missing labels are the same question.
 # - Exactness gives you ratios that mean something, class probabilities without a classifier, and checks that can fail.
 # - It does not give you a sampler that converges, edits that a person would call edits, or a detector of the unknown.
-# - A high density is not typical: the densest image may be one that never occurs.
+# - The densest image is not a typical one, and may never occur.
 #
 # ## Exercises
 #
@@ -449,8 +456,8 @@ plt.show()
 # Most pixels are black, those at the border nearly always. There the model is sure and its density is high ($\log|\det|$
 # is large). A digit has strokes, whose grey levels and places vary: their probability is spread over many images, with
 # little for each. So a blank page may well be denser than any one digit, while digits *together* have nearly all of the
-# probability, because there are so many of them. Throw a coin that shows heads six times in ten a thousand times: the
-# most probable sequence is all heads, and nobody will ever see it.
+# probability, because there are so many of them. Take a coin that shows heads with probability 0.6 and throw it a
+# thousand times: the most probable sequence is all heads, and nobody will ever see it.
 #
 # So it need not be a mistake. A model may be right that *this* page is denser than *this* digit, and right that it will
 # never draw one.
@@ -458,12 +465,12 @@ plt.show()
 # </details>
 #
 # **2 (a few lines · 10 minutes · 3 marks).** A classifier that may say "I do not know" errs less. Of the 90% of the
-# test digits about which Bayes' rule is surest, how many are recognised?
+# test digits about which Bayes' rule is surest, how many are recognised? (`probabilities` and `truth` are above.)
 
 
 # %% tags=["raises-exception"]
 def accuracy_of_the_surest(probabilities: Tensor, labels: Tensor, share: float) -> float:
-    """The accuracy among the `share` of images whose most probable class is the most probable."""
+    """The accuracy among the `share` of images whose predicted class has the highest probability."""
     raise NotImplementedError  # yours
 
 
@@ -478,20 +485,22 @@ assert accuracy_of_the_surest(four, torch.tensor([1, 0, 0, 1]), 0.75) == 2 / 3, 
 #
 # ```python
 # def accuracy_of_the_surest(probabilities: Tensor, labels: Tensor, share: float) -> float:
-#     """The accuracy among the `share` of images whose most probable class is the most probable."""
+#     """The accuracy among the `share` of images whose predicted class has the highest probability."""
 #     confidence, predicted = probabilities.max(1)
 #     surest = confidence.argsort(descending=True)[: round(share * len(labels))]
 #     return (predicted == labels)[surest].double().mean().item()
 # ```
 #
-# All but one, where three of all 300 are mistaken: two of the three errors are among the 30 digits that were put aside.
-# For this the confidences have to be in the right order only; they need not be calibrated.
+# All but one, while three of all 300 are mistaken: two of the three errors are among the 30 digits that were put aside.
+# (With another seed of the noise, up to three times as many are mistaken, and still at most one of the surest.) For this
+# the confidences have to be in the right order only; they need not be calibrated.
 #
 # </details>
 #
 # **3 (open · 40 minutes · 6 marks).** Ren et al. (2019) score by a *ratio*: $\log p(x) - \log h(x)$, where a background
 # model $h$ knows what is dull in all images. Take histograms of grey levels for $h$, either one for each pixel or one
-# for all pixels together. Does that cure the blank page? And what does it do to digits that moved?
+# for all pixels together, of 8×8 digits. Does that cure the blank page? And what does it do to digits that are rolled by
+# one column? (`scorer.scores` has the likelihood score, $-\log p(x)$.)
 
 
 # %% tags=["raises-exception"]
@@ -528,7 +537,7 @@ assert torch.allclose(together, torch.full_like(together, 0.5)), "three of six, 
 #
 #
 # def ratio_score(likelihood: Tensor, values: Tensor, log_h: Tensor) -> Tensor:
-#     """-(log p - log h), (B,): strange is what the model likes no better than the background does."""
+#     """-(log p - log h), (B,), from the score -log p: strange is what the model likes no better than h does."""
 #     levels = values.long().unsqueeze(-1)
 #     return likelihood + log_h.expand(*levels.shape[:-1], -1).gather(-1, levels).sum((1, 2, 3, 4))
 # ```

@@ -7,8 +7,8 @@
 # samples and the one-step student, in nine parts. Each part is checked against the package as soon as it is written, and
 # at the end *your* code loads the weights that ship with the package, trains on digits, and draws them.
 #
-# The parts are small: most have two to eight lines. Allow four to five hours in all, or one part a day. You need the
-# notebooks 01a to 05, and this sheet: $B$ images, $N$ tokens, $D = I + R$ channels of a token, $K$ components.
+# The parts are small: most have two to eight lines. Allow four to five hours in all, or one part a day. You need
+# notebooks 01a to 05. The letters: $B$ images, $N$ tokens, $D = I + R$ channels of a token, $K$ components.
 
 # %% tags=["hide-input"]
 import os
@@ -58,7 +58,7 @@ steps = 150  # of training, below: 2,000 take about three minutes on two free co
 # as it stands, the solution's function does the work, so the notebook runs from top to bottom at any time and you may
 # write the parts in any order. Set `BORROW = False` to be strict: then the checks fail until your own code passes.
 #
-# The line under each check says whose code it has checked. (A part that is written, and wrong, fails with a difference.)
+# The lines under a check say whose code has passed it. (A part that is written, and wrong, fails with a difference.)
 
 # %% tags=["hide-input"]
 BORROW = True  # False: a part that is not written raises NotImplementedError
@@ -87,13 +87,13 @@ def part(function):
 def passed(*names):
     """Say whose code has passed a check."""
     for name in names:
-        print(f"{name:22} right: {'your code' if WRITTEN[name] else 'the solution'}")
+        print(f"{name:22} passed by {'your code' if WRITTEN[name] else 'the solution'}")
 
 
 # %% [markdown]
-# What everything is checked against: the package's digits model in double precision, and test images. An ordinary
-# pre-norm transformer is given (`Transformer`, with the layers that notebook 02a describes), and so are the sizes of the
-# shipped model:
+# Everything is checked against the package's digits model in double precision, on test images. An ordinary pre-norm
+# transformer is given, with the layers that notebook 02a describes: `Transformer(sizes, layers)` maps $(B, T, W)$ to
+# $(B, T, W)$ and is causal, so position $i$ sees positions up to and including $i$. So are the sizes of the shipped model:
 
 # %%
 shipped = Farmer.from_pretrained("digits").double().requires_grad_(False)
@@ -184,21 +184,22 @@ passed("dequantise", "patchify", "unpatchify", "to_bits_per_dim")
 # </details>
 
 # %% [markdown]
-# ## 2 · A block of the flow, and the way back
+# ## 2 · A block of the flow, and its inverse
 #
 # *8 marks, 45 minutes.* A token is shifted and scaled by numbers that a causal network computes from the tokens before it
 # (Eqs. 8 and 9):
 #
 # $$z_i = (x_i - \mu(x_{<i})) \odot \sigma(x_{<i}) \qquad\qquad x_i = z_i \oslash \sigma(x_{<i}) + \mu(x_{<i})$$
 #
-# - `affine`: embed the tokens, add their positions, run the transformer, project to $2D$ numbers. Position $i$ of a causal
-#   network has *seen* token $i$, so shift all outputs right by one token and put zeros first. Bound $\log \sigma$ smoothly:
-#   $b \tanh(\cdot / b)$.
+# - `affine`: embed the tokens, add their positions, run the transformer, project to $2D$ numbers: $\mu$, then
+#   $\log \sigma$. The tokens arrive in reading order, the rows of `positions` are in image order, and there may be fewer
+#   tokens than rows. Position $i$ of a causal network has *seen* token $i$, so shift all outputs right by one token and put
+#   zeros first. Bound $\log \sigma$ smoothly: $b \tanh(\cdot / b)$.
 # - `forward`: image order to reading order, Eq. 8, and back. The log-determinant is a sum (Eq. 10).
-# - `inverse`: the same equation solved for $x$, one token after another.
+# - `inverse`: the same equation solved for $x$, one token after another, by running `affine` on the tokens found so far.
 #
-# Three bugs pass unnoticed in training: a forgotten shift, a wrong sign in front of $\log\sigma$, positions that are not
-# flipped. The check has a Jacobian matrix to catch them.
+# Training does not reveal three bugs: a forgotten shift, a wrong sign in front of $\log\sigma$, positions that are not
+# flipped. The check compares with a Jacobian matrix to catch them.
 
 
 # %%
@@ -289,7 +290,7 @@ passed("Block.affine", "Block.forward", "Block.inverse")
 # %% [markdown]
 # ## 3 · The flow
 #
-# *2 marks, 10 minutes.* Blocks one after another; log-determinants add up; the way back undoes the last block first.
+# *2 marks, 10 minutes.* Blocks one after another; log-determinants add up; the inverse undoes the last block first.
 
 
 # %%
@@ -433,9 +434,9 @@ passed("Mixture.log_prob", "Mixture.sample")
 def candidate_log_weights(
     conditional: Mixture, unconditional: Mixture, candidates: Tensor, *, first: int, w: float
 ) -> Tensor:
-    """log p' / q (B,S) of candidates (B,S,D), with p' = p_c (p_c / p_u)^w; the `first` are from q = p_c   (Alg. 1)
+    """log p' / q (B,S) of candidates (B,S,D), with p' = p_c (p_c / p_u)^w   (Alg. 1)
 
-    The others are from q = p_u. So the exponent of p_c / p_u is w for the first, and w + 1 for the others.
+    The `first` of them are from q = p_c, the others from q = p_u.
     """
     raise NotImplementedError
 
@@ -478,15 +479,15 @@ passed("candidate_log_weights", "guided_sample")
 # def candidate_log_weights(
 #     conditional: Mixture, unconditional: Mixture, candidates: Tensor, *, first: int, w: float
 # ) -> Tensor:
-#     """log p' / q (B,S) of candidates (B,S,D), with p' = p_c (p_c / p_u)^w; the `first` are from q = p_c   (Alg. 1)
+#     """log p' / q (B,S) of candidates (B,S,D), with p' = p_c (p_c / p_u)^w   (Alg. 1)
 #
-#     The others are from q = p_u. So the exponent of p_c / p_u is w for the first, and w + 1 for the others.
+#     The `first` of them are from q = p_c, the others from q = p_u.
 #     """
 #     log_c, log_u = (
 #         Mixture(*(part.unsqueeze(1) for part in mixture)).log_prob(candidates)
 #         for mixture in (conditional, unconditional)
 #     )
-#     exponent = w + (torch.arange(candidates.shape[1]) >= first).to(candidates)
+#     exponent = w + (torch.arange(candidates.shape[1]) >= first).to(candidates)  # w, or w + 1
 #     return exponent * (log_c - log_u)
 # ```
 #
@@ -522,7 +523,8 @@ _ = plt.legend(frameon=False)
 #
 # $$\log p(Z \mid c) = \sum_{i} \log p(z_i^I \mid z_{<i}^I, c) + \sum_i \log G(z_i^R; Z_I, c)$$
 #
-# - `log_prob`: all of it in one parallel pass. `hidden` is given; which of its $N + 1$ states goes where?
+# - `log_prob`: all of it in one parallel pass. `hidden` is given; which of its $N + 1$ states goes where? `from_raw` makes
+#   a mixture of what a head puts out.
 # - `sample`: read what is drawn so far, take the last state, draw the next token; at the end, $N$ vectors from the shared
 #   mixture. With guidance ($w > 0$), do it for two rows an image, with the class and without, and call `guided_sample`
 #   (5 + 5 candidates for a token, 192 + 64 for the redundant vectors).
@@ -639,8 +641,8 @@ passed("Prior.log_prob", "Prior.sample")
 #
 # One thing comes before the patches. The shipped model does not look at pixels on their linear scale: each goes through the
 # histogram of the training pixels and becomes standard normal (notebook 02b). This step is given. `self.pixels(images)`
-# returns the new pixels and the logarithm of *their* stretching, (B,), which belongs into the sum;
-# `self.pixels.inverse` is the way back.
+# returns the new pixels and the logarithm of *their* stretching, (B,), which belongs in the sum too;
+# `self.pixels.inverse` undoes the step.
 
 
 # %%
@@ -671,7 +673,7 @@ model.load_state_dict(
 )
 assert_close(model.log_prob(images, labels), shipped.log_prob(images, labels))
 torch.manual_seed(0)
-drawn = {f"your code, w = {w}": model.sample(torch.arange(10).repeat(3), w) for w in (0.0, 1.0)}
+drawn = {f"samples, w = {w:g}": model.sample(torch.arange(10).repeat(3), w) for w in (0.0, 1.0)}
 assert all(torch.isfinite(x).all() and x.shape == (30, 1, 8, 8) for x in drawn.values())
 score = to_bits_per_dim(model.log_prob(images, labels), 64, 17).mean()
 print(f"{score:.2f} bits/dim on the test split")
@@ -703,9 +705,9 @@ labelled_grids(drawn, columns=10)
 # %% [markdown]
 # ## 8 · Train it
 #
-# *2 marks, 10 minutes of waiting.* The loop is the usual one and given (`fit`: AdamW, a cosine schedule, one label in ten
-# dropped). Run it with 2,000 steps when your code is complete, and hand in the curve with a grid of samples. How many
-# bits/dim does your model need on the test images? Why does the training curve lie above it? (One word: dropout.)
+# *2 marks, 10 minutes, some of them waiting.* The loop is the usual one and given (`fit`: AdamW, a cosine schedule, one
+# label in ten dropped). Run it with `steps = 2000` (above) when your code is complete, and hand in the curve with a grid
+# of samples. How many bits/dim does your model need on the test images? And why does the training curve end above that?
 
 # %%
 torch.manual_seed(0)
@@ -729,18 +731,27 @@ _ = axes.legend(frameon=False)
 
 # %%
 labelled_grids(
-    {f"yours, after {steps:,} steps": mine.sample(torch.arange(10).repeat(3))}, columns=10
+    {f"samples, after {steps:,} steps": mine.sample(torch.arange(10).repeat(3))}, columns=10
 )
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The dashed line has the score on the test images. During training, dropout disturbs the network, and one label in ten is
+# missing: the same weights give a lower score without both. After so few steps as here, the effect is still small.
+#
+# </details>
 
 # %% [markdown]
 # ## 9 · The one-step student
 #
 # *6 marks, 40 minutes.* The inverse takes $N - 1$ steps a block because token $i$ waits for the ones before it. A student
-# walks down from $z$ in one pass a block: it is the teacher's network without the causal mask, which computes
-# $z \oslash \sigma + \mu$ from *all* of $z$ (the form that the package ships; the paper's multiplies, notebook 05). It is
-# trained on the path that the teacher's forward pass shows: $Z^0 = X, Z^1, \dots, Z^n$.
+# takes one pass a block: it is the teacher's network without the causal mask, whose $\mu$ and $\sigma$ come from $z$, and it
+# returns $z \oslash \sigma + \mu$ (the form that the package ships; the paper's multiplies, notebook 05). It is trained on
+# the path of the teacher's forward pass: $Z^0 = X, Z^1, \dots, Z^n$.
 #
-# - `path`: last block first; flip, apply, flip back; keep every level.
+# - `path`: last block first; flip, apply, flip back; keep every level. (`affine` still shifts by one token, as in a copy of
+#   the teacher.)
 # - `distillation_loss`: the teacher's path in one pass, without gradients; the mean squared error, mean over the levels.
 
 
@@ -806,8 +817,8 @@ passed("Student.path", "distillation_loss")
 # </details>
 
 # %% [markdown]
-# A minute of training for the real thing. The student starts at the teacher's weights; how far is it from the exact
-# inverse, before and after?
+# Now train it, for half as many steps. The student starts at the teacher's weights; how far is it from the exact inverse,
+# before and after?
 
 # %%
 flow, student = flow.float(), Student(flow.float()).requires_grad_(True)
@@ -828,8 +839,8 @@ assert errors[1] < errors[0]
 # %% tags=["hide-input"]
 strips = {
     "the exact inverse": x_test,
-    f"untrained student: error {errors[0]:.2f}": before,
-    f"after {steps // 2} steps: {errors[1]:.2f}": after,
+    f"untrained student: RMS error {errors[0]:.2f}": before,
+    f"after {steps // 2} steps: RMS error {errors[1]:.2f}": after,
 }
 images_of = {name: model.pixels.inverse(unpatchify(x, 2)) for name, x in strips.items()}
 labelled_grids(images_of, columns=10, across=1)
@@ -844,7 +855,7 @@ print("to write:", ", ".join(name for name, own in WRITTEN.items() if not own) o
 # %% [markdown]
 # > **The paper** describes this method in 14 equations and two algorithms. **We** have it in some 200 lines, which the book
 # > shows on one page, and once more in the package, where keys and values are kept between steps, precision is chosen, and
-# > bad input is refused. Between the two there is no difference in the numbers: that is what the checks have compared.
+# > bad input is refused. The two give the same numbers: that is what the checks have compared.
 #
 # ## What to remember
 #
@@ -854,11 +865,42 @@ print("to write:", ", ".join(name for name, own in WRITTEN.items() if not own) o
 #
 # ## Exercises
 #
-# **1 (think · 10 minutes · 3 marks).** Your `inverse` runs the whole prefix again for each token. How many token positions does a block compute
-# for an image, as $N$ grows? What does the package keep between two steps, and what does that cost in memory?
+# **1 (think · 10 minutes · 3 marks).** Your `inverse` runs the whole prefix again for each token. How many token positions
+# does a block compute for an image, as $N$ grows? What does the package keep between two steps, and what does that cost in
+# memory?
 #
-# **2 (a few lines · 20 minutes · 3 marks).** Give `Model` the paper's student: $(z - \mu) \odot \sigma$ in `Student.path`, as in the forward pass.
-# Train both forms for equally many steps. Which error is smaller at the start, and which at the end (notebook 05)?
+# <details><summary>Solution</summary>
 #
-# **3 (open · 60 minutes · 6 marks).** Write the data set of your choice into `train`: `Sizes(tokens=49, patch=4, levels=256, informative=8)` fits
-# MNIST. What else must change, and how good is the score after ten minutes? (`Pixels` and `fit` need no change.)
+# $2 + 3 + \dots + N = N(N + 1)/2 - 1$ positions, where one at a time would be $N - 1$: at $N = 16$ nine times as many, at
+# $N = 256$ more than a hundred times. The package keeps the keys and values of all layers, for one block at a time:
+# $2 N W$ numbers for each layer and image. Nothing else of the prefix is needed again, because the network is causal: what
+# it computed for earlier tokens cannot change.
+#
+# </details>
+#
+# **2 (a few lines · 20 minutes · 3 marks).** Write the paper's form of the student: $(z - \mu) \odot \sigma$ in
+# `Student.path`, as in the forward pass. Train both forms for equally many steps. Which error is smaller at the start, and
+# which at the end (notebook 05)?
+#
+# <details><summary>Solution</summary>
+#
+# One line of `path` becomes `z = block.flip((z - mu) * log_sigma.exp())`. (Check 9 then fails, as it compares with the
+# other form.) The inverse form starts far nearer, since with the teacher's weights and without the mask it is almost a
+# sweep of the parallel inverse; the forward form scales the wrong way. After equally few steps the inverse form is still
+# ahead, and after thousands by little.
+#
+# </details>
+#
+# **3 (open · 60 minutes · 6 marks).** Train on another data set. `Sizes(tokens=49, patch=4, levels=256, informative=8)`
+# fits MNIST, and `load_split` knows its name. What else must change, and how good is the score after ten minutes? (`Pixels`
+# and `fit` need no change.)
+#
+# <details><summary>Solution</summary>
+#
+# What is written out for 8×8 digits has to change: the 64 and the 17 in the bits/dim of the test images and of the curve,
+# and those images, their labels and their noise, which are now of another set. The checks stay with the digits. A width of
+# 64 is small for tokens of 16 channels: try 128. Compare the score with that of the shipped model of the same data
+# (`results/mnist.json`), which was trained for longer, and say how many steps yours had: a score without its budget
+# means little.
+#
+# </details>

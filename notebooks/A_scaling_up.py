@@ -70,8 +70,8 @@ def stacked_bar(axes, row, parts):
 # A transformer layer of width $W$ has $12W^2 + 13W$ parameters: $4W^2$ in attention, $8W^2$ in the two layers of the
 # MLP, and the rest in biases and norms. Everything around the layers ought to be small.
 #
-# *Predict first:* the prior of the 1.1B model at patch 16 has 12 layers of width 768. Which share of its parameters is
-# in these layers?
+# *Predict first:* the prior of the 1.1B model at patch 16 has 12 layers of width 768. What share of its parameters is in
+# these layers?
 
 # %% tags=["hide-output"]
 counts = {name: count(preset.model) for name, preset in presets.items()}
@@ -91,23 +91,24 @@ left.set_yticks(range(4), names)
 plt.show()
 
 # %% tags=["nbval-check-output"]
-print("million parameters       flow  prior  of it: token head  shared head")
+print("million parameters       flow  prior  with token head  shared head")
 for name, parts in counts.items():
     flow, prior, token_head, shared_head = (
         parts[part] / 1e6 for part in ("flow", "prior", "token_head", "redundant_head")
     )
-    print(f"{name:22} {flow:6.0f} {prior:6.0f} {token_head:18.0f} {shared_head:12.0f}")
+    print(f"{name:22} {flow:6.0f} {prior:6.0f} {token_head:16.0f} {shared_head:12.0f}")
 assert abs(counts["farmer-1.1b-p16"]["prior"] / 1e6 - 295) < 1  # fits the paper at patch 16 ...
-assert abs(counts["farmer-1.1b-p8"]["flow"] / 1e6 - 828) < 1  # ... and this one at patch 8
-assert counts["farmer-1.9b-p16"]["prior"] / 1e6 - 498 > 80  # and this one does not
+assert abs(counts["farmer-1.1b-p8"]["flow"] / 1e6 - 828) < 1  # ... and this one at patch 8 ...
+assert counts["farmer-1.9b-p16"]["prior"] / 1e6 - 498 > 80  # ... and this one does not
 
 # %% [markdown]
 # Less than a third. The mixture that all redundant channels share (notebook 03) has $K_R = 200$ components of
-# $R = 640$ channels, and one linear layer predicts all of its $200 \cdot (1 + 2 \cdot 640)$ numbers.
+# $R = 640$ channels, and one linear layer predicts all of its $200 \cdot (1 + 2 \cdot 640)$ numbers: that head is most of
+# the prior. (The blue part of a bar has the embeddings, too, which are small.)
 #
-# > **The paper** gives one count for each part, and no patch size. **We** find its AR of 1.1B at patch 16, and its AF
-# > at patch 8. Neither patch size fits both. The AR of 1.9B fits at neither: at patch 16 the shared head makes it
-# > larger than the paper's, at patch 8 it is smaller. At patch 8 the split is ours (32 + 160 of 192 channels).
+# > **The paper** gives one count for each part (the black marks), and no patch size. **We** find its AR of 1.1B at patch
+# > 16, and its AF at patch 8. Neither patch size fits both. The AR of 1.9B fits at neither: at patch 16 the shared head
+# > makes it larger than the paper's, at patch 8 it is smaller. At patch 8 the split is ours (32 + 160 of 192 channels).
 #
 # ## Operations
 #
@@ -161,20 +162,20 @@ for row, (patch, parts) in enumerate(shares.items()):
     axes.text(1.02, row, text, va="center", backgroundcolor="w")
 legend = ["flow, matrices", "flow, attention", "prior, and projections of both"]
 figure.legend(legend, ncols=3, loc="outside lower center", fontsize=8)
-axes.set(title="Operations of a training step, 1.1B", xlabel="share", xlim=(0, 1.36))
-axes.set(ylim=(3.6, -0.6))
+axes.set(title="Operations of a training step, 1.1B", xlim=(0, 1.36), ylim=(3.6, -0.6))
+axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
 axes.set_yticks(range(4), [f"patch {p}, N = {(256 // p) ** 2:,}" for p in shares])
 plt.show()
 
 # %% [markdown]
-# At none of these. Attention takes half of a layer's operations where $N$ is $6W = 4608$. What you pay for is tokens:
+# At none of these. Attention takes half of a layer's operations only where $N$ is $6W = 4608$. What you pay for is tokens:
 # patch 8 has four times as many as patch 16, and takes a little more than four times the operations. Most of them go to
 # the flow.
 #
 # ## Memory
 #
 # Some numbers are kept all the time, in float32: weights, gradients, the two moments of AdamW, and the moving average
-# of the weights. That makes 20 bytes for each parameter, the *state*. On top of it come *activations*, what the forward
+# of the weights. That makes 20 bytes for each parameter, the *state*. On top of it come *activations*, which the forward
 # pass keeps for the backward pass, for each image. *Checkpointing* keeps only the inputs of layers and computes the
 # rest a second time, at the cost of one more forward pass.
 #
@@ -200,26 +201,27 @@ for axes, processes in zip(panels, (1, 8), strict=True):
         stacked_bar(axes, row, [0.4 * state, 0.4 * state, 0.2 * state, activations])
     axes.axvline(80e9 / GiB, color="k", ls="--", lw=1.2)
     axes.set(title={1: "one GPU, or DDP", 8: "FSDP on 8"}[processes], xlabel="GiB on each GPU")
-legend = ["80 GB", "weights, gradients", "moments", "average", "activations of 32 images"]
+legend = ["80 GB", "weights, gradients", "moments", "moving average", "activations of 32 images"]
 figure.legend(legend, ncols=5, fontsize=8, loc="outside lower center")
 panels[0].set_yticks(range(8), [f"{name[7:]}{', checkpoints' * c}" for name, c in rows])
 panels[0].invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# Activations, by far, if there are no checkpoints. So there are two remedies, each for its own shortage: checkpoints
-# for the activations, and for the state the second of these two ways to share the work.
+# Activations, if there are no checkpoints: half as much again as the whole state at patch 16, and about six times as much
+# at patch 8 (left panel). With checkpoints the state takes more, or the two are level. So there are two remedies, each for
+# its own shortage: checkpoints for the activations, and for the state the second of these two ways to share the work.
 #
 # | | each GPU holds | gradients | choose it where |
 # |-|-|-|-|
 # | `--parallel ddp` (distributed data parallel) | the whole state | are averaged over the GPUs | the state fits |
-# | `--parallel fsdp` (fully sharded data parallel) | its part of the state | are averaged, each part where it lives | it does not |
+# | `--parallel fsdp` (fully sharded data parallel) | its part of the state | are averaged, each part on its own GPU | it does not |
 #
 # With FSDP, the weights of a layer are brought together when its turn comes, and dropped again. Activations need no
 # sharing, as each GPU has its own images.
 
 # %% tags=["nbval-check-output"]
-print("8 H100, FSDP     images that fit  with checkpoints  days at 45% of peak")
+print("8 H100, FSDP      images per GPU  with checkpoints  days at 45% of peak")
 for name, preset in presets.items():
     state = state_bytes(counts[name]["total"], 8)
     plain, checkpointed = (images_that_fit(state, image) for image in kept[name])
@@ -228,20 +230,20 @@ for name, preset in presets.items():
     print(f"{name:16} {plain:15d} {checkpointed:17d} {days:20.1f}")
 
 # %% [markdown]
-# These are images on one GPU, with 4 GiB left free, and days for 320 epochs without checkpoints. That a model reaches
-# 45% of an H100's peak of 989 TFLOP/s is a goal, not a measurement: training logs images per second and the share of
-# the peak, and `make check-gpu` measures it on your GPU.
+# These are the images that fit on each GPU, with 4 GiB left free, and days for 320 epochs without checkpoints. That a
+# model reaches 45% of an H100's peak of 989 TFLOP/s is a goal, not a measurement: training logs images per second and the
+# share of the peak, and `make check-gpu` measures it on your GPU.
 #
 # ## The rule of randomness
 #
-# In a training step every image gets noise, perhaps a mirror, perhaps the null class, and dropout. If all of these came
-# from one stream of random numbers, eight GPUs would train another model than one GPU, and a run that was interrupted
-# another than a run that was not. So the rule is: what happens to image $k$ of step $t$ depends on (seed, $t$, $k$)
-# alone.
+# In a training step every image gets noise, perhaps a horizontal flip, perhaps the null class, and dropout. If all of
+# these came from one stream of random numbers, eight GPUs would train a different model from one GPU, and an interrupted
+# run a different model from one that was not. So the rule is: image $k$ of step $t$ gets random numbers that depend on
+# (seed, $t$, $k$) alone.
 #
 # This can be tested. The halves of a batch, on two GPUs or one after the other (`--accumulate 2`), must give the
 # gradient of the whole. We compute both, in double precision and with dropout on. A second pair of halves breaks the
-# rule: both believe that they are the *first* half.
+# rule: both are told that they are the *first* half.
 
 
 # %%
@@ -269,7 +271,7 @@ whole, first, second = (
 wanted = gradient([whole])
 errors = {
     "two halves": gradient([first, second]) - wanted,
-    "two halves that\nboth come first": gradient([first, second._replace(first=0)]) - wanted,
+    "two halves, both\ntold to be the first": gradient([first, second._replace(first=0)]) - wanted,
 }
 errors = {name: (error.norm() / wanted.norm()).item() for name, error in errors.items()}
 right, wrong = errors.values()
@@ -284,13 +286,13 @@ axes.invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# Two halves give the whole gradient, to the rounding of double precision. Without the right $k$ it is another gradient.
+# Two halves give the gradient of the whole, to the rounding of double precision. With a wrong $k$ it is another gradient.
 #
 # ## The rule of precision
 #
-# The peak of a GPU is stated for *bfloat16*, a format with 8 significant bits. (A T4 has none.) Transformer layers do
-# not mind. The flow does, because $z = (x - \mu)\,\sigma$ must be undone. Here is one affine map there and back, with
-# $\mu$ and $\sigma$ of the first block, and only this line in bfloat16:
+# The peak of a GPU is stated for *bfloat16*, a format with 8 significant bits. (A T4 does not have it.) Transformer layers
+# do not mind. The flow does, because $z = (x - \mu)\,\sigma$ must be undone. Here is one affine map there and back, with
+# $\mu$ and $\sigma$ of the first block, and only this map in bfloat16:
 
 # %% tags=["nbval-check-output"]
 model = Farmer.from_pretrained("digits").to(device)
@@ -328,14 +330,15 @@ assert back["float32"] < min(back["layers"], back["weights"])
 assert max(back.values()) < 1
 
 # %% [markdown]
-# All of them come back to a fraction of a grey level. What is off are only $\mu$ and $\sigma$, which a network in
-# bfloat16 rounds differently token by token than in one pass. (Autocast leaves the inverse alone, so "layers" shows
-# what bfloat16 did on the forward pass.) Training goes no further than "layers": projections, heads and densities
-# switch autocast off around themselves, and the layers, which have nearly all of the operations, run in bfloat16.
+# All of them come back to a fraction of a grey level. Only $\mu$ and $\sigma$ are off, because a network in bfloat16 rounds
+# differently token by token than in one pass. (Autocast leaves the inverse alone, so "layers" shows what bfloat16 did on
+# the forward pass.) Training goes no further than "layers": projections, heads and densities switch autocast off around
+# themselves, and the layers, which have nearly all of the operations, run in bfloat16.
 #
 # ## Start it
 #
-# One GPU; eight of one machine; four machines of eight (the same line on each):
+# One GPU; eight of one machine; four machines of eight (the same command on each); and, without a GPU, two processes
+# that share the digits:
 #
 # ```
 # python -m farmer_ref.train --preset cifar10 --out runs/cifar10 --compile
@@ -344,10 +347,12 @@ assert max(back.values()) < 1
 # torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \
 #     --rdzv-id farmer -m farmer_ref.train --preset farmer-1.9b-p8 \
 #     --dataset folder:data/imagenet --parallel fsdp --compile --out runs/farmer-1.9b
+# torchrun --standalone --nproc-per-node 2 -m farmer_ref.train --preset digits \
+#     --steps 100 --parallel fsdp --out runs/two
 # ```
 #
-# `--batch-size` counts the images of all GPUs together. The last model's 8 images on a GPU fit with FSDP only. You can
-# try that without a GPU: two processes, and the digits.
+# `--batch-size` counts the images of all GPUs together. The 8 images that each GPU gets of `farmer-1.9b-p8` fit with FSDP
+# only.
 #
 # ## What to remember
 #
@@ -374,7 +379,7 @@ assert max(back.values()) < 1
 # </details>
 #
 # **2 (a few lines · 15 minutes · 4 marks).** How many images of `farmer-1.1b-p16` fit on a card of 24 GiB, a tenth of it
-# left free? Answer for one card and for eight, without checkpoints and with them.
+# left free? Answer for one card and for eight that share the state, without checkpoints and with them.
 
 
 # %% tags=["raises-exception"]
@@ -453,10 +458,10 @@ assert plan(16, 256).epochs > 3 * plan(8, 256).epochs, "four times as many token
 # `python solutions/solution_A.py` prints a table. If the paper's 320 epochs are to be kept, patch 16 allows a width of
 # 320 (400 epochs) and not quite 384 (289); patch 8 does not even allow 192 (188). If fewer epochs will do, everything
 # is open: which width is best at a fixed number of operations is an experiment (exercise 3 of notebook 00), not a
-# count. Patch 16 and width 256 are a sane start.
+# count. Patch 16 and width 256 are a sensible start.
 #
 # What the table leaves out: quality; that narrow layers may not reach 45% of the peak; that a sample costs one pass for
 # each token (patch 8 has four times as many); reading the images; and the runs that fail before the one that counts. At
-# width 256, the 320 epochs take little more than half of the hours. Keep the rest for those.
+# width 256, the 320 epochs take little more than half of the hours, which leaves the rest for such runs.
 #
 # </details>

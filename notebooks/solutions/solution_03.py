@@ -59,7 +59,7 @@ def unexplained(chosen: list[int], train: Tensor, unseen: Tensor) -> float:
 
 
 def clusters(correlation: Tensor, count: int, method: str) -> list[Tensor]:
-    """Channels clustered by 1 - |correlation|, from the bottom up: the channels of each cluster."""
+    """Agglomerative clusters by the distance 1 - |correlation|: the channels of each."""
     distance = (1 - correlation.abs()).clamp(min=0).fill_diagonal_(0)
     tree = linkage(squareform(distance.numpy(), checks=False), method)
     cluster = torch.from_numpy(fcluster(tree, count, "maxclust"))
@@ -67,7 +67,7 @@ def clusters(correlation: Tensor, count: int, method: str) -> list[Tensor]:
 
 
 def representatives(correlation: Tensor, informative: int) -> list[int]:
-    """Of each of I clusters the channel that is most correlated with the others of it."""
+    """From each of I clusters, the channel that is most correlated with the rest of its cluster."""
     members = clusters(correlation, informative, "complete")
     return [int(m[correlation[m][:, m].abs().sum(1).argmax()]) for m in members]
 
@@ -96,7 +96,7 @@ def trained_with(chosen: list[int], steps: int, seed: int = 0) -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    counts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16]
+    counts = list(range(17))
     for count, (own, other) in zip(
         counts, shares(Farmer.from_pretrained("mnist"), counts), strict=True
     ):

@@ -1,4 +1,4 @@
-"""Solutions of notebook 06: who may abstain reads better, and what a background model does to blank images."""
+"""Solutions of notebook 06: a classifier that may abstain errs less, and what a background does to blank images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from farmer_ref.data.sets import batches, load_split
 
 
 def accuracy_of_the_surest(probabilities: Tensor, labels: Tensor, share: float) -> float:
-    """The accuracy among the `share` of images whose most probable class is the most probable."""
+    """The accuracy among the `share` of images whose predicted class has the highest probability."""
     confidence, predicted = probabilities.max(1)
     surest = confidence.argsort(descending=True)[: round(share * len(labels))]
     return (predicted == labels)[surest].double().mean().item()
@@ -30,7 +30,7 @@ def background(train: Tensor, levels: int, positions: bool) -> Tensor:
 
 
 def ratio_score(likelihood: Tensor, values: Tensor, log_h: Tensor) -> Tensor:
-    """-(log p - log h), (B,): strange is what the model likes no better than the background does."""
+    """-(log p - log h), (B,), from the score -log p: strange is what the model likes no better than h does."""
     levels = values.long().unsqueeze(-1)
     return likelihood + log_h.expand(*levels.shape[:-1], -1).gather(-1, levels).sum((1, 2, 3, 4))
 

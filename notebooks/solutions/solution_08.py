@@ -241,15 +241,15 @@ class Mixture(NamedTuple):
 def candidate_log_weights(
     conditional: Mixture, unconditional: Mixture, candidates: Tensor, *, first: int, w: float
 ) -> Tensor:
-    """log p' / q (B,S) of candidates (B,S,D), with p' = p_c (p_c / p_u)^w; the `first` are from q = p_c   (Alg. 1)
+    """log p' / q (B,S) of candidates (B,S,D), with p' = p_c (p_c / p_u)^w   (Alg. 1)
 
-    The others are from q = p_u. So the exponent of p_c / p_u is w for the first, and w + 1 for the others.
+    The `first` of them are from q = p_c, the others from q = p_u.
     """
     log_c, log_u = (
         Mixture(*(part.unsqueeze(1) for part in mixture)).log_prob(candidates)
         for mixture in (conditional, unconditional)
     )
-    exponent = w + (torch.arange(candidates.shape[1]) >= first).to(candidates)
+    exponent = w + (torch.arange(candidates.shape[1]) >= first).to(candidates)  # w, or w + 1
     return exponent * (log_c - log_u)
 
 
