@@ -86,6 +86,7 @@ class Linear(nn.Linear):
             and x.device.type == "cpu"
             and x.numel() >= LEAST_ROWS * self.in_features
             and not torch.is_autocast_enabled("cpu")
+            and not torch._C._are_functorch_transforms_active()  # of torch.func, which need rules that Product lacks
         ):
             return Product.apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)
         return F.linear(x, self.weight, self.bias)
