@@ -51,7 +51,10 @@ def checked_labels(
         low, high = int(numbers.min()), int(numbers.max())
         if low < NULL_LABEL or high >= classes:
             wrong = low if low < NULL_LABEL else high
-            raise InputError(f"label is {wrong}; allowed: 0 to {classes - 1}, or -1 for no label")
+            allowed = (
+                f"0 to {classes - 1}, or -1 for no label" if classes else "-1, for no label, in a model without labels"
+            )
+            raise InputError(f"label is {wrong}; allowed: {allowed}")
     return numbers
 
 
