@@ -50,6 +50,10 @@ def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(tmp_path):
     assert (state["step"], state["skipped"]) == (6, 2)
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     assert trainer.optimiser.state[next(trainer.model.parameters())]["step"] == 4
+    resumed = trainer_with_loss(tmp_path, loss, steps=6)
+    resumed.resume()
+    assert (resumed.step, resumed.skipped) == (6, 2)
+    assert {float(state["step"]) for state in resumed.optimiser.state.values()} == {4.0}  # AdamW counts its own steps
 
 
 def test_many_non_finite_steps_end_the_run_and_keep_the_checkpoint(tmp_path):
