@@ -239,7 +239,7 @@ class PixelClassifier:
         return torch.from_numpy(self._classifier.decision_function(self._pixels(values))).reshape(len(values), -1)
 
     def class_scores(self, values: Tensor) -> Tensor:
-        """What the class is chosen by, one column a class: the same as `scores`."""
+        """The scores by which the class is chosen, the same as `scores`."""
         return self.scores(values)
 
     def accuracy(self, values: Tensor, labels: Tensor) -> float:

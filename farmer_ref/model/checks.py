@@ -1,4 +1,4 @@
-"""What would end in a wrong number or a traceback, checked: images, labels, the weights of a draw, inference mode.
+"""Checks of what would end in a wrong number or a traceback: images, labels, the weights of a draw, inference mode.
 
 Legend: B batch.
 """
