@@ -136,7 +136,7 @@ class HistogramPixels(nn.Module):
             channel = torch.arange(self.channels, device=images.device)[:, None, None]
             mass, below = (table[channel, level.long()] for table in (mass, below))
             distribution = TAIL + WIDTH * (below + mass * (place - level))
-            distribution = distribution.clamp(TAIL, 1 - TAIL)  # only images outside of [-1, 1] reach the ends
+            distribution = distribution.clamp(TAIL, 1 - TAIL)  # only images outside of [-1, 1] pass the ends
             exporting = torch.compiler.is_exporting()  # ONNX has no Phi^-1
             z = normal_quantile(distribution) if exporting else torch.special.ndtri(distribution)
             log_slope = (WIDTH * mass * (self.levels / 2)).log() + 0.5 * (z.square() + math.log(2 * math.pi))
