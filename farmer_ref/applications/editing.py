@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from farmer_ref.model.config import NULL_LABEL
+from farmer_ref.model.checks import checked_labels
 from farmer_ref.model.farmer import Farmer, evaluating
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.support.errors import require
@@ -27,9 +27,7 @@ def change_class(
 ) -> Tensor:
     """Images (B,C,H,W) under new labels (B,): keeps Z_R and redraws Z_I from p(Z_I | c). Not clipped."""
     _require_split(model)
-    for label in new_labels.unique().tolist():
-        allowed = f"0 to {model.config.num_classes - 1}, or -1 for any class"
-        require(NULL_LABEL <= label < model.config.num_classes, "label", label, allowed)
+    new_labels = checked_labels(new_labels, len(images), classes=model.config.num_classes, device=images.device)
     with evaluating(model):
         _, redundant = model.prior.split(model.encode(images, labels)[0])
         informative, _ = model.prior.split(model.prior.sample(new_labels, guidance, generator=generator))

@@ -103,7 +103,7 @@ def sample_scores(
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge says of some samples: how many are of their label, and the moments of their scores; None of none."""
+    """How many samples a classifier assigns to their label, and the moments of their scores (None without samples)."""
 
     right: int
     moments: Moments | None

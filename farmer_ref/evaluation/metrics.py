@@ -13,6 +13,7 @@ from torch import Tensor
 
 from farmer_ref.data.order import random_seed
 from farmer_ref.data.sets import ImageData, batches, evenly_spread
+from farmer_ref.model.checks import checked_labels
 from farmer_ref.model.farmer import Farmer, LikelihoodTerms, evaluating
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.student import OneStepStudent
@@ -40,7 +41,10 @@ def terms_over_draws(
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device)
-    labels = None if labels is None or not model.config.num_classes else labels.to(device)
+    if labels is not None and (classes := model.config.num_classes):
+        labels = checked_labels(labels, len(values), classes=classes, device=device).to(device)
+    else:
+        labels = None
     numbers = range(len(values)) if numbers is None else numbers
     values, rows = values.to(device), []
     with evaluating(model):
@@ -235,7 +239,7 @@ class PixelClassifier:
         return torch.from_numpy(self._classifier.decision_function(self._pixels(values))).reshape(len(values), -1)
 
     def class_scores(self, values: Tensor) -> Tensor:
-        """What the class is chosen by, one column a class: the same as `scores`."""
+        """The scores by which the class is chosen, the same as `scores`."""
         return self.scores(values)
 
     def accuracy(self, values: Tensor, labels: Tensor) -> float:

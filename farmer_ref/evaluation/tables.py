@@ -34,7 +34,7 @@ class Row:
     paper: str = ""
     """What the paper reports."""
     steps: int | None = None
-    """Train for so many steps, in place of --seconds-per-run."""
+    """Train for this many steps, in place of --seconds-per-run."""
     form: StudentForm = "forward"
     """With --student: that student's form."""
 
@@ -47,9 +47,9 @@ class Claim:
     second: str
     alike_within: float | None = None
     at_least: float = 0.0
-    """Better by so much."""
+    """Better by at least this much."""
     others: tuple[str, ...] = ()
-    """Rows of which the same is said as of the first: one claim, which holds if it holds of all."""
+    """More rows that are said to be better, too: one claim, which holds if it holds for all of them."""
 
     @property
     def firsts(self) -> tuple[str, ...]:

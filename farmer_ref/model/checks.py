@@ -1,4 +1,4 @@
-"""What would end in a wrong number or a traceback, checked: images, labels, the weights of a draw, inference mode.
+"""Checks of what would end in a wrong number or a traceback: images, labels, the weights of a draw, inference mode.
 
 Legend: B batch.
 """
@@ -51,7 +51,10 @@ def checked_labels(
         low, high = int(numbers.min()), int(numbers.max())
         if low < NULL_LABEL or high >= classes:
             wrong = low if low < NULL_LABEL else high
-            raise InputError(f"label is {wrong}; allowed: 0 to {classes - 1}, or -1 for no label")
+            allowed = (
+                f"0 to {classes - 1}, or -1 for no label" if classes else "-1, for no label, in a model without labels"
+            )
+            raise InputError(f"label is {wrong}; allowed: {allowed}")
     return numbers
 
 

@@ -145,7 +145,7 @@ class ModelConfig:
 
     @property
     def gradient_bytes(self) -> int:
-        """About what a gradient takes for one image where layers are recomputed, in float32 (`training.costs` counts).
+        """About what a gradient for one image takes in float32 if layers are recomputed (exactly: `training.costs`).
 
         The inputs of all layers; the flow's tokens and the mixtures, some numbers for each; and one layer's own.
         """

@@ -82,7 +82,7 @@ class CouplingFlow(Flow):
 def _halves_of_channels(channels: int) -> Iterator[list[bool]]:
     """Which channels (D) a block keeps, without end: a random half, then the other one, then a new half, and so on.
 
-    All flows of so many channels have the same. No division into halves comes again before all have come.
+    All flows of so many channels have the same. No division into halves repeats before all have appeared.
     """
     generator, seen = random.Random(0), set()
     divisions = math.comb(channels, channels // 2) // (2 if channels % 2 == 0 else 1)

@@ -199,7 +199,7 @@ def export_onnx(model: Farmer, folder: str | Path) -> list[Path]:
     for name, graph in graphs(model).items():
         weights = sum(parameter.nbytes for parameter in graph.module.parameters())
         paths.append(folder / f"{name}.onnx")
-        with warnings.catch_warnings():  # that one name for the batch of all inputs is one name
+        with warnings.catch_warnings():  # all inputs give their batch dimension the same name
             warnings.filterwarnings("ignore", "# The axis name", UserWarning)
             torch.onnx.export(
                 exported(graph),

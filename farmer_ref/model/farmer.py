@@ -214,11 +214,7 @@ class Farmer(Pretrained, nn.Module):
             self._require_noise()
         with evaluating(self):
             z = self.prior.sample(
-                labels,
-                guidance,
-                redundant_temperature=redundant_temperature,
-                generator=generator,
-                progress=progress,
+                labels, guidance, redundant_temperature=redundant_temperature, generator=generator, progress=progress
             )
             images = self.decode(z, labels, student=student, method=method, progress=progress)
             images = self.denoise(images, labels) if denoise else images
@@ -262,10 +258,11 @@ def _check_method(method: str, student: object) -> None:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without dropout, inside the `with` block; the previous mode after it."""
-    training = model.training
+    """Evaluation mode, without dropout, inside the `with` block; after it, the mode that each module had."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True

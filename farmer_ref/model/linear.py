@@ -35,7 +35,7 @@ def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @functools.cache
 def least_weights() -> float:
-    """The weights of a layer from which oneDNN trains it faster: 0 on AMD's Zen 5, infinity where it never does.
+    """The number of weights from which a layer trains faster by oneDNN: 0 on AMD's Zen 5, infinity where none does.
 
     Zen 5 computes 512 bits at once; Zen 4 takes two turns, and gains enough only where there is much to compute.
     """
@@ -61,7 +61,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of the loss with respect to x, W and b. Products again, so that they can be differentiated once more."""
+        """The gradients of the loss for x, W and b: products again, so that they can be differentiated once more."""
         (x, weight), (x_wanted, weight_wanted, bias_wanted) = ctx.saved_tensors, ctx.needs_input_grad
         product = Product.apply if torch.is_grad_enabled() else Product.forward
         to_x = product(gradient, weight.T, None) if x_wanted else None
@@ -86,6 +86,7 @@ class Linear(nn.Linear):
             and x.device.type == "cpu"
             and x.numel() >= LEAST_ROWS * self.in_features
             and not torch.is_autocast_enabled("cpu")
+            and not torch._C._are_functorch_transforms_active()  # of torch.func, which need rules that Product lacks
         ):
             return Product.apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)
         return F.linear(x, self.weight, self.bias)

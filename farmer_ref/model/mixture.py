@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from farmer_ref.model.checks import draw_places
 from farmer_ref.model.precision import float32_at_least
 
-DIRECTLY = 2**15  # numbers of a shared mixture and its vectors, up to which they are subtracted one by one
+DIRECTLY = 2**15  # elements T K D of a shared mixture at T vectors, up to which each is computed by itself
 LOG_SCALE_FLOOR = -7.0  # a component is never narrower than e^-7 = .0009: well below the paper's final noise of .005
 
 

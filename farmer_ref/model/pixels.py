@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from farmer_ref.model.precision import float32_at_least
 from farmer_ref.support.errors import InputError
 
-TAIL = 1e-7  # F is kept this far from 0 and 1, so |z| < 5.2; float32 places a pixel in its cell no better
+TAIL = 1e-7  # F is mapped to [TAIL, 1 - TAIL], so |z| < 5.2; float32 places a pixel in its cell no better
+WIDTH = 1 - 2 * TAIL  # of that interval
 
 # Numerators and denominators of algorithm AS 241 (Wichura 1988), constant term first: the centre, and the tails.
 # fmt: off
@@ -83,7 +84,7 @@ class LinearPixels(nn.Module):
 
 
 class HistogramPixels(nn.Module):
-    """z = Phi^-1(F(x)) for every pixel x, with F from the histogram of its colour channel; exact and invertible.
+    """z = Phi^-1(TAIL + WIDTH F(x)) for every pixel x, with F from the histogram of its colour channel; invertible.
 
     The histogram is part of the model: `fit` counts it once, on training images, and it is stored with the weights,
     as integers, so that no change of precision moves it.
@@ -126,7 +127,7 @@ class HistogramPixels(nn.Module):
         return z.to(dtype), log_slope.sum((1, 2, 3)).to(dtype)
 
     def pixel_by_pixel(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B,C,H,W) to z and log dz/dx = log f(x) - log phi(z) of each pixel, both (B,C,H,W) in float64."""
+        """Images (B,C,H,W) to z and log dz/dx = log (WIDTH f(x)) - log phi(z) of each pixel, both in float64."""
         self.check_fitted()
         with torch.autocast(images.device.type, enabled=False):
             mass, below = self._tables()
@@ -134,23 +135,23 @@ class HistogramPixels(nn.Module):
             level = place.floor().clamp(0, self.levels - 1)  # (B,C,H,W)
             channel = torch.arange(self.channels, device=images.device)[:, None, None]
             mass, below = (table[channel, level.long()] for table in (mass, below))
-            distribution = below + mass * (place - level)
-            distribution = distribution.clamp(TAIL, 1 - TAIL)
+            distribution = TAIL + WIDTH * (below + mass * (place - level))
+            distribution = distribution.clamp(TAIL, 1 - TAIL)  # only images outside of [-1, 1] pass the ends
             exporting = torch.compiler.is_exporting()  # ONNX has no Phi^-1
             z = normal_quantile(distribution) if exporting else torch.special.ndtri(distribution)
-            log_slope = (mass * (self.levels / 2)).log() + 0.5 * (z.square() + math.log(2 * math.pi))
+            log_slope = (WIDTH * mass * (self.levels / 2)).log() + 0.5 * (z.square() + math.log(2 * math.pi))
             log_slope = log_slope.masked_fill((images < -1) | (images > 1), -math.inf)
         return z, log_slope
 
     def inverse(self, z: Tensor) -> Tensor:
-        """z (B,C,H,W) to images in [-1, 1]: x = F^-1(Phi(z)), never rounded out of the cell it belongs to."""
+        """z (B,C,H,W) to images in [-1, 1], F(x) = (Phi(z) - TAIL) / WIDTH; none is rounded up out of its cell."""
         self.check_fitted()
         dtype = float32_at_least(z.dtype)
         with torch.autocast(z.device.type, enabled=False):
             mass, below = self._tables()
-            distribution = torch.special.ndtr(z.double()).transpose(0, 1)  # (C,B,H,W)
+            distribution = ((torch.special.ndtr(z.double()) - TAIL) / WIDTH).clamp(0, 1).transpose(0, 1)  # (C,B,H,W)
             flat = distribution.flatten(1).contiguous()  # (C,B*H*W)
-            level = (torch.searchsorted(below, flat, right=True) - 1).clamp(min=0)
+            level = torch.searchsorted(below, flat, right=True) - 1
             share = ((flat - below.gather(1, level)) / mass.gather(1, level)).clamp(
                 0, 1 - self.levels * torch.finfo(dtype).eps
             )

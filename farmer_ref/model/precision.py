@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 EXACT = ("none", "ieee")  # the settings under which products of float32 matrices are not rounded
 
 
@@ -34,13 +35,11 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
 
     Autocast is off, and so is TF32, whatever the settings outside.
     """
-    matmul = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    settings = {backend.fp32_precision for backend in matmul}
     with without_autocast(tensor):
-        if settings <= {*EXACT}:
+        if {backend.fp32_precision for backend in BACKENDS} <= {*EXACT}:
             yield
             return
-        with _products("highest", "medium" if "bf16" in settings else "high"):
+        with _products("highest"):
             yield
 
 
@@ -50,14 +49,18 @@ def rounded_products() -> Iterator[None]:
 
     For a training step alone: what is measured or drawn between two steps is not rounded.
     """
-    with _products("high", "highest"):
+    with _products("high"):
         yield
 
 
 @contextlib.contextmanager
-def _products(inside: str, outside: str) -> Iterator[None]:
-    torch.set_float32_matmul_precision(inside)
+def _products(precision: str) -> Iterator[None]:
+    """A context in which products of float32 matrices have a precision; after it, what was set for each backend."""
+    before = [backend.fp32_precision for backend in BACKENDS]
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(outside)
+        torch.set_float32_matmul_precision("medium" if "bf16" in before else "high" if "tf32" in before else "highest")
+        for backend, setting in zip(BACKENDS, before, strict=True):  # a user may have set one of them alone
+            backend.fp32_precision = setting

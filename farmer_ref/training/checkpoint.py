@@ -49,7 +49,7 @@ class State:
     skipped: Whole
     """Steps whose gradient was not finite."""
     skipped_in_a_row: Whole
-    """The last of these, if the last steps are."""
+    """How many of the latest steps were skipped without a break."""
     files: Whole
     """Files of tensors."""
     checksums: dict[str, str] = field(default_factory=dict)

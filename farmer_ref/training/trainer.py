@@ -347,8 +347,8 @@ class Trainer:
         self.interrupted_by = number
 
     def leave(self) -> None:
-        """End the command with the exit code of the signal that ended the run early, if one did: what was to follow,
-        in a Makefile or in a benchmark, must not take the run for a whole one."""
+        """End the command with the exit code of the signal that ended the run early, if one did, so that nothing that
+        follows, in a Makefile or a benchmark, mistakes it for a finished run."""
         if self.progress < 1:
             raise SystemExit(128 + (self.interrupted_by or signal.SIGTERM))  # or it came to another process
 

@@ -3,7 +3,7 @@
 The model FLOP utilisation (MFU) compares the model's products with the bfloat16 peak. This code also has products that
 are not bfloat16, attention, and traffic to memory between products. A step is run on fake tensors (shapes without
 memory), every operation is counted, and each kind of work is divided by the rate of an H100's data sheet, times the
-share of it that good kernels reach (our guess). Waiting for data, for other GPUs or for Python is not in it.
+share of it that good kernels reach (our guess). Waiting for data, for other GPUs or for Python is not counted.
 """
 
 from __future__ import annotations

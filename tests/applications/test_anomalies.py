@@ -3,8 +3,9 @@
 import torch
 from conftest import small_model
 
-from farmer_ref.applications.anomalies import AnomalyScorer
+from farmer_ref.applications.anomalies import AnomalyScorer, compressed_length
 from farmer_ref.data.sets import batches, load_split
+from farmer_ref.evaluation.metrics import terms_over_draws
 
 
 def test_the_likelihood_calls_blank_images_normal_and_the_others_do_not(digits):
@@ -21,6 +22,25 @@ def test_the_likelihood_calls_blank_images_normal_and_the_others_do_not(digits):
     stranger = {name: float((blank[name][:, None] > usual[name]).double().mean()) for name in usual}
     assert stranger["likelihood"] < 0.4
     assert stranger["complexity"] > 0.95 and stranger["terms and complexity"] > 0.95
+
+
+def test_features_and_scores_by_hand():
+    """The terms of the likeliest class, averaged over draws; each score from them."""
+    model = small_model().float()
+    values = torch.randint(17, (12, 2, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    scorer = AnomalyScorer(model, values, torch.arange(12) % 2, draws=3)  # of three classes, two
+    rows = []
+    for number, image in enumerate(values):
+        options = {"draws": 3, "seed": 0, "numbers": [number]}
+        both = [terms_over_draws(model, image[None], torch.tensor([c]), **options) for c in (0, 1)]
+        likeliest = max(both, key=lambda terms: float(terms.total.mean()))
+        rows.append([*(float(term.mean()) for term in likeliest), float(compressed_length(image[None]))])
+    features = torch.tensor(rows, dtype=torch.float64)
+    assert torch.allclose(scorer.features(values), features, atol=1e-3)
+    log_p, found = features[:, :3].sum(1), scorer.scores(values)
+    assert torch.allclose(found["likelihood"], -log_p, atol=1e-2)
+    assert torch.allclose(found["typicality"], (log_p - log_p.mean()).abs(), atol=1e-2)
+    assert torch.allclose(found["complexity"], -log_p - features[:, 3], atol=1e-2)
 
 
 def test_a_term_that_never_changes_does_not_count():

@@ -23,8 +23,9 @@ def test_bayes_rule_is_that_of_the_densities(digits):
     log_probs = class_log_probs(digits, values, draws=2, seed=3, batch_size=60)
     with torch.no_grad():
         one = class_log_probs(digits, values, draws=1, seed=3, batch_size=60)
-        same = terms_over_draws(digits, values, torch.full((60,), 4), draws=1, seed=3).total[0]
-    assert torch.allclose(one[:, 4], same, atol=1e-3)
+        first, second = terms_over_draws(digits, values, torch.full((60,), 4), draws=2, seed=3).total
+    assert torch.allclose(one[:, 4], first, atol=1e-3)
+    assert torch.allclose(log_probs[:, 4], torch.logaddexp(first, second) - math.log(2), atol=1e-3)
     assert torch.allclose(class_log_probs(digits, values, draws=2, seed=3, batch_size=7), log_probs, atol=1e-3)
     assert (log_probs >= one - math.log(2) - 1e-3).all()  # a mean is at least half of one of the two
     assert (class_probabilities(log_probs).argmax(1) == labels).double().mean() > 0.9

@@ -22,6 +22,12 @@ def test_edits_keep_what_they_say():
     assert torch.allclose(edited[0], informative) and not torch.allclose(edited[1], redundant)
     with pytest.raises(InputError, match="informative is None; allowed: a model with redundant channels"):
         change_class(small_model(informative=None), images, labels, labels)
+    for wrong, message in (
+        (labels + 1, "label is 3; allowed: 0 to 2, or -1"),
+        (labels[:2], "labels are 2; allowed: 4"),
+    ):
+        with pytest.raises(InputError, match=message):
+            change_class(model, images, labels, wrong)
 
 
 def test_walks_begin_and_end_at_the_images():

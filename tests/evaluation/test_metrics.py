@@ -35,6 +35,10 @@ def test_bits_per_dim_bounds_and_draws():
     tighter = bits_per_dim(model, images, labels, draws=16, importance_weighted=True)
     assert one.shape == (20,)
     assert (tighter < mean).all()  # Jensen
+    total = terms_over_draws(model, images, labels, draws=16, seed=0).total.double()  # (16, 20)
+    log_mean = total[0] + (total - total[0]).exp().mean(0).log()
+    for found, log_p in ((mean, total.mean(0)), (tighter, log_mean)):
+        assert torch.allclose(found.double(), -log_p / (64 * math.log(2)) + math.log2(17 / 2), atol=1e-5)
     assert torch.equal(mean, bits_per_dim(model, images, labels, draws=16))  # seeded
     seeds = [random_seed(0, "dequantise", number, 0) for number in range(20)]
     noise = [torch.rand((1, 8, 8), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
@@ -51,6 +55,9 @@ def test_split_likelihood_is_the_mean_of_its_images_and_parts_add_up():
     assert figures.images == 100
     alone = bits_per_dim(model, data.values, data.labels, draws=2)
     assert figures.bits_per_dim == pytest.approx(float(alone.mean()))
+    assert figures.standard_error == pytest.approx(float(alone.std()) / 10)
+    for name, term in terms_over_draws(model, data.values, data.labels, draws=2, seed=0)._asdict().items():
+        assert getattr(figures, f"{name}_nats_per_dim") == pytest.approx(-float(term.mean()) / 64, abs=1e-6)
     parts = figures.informative_nats_per_dim + figures.redundant_nats_per_dim + figures.logdet_nats_per_dim
     assert parts == pytest.approx(figures.nats_per_dim, abs=1e-6)
     assert figures.bits_per_dim == pytest.approx(figures.nats_per_dim / math.log(2) + math.log2(8.5), abs=1e-6)

@@ -136,6 +136,13 @@ def test_label_out_of_range_is_named(label):
         model.log_prob(images(model), torch.tensor([0, label]))
 
 
+def test_a_model_without_labels_says_so():
+    model = small_model(num_classes=0)
+    assert torch.equal(model.log_prob(images(model), [-1, -1]), model.log_prob(images(model)))
+    with pytest.raises(InputError, match="label is 0; allowed: -1, for no label, in a model without labels"):
+        model.log_prob(images(model), torch.tensor([-1, 0]))
+
+
 def test_image_of_the_wrong_size_is_named():
     model = small_model()
     with pytest.raises(InputError, match=r"images have shape \(2, 2, 8, 6\); allowed: \(batch, 2, 6, 6\)"):
@@ -198,6 +205,9 @@ def test_sampling_and_scoring_switch_dropout_off_for_a_while():
     a, b = (model.sample(torch.tensor([0]), generator=torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(a, b)
     assert model.training
+    model.flow.eval()  # as where the prior alone is trained
+    model.sample(torch.tensor([0]))
+    assert model.training and model.prior.training and not any(module.training for module in model.flow.modules())
 
 
 @pytest.mark.parametrize(
@@ -228,6 +238,8 @@ def test_labels_whose_meaning_is_certain_are_accepted():
         assert torch.equal(model.log_prob(x, labels), model.log_prob(x, wanted))
     assert model.sample([0, 1]).shape == x.shape
     assert model.log_prob(x[:0], []).shape == (0,)
+    values = model.dequantiser.quantise(x)
+    assert torch.equal(bits_per_dim(model, values, [0, 2]), bits_per_dim(model, values, wanted))
 
 
 @pytest.mark.parametrize("method", ["sequential", "jacobi"])

@@ -1,6 +1,7 @@
 """Eq. 15 and Alg. 1: the resampling rule against closed forms and integrals, where it drifts, the naive rule."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -130,10 +131,11 @@ def test_scale_0_obeys_the_temperatures():
     assert pool.z.shape == (1000, 3, 1) and (pool.z == 2.0).all() and pool.distinct is None
 
 
-def test_the_redundant_temperature_acts_under_guidance():
+@pytest.mark.parametrize(("own", "redundant"), [(1.0, 0.0), (0.0, 1.0)])
+def test_the_redundant_temperature_multiplies_t_sigma_under_guidance(own, redundant):
     prior = small_model().prior
-    labels, guidance = torch.tensor([0, 1]), Guidance(scale=2.0)
-    z = prior.sample(labels, guidance, redundant_temperature=0.0, generator=torch.Generator().manual_seed(0))
+    labels, guidance = torch.tensor([0, 1]), Guidance(scale=2.0, scale_temperature=own)
+    z = prior.sample(labels, guidance, redundant_temperature=redundant, generator=torch.Generator().manual_seed(0))
     for row, label in enumerate(labels):
         means = [prior.mixtures(z[row : row + 1], given)[1].mean[0] for given in (label[None], None)]
         distance = (prior.split(z)[1][row][:, None] - torch.cat(means)).abs().sum(-1).min(1).values
@@ -180,6 +182,22 @@ def test_every_temperature_acts_where_it_says():
         log_c, log_u = (mixture.tempered(**tempered).unsqueeze().log_prob(z) for mixture in pair)
         exponent = torch.tensor([1.0] * 64 + [2.0] * 64)
         assert torch.equal(same, z) and torch.allclose(other, exponent * (log_c - log_u))
+
+
+def test_so_many_candidates_come_from_each_side():
+    """T_s = 0 makes all weights equal: p_c, on the right, wins with the share of its candidates."""
+    guidance = Guidance(
+        scale=1.0,
+        resampling_temperature=0.0,
+        candidates_conditional=7,
+        candidates_unconditional=2,
+        redundant_candidates_conditional=3,
+        redundant_candidates_unconditional=5,
+    )
+    pair, generator = (normal(1.0, 0.1, 20_000), normal(-1.0, 0.1, 20_000)), torch.Generator().manual_seed(0)
+    for draw, share in ((draw_token, 7 / 9), (partial(draw_pool, tokens=2), 3 / 8)):
+        z = draw(*pair, guidance=guidance, generator=generator).z
+        assert float((z > 0).double().mean()) == pytest.approx(share, abs=0.015)
 
 
 def test_effective_sample_size():
@@ -357,15 +375,18 @@ def test_conditional_and_unconditional_rows_are_not_mixed_up(monkeypatch):
     """The pair that a rule is given, against two separate passes of the prior."""
     from farmer_ref.model import prior as prior_module
 
-    prior, pairs = small_model().prior, []
+    prior, pairs, sizes = small_model().prior, [], []
 
     def recording(conditional, unconditional, **options):
         pairs.append((conditional.mean, unconditional.mean))
-        return draw_token(conditional, unconditional, **options)
+        found = draw_token(conditional, unconditional, **options)
+        sizes.append(found.effective_sample_size)
+        return found
 
     monkeypatch.setattr(prior_module, "draw_token", recording)
     labels = torch.tensor([2, 0])
-    z = prior.sample(labels, Guidance(scale=1.0), generator=torch.Generator().manual_seed(0))
+    z, report = prior.sample_with_report(labels, Guidance(scale=1.0), generator=torch.Generator().manual_seed(0))
+    assert prior.reverse and torch.equal(report.effective_sample_size, torch.stack(sizes[::-1], 1))  # image order
     for side, given in enumerate((labels, None)):
         means = prior.flip_if_reversed(prior.mixtures(z, given)[0].mean.flatten(2)).unflatten(2, (3, 5))
         assert torch.allclose(torch.stack([pair[side] for pair in pairs], 1), means, atol=1e-9)

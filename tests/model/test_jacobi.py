@@ -38,6 +38,26 @@ def test_windows_choose_the_method_of_each_block():
         assert all(sweeps == 11 for window, sweeps in zip(windows, report.sweeps, strict=True) if window == 1)
 
 
+def test_a_token_has_converged_when_it_has_in_every_image():
+    """The first image's network says nothing: after one sweep, all its tokens stay as they are."""
+    flow = mild_flow(blocks=1)
+    block = flow.blocks[0]
+    network, share = block.shift_and_log_scale, torch.tensor([0.0, 1.0, 1.0]).view(3, 1, 1)
+    block.shift_and_log_scale = lambda x, positions, run: [part * share for part in network(x, positions, run)]
+    z, _ = flow(tokens(count=12))
+    assert torch.equal(z[0], tokens(count=12)[0])
+    assert (inverse_jacobi(flow, z, tolerance=1e-9)[0] - tokens(count=12)).abs().max() <= 1e-9
+
+
+def test_the_residual_is_the_largest_change_that_was_accepted():
+    """Tokens 2 and 3 move by less than a tenth of the tolerance, the others by more, and in the first sweep alone."""
+    block = small_flow(5, blocks=1).blocks[0]
+    shifts = torch.tensor([2e-5, 1e-5, 1.0, 1.0], dtype=torch.float64).view(1, 4, 1).expand(3, 4, 3)
+    block.shift_and_log_scale = lambda x, positions, run: (shifts[:, -x.shape[1] :], torch.zeros_like(x))
+    _, sweeps, residual = jacobi._block_inverse(block, tokens(), None, 1e-3, None)
+    assert sweeps == 2 and residual == pytest.approx(2e-5, rel=1e-9)
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_sweep_survives_a_guess_that_overflows(monkeypatch, broken):
     """An exact inverse that is finite throughout, on the way to which the first sweeps are not.

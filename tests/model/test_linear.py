@@ -43,6 +43,20 @@ def test_small_and_other_inputs_go_to_pytorch(monkeypatch):
 
 
 @needs_onednn
+def test_transforms_of_functions_work_as_with_pytorch_s_layer(monkeypatch):
+    """Gradients image by image, and derivatives along a direction: our product has no rule for either."""
+    layer, x = layer_and_input(monkeypatch, True, shape=(3, 200, 12))
+    plain, x = torch.nn.Linear(12, 7), x.detach()
+    plain.load_state_dict(layer.state_dict())
+    found = []
+    for one in (layer, plain):
+        each = torch.func.vmap(torch.func.grad(lambda image, one=one: one(image).sin().sum()))(x)
+        found.append([each, torch.func.jvp(one, (x,), (x,))[1]])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@needs_onednn
 @pytest.mark.parametrize(
     ("vendor", "family", "expected"),
     [("AuthenticAMD", 26, 0), ("AuthenticAMD", 25, 256 * 256), ("GenuineIntel", 26, math.inf)],

@@ -40,6 +40,28 @@ def test_every_level_goes_there_and_back():
         assert torch.equal(((back + 1) / 2 * LEVELS).floor().long(), values)
 
 
+def test_levels_at_the_ends_that_hardly_occur_go_there_and_back():
+    """Fifty million training pixels, and the darkest and the brightest levels in none: less than TAIL of all."""
+    pixels, values = HistogramPixels(1, 256), torch.arange(256).view(-1, 1, 1, 1)
+    pixels.counts[0] = 1
+    pixels.counts[0, 100:200] = 500_000
+    assert pixels.counts[0, 0] / pixels.counts.sum() < TAIL
+    for dtype in (torch.float64, torch.float32):
+        for place in (0.05, 0.5, 0.95):
+            x = (2 * (values + place) / 256 - 1).to(dtype)
+            z, _ = pixels(x)
+            assert (z.flatten().diff() > 0).all() and z.abs().max() < 5.2
+            assert (pixels.inverse(z) - x).abs().max() < 1e-6
+
+
+def test_no_pixel_is_rounded_up_out_of_its_cell():
+    """Just below the middle of four equal cells: float32 would add 1 to it and find the third, not the second."""
+    pixels = HistogramPixels(1, 4)
+    pixels.fit(torch.arange(4).view(1, 1, 2, 2))
+    x = pixels.inverse(torch.tensor([-1e-12, 0.0]).view(2, 1, 1, 1))
+    assert ((x + 1) / 2 * 4).floor().flatten().tolist() == [1.0, 2.0]
+
+
 def test_the_log_slope_is_that_of_the_map():
     pixels, x = fitted(), images_of(grey_levels(count=2))
     matrix = jacobian(lambda image: pixels(image)[0], x[:1])
@@ -54,7 +76,7 @@ def test_a_pixel_is_standard_normal_and_its_density_that_of_the_histogram():
     assert abs(z.mean()) < 0.02 and abs(z.std() - 1) < 0.02
     log_normal = -0.5 * (z.square() + math.log(2 * math.pi)).sum((1, 2, 3))
     frequency = pixels.counts[0].double() / pixels.counts.sum()
-    wanted = (frequency * LEVELS / 2).log()[values].sum((1, 2, 3))  # log f(x): constant in a cell
+    wanted = (frequency * LEVELS / 2 * (1 - 2 * TAIL)).log()[values].sum((1, 2, 3))  # log f(x): constant in a cell
     assert torch.allclose(log_normal + log_slope, wanted, atol=1e-9)
     cells = torch.linspace(-1, 1, 100_001, dtype=torch.float64)[:-1] + 1e-5  # f integrates to 1
     z, log_slope = pixels(cells.view(-1, 1, 1, 1))

@@ -33,6 +33,21 @@ def test_a_user_s_own_setting_is_put_back(setting):
     assert mode.products == [(torch.float32, False, (2, 2))]
 
 
+@pytest.mark.parametrize("setting", [("tf32", "ieee"), ("ieee", "bf16"), ("none", "tf32")])
+@pytest.mark.parametrize("context", [lambda: full_precision(torch.zeros(1)), rounded_products])
+def test_what_a_user_has_set_for_a_gpu_or_a_cpu_alone_is_put_back(setting, context):
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    try:
+        for backend, precision in zip(backends, setting, strict=True):
+            backend.fp32_precision = precision
+        with context():
+            inside = [backend.fp32_precision for backend in backends]
+        assert inside == (["tf32", "tf32"] if context is rounded_products else ["ieee", "ieee"])
+        assert tuple(backend.fp32_precision for backend in backends) == setting
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @torch.no_grad()
 def test_an_inverse_is_never_rounded():
     """Token by token, and the matrices around: else a round trip in a training process is off by a percent."""

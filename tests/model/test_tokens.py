@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farmer_ref.model.bases import dct_matrix
+from farmer_ref.model.bases import dct_basis, dct_matrix, pca_basis
 from farmer_ref.model.tokens import Dequantiser, Patchify, nats_to_bits_per_dim
 from farmer_ref.support.errors import InputError
 
@@ -65,6 +65,23 @@ def test_dct_is_orthonormal_and_starts_with_the_mean():
     constant = torch.ones(1, 2, 4, 4)
     tokens = Patchify(4, 2, patch_size=4, basis="dct")(constant)[0, 0]
     assert torch.allclose(tokens, torch.tensor([4.0, 4.0] + [0.0] * 30), atol=1e-5)  # the means of both colours first
+
+
+def test_dct_rows_run_by_rising_frequency():
+    """cos (pi u (row + 1/2) / p) cos (pi v (column + 1/2) / p), by u^2 + v^2: (2,2) comes before (0,3)."""
+    place = (torch.arange(4).double() + 0.5) * math.pi / 4
+    pairs = sorted(((u, v) for u in range(4) for v in range(4)), key=lambda pair: pair[0] ** 2 + pair[1] ** 2)
+    assert pairs.index((2, 2)) < pairs.index((0, 3))
+    for row, (u, v) in zip(dct_basis(1, 4), pairs, strict=True):
+        wave = torch.outer((u * place).cos(), (v * place).cos()).flatten()
+        assert torch.allclose(row, wave / wave.norm(), atol=1e-12), (u, v)
+
+
+def test_the_sign_of_a_principal_component_is_fixed():
+    """Whatever the library's eigenvectors are: a model fitted again on another machine is the same."""
+    patches = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    _, vectors = pca_basis(patches)
+    assert (vectors.gather(1, vectors.abs().argmax(1, keepdim=True)) > 0).all()
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])

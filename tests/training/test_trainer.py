@@ -44,12 +44,19 @@ def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(tmp_path):
         return sum(p.square().sum() for p in model.parameters()) * (float("nan") if step in (3, 4) else 1.0)
 
     trainer = trainer_with_loss(tmp_path, loss, steps=6, checkpoint_every=1)
+    averaged, update = [], trainer.average.update
+    trainer.average.update = lambda step: averaged.append(step) or update(step)
     assert trainer.train()
+    assert averaged == [0, 1, 2, 5]
     assert (trainer.skipped, trainer.skipped_in_a_row) == (2, 0)
     state = json.loads((checkpoints(tmp_path)[-1] / "state.json").read_text())
     assert (state["step"], state["skipped"]) == (6, 2)
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     assert trainer.optimiser.state[next(trainer.model.parameters())]["step"] == 4
+    resumed = trainer_with_loss(tmp_path, loss, steps=6)
+    resumed.resume()
+    assert (resumed.step, resumed.skipped) == (6, 2)
+    assert {float(state["step"]) for state in resumed.optimiser.state.values()} == {4.0}  # AdamW counts its own steps
 
 
 def test_many_non_finite_steps_end_the_run_and_keep_the_checkpoint(tmp_path):
