@@ -118,7 +118,7 @@ def undo(method, count):
 
 # %% tags=["hide-input", "hide-output"]
 counts = (0, 1, 2, 4, 8, 15)
-figure, panels = plt.subplots(4, len(counts), figsize=(8.4, 6.4), layout="constrained")
+figure, panels = plt.subplots(4, len(counts), figsize=(8.4, 5.2), layout="constrained")
 for row, (name, method) in enumerate((("steps", by_steps), ("sweeps", by_sweeps))):
     for column, count in enumerate(counts):
         picture = undo(method, count)[3, 0].cpu()
@@ -147,7 +147,7 @@ for name, method in (("sequential steps", by_steps), ("parallel sweeps", by_swee
     assert errors[name].tril().max() < 1e-12  # after k sweeps, tokens 1 to k + 1 are exact
 
 # %% tags=["hide-input"]
-figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
 for axes, (name, error) in zip(panels, errors.items(), strict=True):
     place = (-0.5, 15.5, 16.5, 0.5)  # counts from 0, tokens from 1
     shown = axes.imshow((error.T + 1e-17).log10(), vmin=-16, vmax=0, extent=place)
@@ -229,7 +229,7 @@ for name, error in maps.items():
 assert maps["all in float64"].max() < 1e-6 < maps["all in float32"].max() < 0.05
 
 # %% tags=["hide-input", "hide-output"]
-figure, panels = plt.subplots(5, 5, figsize=(7.6, 7.2), layout="constrained")
+figure, panels = plt.subplots(5, 5, figsize=(7.6, 5.9), layout="constrained")
 for axes, picture in zip(panels[0], originals[:, 0].cpu(), strict=True):
     axes.imshow(picture, cmap="gray")
 panels[0, 0].set_ylabel("image", rotation=0, ha="right", va="center")
@@ -322,7 +322,7 @@ for token in range(4):
     assert own.equal(own.diagonal().diag())
 
 # %% tags=["hide-input", "hide-output"]
-figure, panels = plt.subplots(1, 4, figsize=(9.6, 3.5), layout="constrained")
+figure, panels = plt.subplots(1, 4, figsize=(8.4, 3.2), layout="constrained")
 for axes, (name, (matrix, channels)) in zip(panels, panels_of.items(), strict=True):
     shown = axes.imshow(matrix.abs().log10().cpu(), vmin=-4, vmax=1)
     for edge in range(channels, len(matrix), channels):
@@ -390,7 +390,7 @@ figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 for name, learned in shares.items():
     axes.plot(range(0, 251, 10), learned, label=name)
 axes.axhline(1, color="0.4", ls="--", lw=1.2)
-axes.set(xlabel="step", ylabel=f"share of {possible:.1f} nats", ylim=(-0.3, 1.1))
+axes.set(xlabel="step", ylabel=f"learned, of {possible:.1f} nats", ylim=(-0.3, 1.1))
 _ = axes.legend(frameon=False)
 
 # %% tags=["nbval-check-output"]
