@@ -5,11 +5,11 @@
 #
 # FARMER ([arXiv 2510.23588](https://arxiv.org/abs/2510.23588)) is a model of images that does two things at once: it
 # *draws* images, and it says *how probable* an image is, exactly. After this notebook you can train one, say what its
-# score means, draw samples, and name its parts. You need PyTorch, and no more about flows than this page tells.
+# score means, draw samples, and name its parts. You need PyTorch; all you need to know about flows is on this page.
 #
-# Two habits of this course: where it says "Predict first", the answer below is folded. Make a guess before you open it;
-# a wrong guess is worth more than none. And the exercises at the end have cells that raise an error until you have filled
-# them in.
+# Two habits of this course: where it says "Predict first", make a guess before you look; a wrong guess is worth more than
+# none. (The book folds the answer. In Jupyter, guess before you run the cell.) And the exercises at the end have cells
+# that raise an error until you have filled them in.
 
 # %% tags=["hide-input"]
 import os
@@ -58,28 +58,26 @@ pipeline()
 # %%
 small = Farmer.from_pretrained("digits").to(device)
 values, labels = next(batches(load_split("digits", "test", small.config), 300))
-values, labels = (
-    values.to(device),
-    labels.to(device),
-)  # grey levels 0 to 16, (300,1,8,8); classes (300,)
+values, labels = values.to(device), labels.to(device)  # grey levels 0 to 16 (B,1,8,8), classes (B,)
 
 noise = small.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0)).to(device)
 images = small.dequantiser(values, noise)  # real numbers in [-1, 1]
-model_at_work(small, images[3], label=int(labels[3]), token=8)
+model_at_work(small, images[3], label=int(labels[3]), token=11)
 
 # %% [markdown]
 # 1. Whole grey levels become real numbers: a little noise is added to each (**dequantisation**, notebook 02b).
-# 2. The image is cut into $N = 16$ patches of 2×2 pixels. Each patch is a **token** with $D = 4$ channels. (Orange is
-#    dark, purple is bright. Black pixels are not all alike here, because of the noise.)
+# 2. The image is cut into $N = 16$ patches of 2×2 pixels. Each patch is a **token** with $D = 4$ channels. (In the second
+#    panel, orange is dark and purple is bright. Black pixels differ from one another because of the noise.)
 # 3. An **autoregressive flow** maps the tokens $X$ to **latents** $Z$ of the same size. The map can be undone exactly.
-# 4. A **prior**, a causal transformer, reads the latents one after another. Before it sees the next one it says where it
-#    will be: a **mixture** of Gaussians. The curves are its prediction for token 8, and the dotted lines are where that
-#    token then was. (Three of the four channels are predicted this way. The fourth is the subject of notebook 03.)
+# 4. A **prior**, a causal transformer, reads the latents one after another. Before it reads the next one, it predicts it
+#    by a density, a **mixture** of Gaussians. The curves are its prediction for token 11 (between the black lines), one
+#    for each channel; the dotted lines are the values that the token has. (Three of the four channels are predicted this
+#    way. The fourth is the subject of notebook 03.)
 #
 # The flow can be undone, so the density of the image is that of its latents, times the factor by which the flow stretches
 # volume around the image. This is the change-of-variables formula (Eqs. 2 and 6 of the paper):
 #
-# $$\log p(x \mid c) = \log p(Z \mid c) + \log\left|\det \frac{\partial Z}{\partial X}\right|$$
+# $$\log p(\text{image} \mid c) = \log p(Z \mid c) + \log\left|\det \frac{\partial Z}{\partial X}\right|$$
 #
 # Nothing here is approximated or bounded. $c$ is the class label, and both terms come out of one forward pass. That is
 # the whole method; the other notebooks take its parts to pieces. The class goes to the prior only: the flow is the same
@@ -88,7 +86,7 @@ model_at_work(small, images[3], label=int(labels[3]), token=8)
 # ## Train
 #
 # There is one loss, the negative of the sum above, and it trains flow and prior together. Each keeps the other honest: a
-# flow that crushes all images to one point makes $\log p(Z)$ large, and loses at least as much in the log-determinant.
+# flow that crushes all images to one point makes $\log p(Z)$ large, but loses at least as much in the log-determinant.
 # One label in ten is replaced by a **null class** on the way, so that the model can also do without a label.
 #
 # *Predict first:* a pixel has 17 levels. How many bits does a model that knows nothing need for it? And how many does
@@ -98,17 +96,8 @@ model_at_work(small, images[3], label=int(labels[3]), token=8)
 
 # %% tags=["hide-output"]
 run = Path(tempfile.mkdtemp()) / "tour"
-options = [
-    "--steps",
-    str(steps),
-    "--log-every",
-    "5",
-    "--validate-every",
-    "0",
-    "--sample-every",
-    "0",
-]
-train.main(["--preset", "digits", "--out", str(run), *options])
+options = f"--steps {steps} --log-every 5 --validate-every 0 --sample-every 0"
+train.main(["--preset", "digits", "--out", str(run), *options.split()])
 mine = Farmer.from_pretrained(run).to(device)
 
 # %% tags=["hide-input", "hide-output"]
@@ -116,13 +105,13 @@ figure = training_curve(run)
 axes = figure.axes[0]
 axes.axhline(math.log2(17), color="0.4", ls="--", lw=1.2)
 axes.text(0, math.log2(17) - 0.03, "knowing nothing", color="0.4", va="top")
-axes.set(title="the training curve", ylim=(1.7, 4.3))
+axes.set(title=f"{steps} steps of training", ylim=(1.7, 4.3))
 figure
 
 # %% [markdown]
 # The curve begins near 3 bits and not at $\log_2 17 = 4.09$, which is what knowing nothing costs: the model has counted how
-# often each grey level occurs before training begins (it sees pixels through their histogram, notebook 02b). Then it learns
-# where the border is and where ink goes, within the first steps. The rest is slower, and it is the rest that makes a digit.
+# often each grey level occurs before training begins (it sees pixels through their histogram, notebook 02b). From there the
+# curve falls fast at first and then more and more slowly. The samples below will show what the slow part is worth.
 # The run's folder holds the weights, a checkpoint from which `--resume` would go on, and this curve.
 #
 # ## Score
@@ -144,17 +133,17 @@ print(f"shipped model:   {after_minutes:.2f} bits/dim")
 print(f"mine:            {after_seconds:.2f} bits/dim, after {steps} steps")
 
 # %% [markdown]
-# A score is there for every single image, too. The larger model sees test digits of MNIST that it was not trained on.
+# Every single image has a score, too. The larger model sees test digits of MNIST that it was not trained on.
 # Which does it find the most probable, and which the least?
 
 # %%
 large = Farmer.from_pretrained("mnist").to(device)
 mnist_values, mnist_labels = next(batches(load_split("mnist-small", "test", large.config), 300))
 mnist_values, mnist_labels = mnist_values.to(device), mnist_labels.to(device)  # levels 0 to 255
-mnist_noise = torch.rand(mnist_values.shape, generator=torch.Generator().manual_seed(0)).to(device)
-mnist_images = large.dequantiser(mnist_values, mnist_noise)  # real numbers in [-1, 1]
+noise = large.dequantiser.draw(tuple(mnist_values.shape), torch.Generator().manual_seed(0))
+mnist_images = large.dequantiser(mnist_values, noise.to(device))  # real numbers in [-1, 1]
 
-bits = bits_per_dim(large, mnist_values, mnist_labels, draws=2)
+bits = bits_per_dim(large, mnist_values, mnist_labels, draws=2)  # the mean over two draws of noise
 order = bits.argsort()
 print(f"{bits.mean():.2f} bits/dim on average; knowing nothing costs 8")
 
@@ -162,13 +151,14 @@ print(f"{bits.mean():.2f} bits/dim on average; knowing nothing costs 8")
 
 
 def draw_strip(rows, titles):
-    """Rows of images (B,1,H,W), each with its name; `titles` for the images of the first rows."""
-    size = (9, 1.05 * len(rows) + 0.25 * len(titles))
+    """Rows of images (B,1,H,W), each with its name and one grey scale; `titles` for the images of the first rows."""
+    size = (8.4, 0.98 * len(rows) + 0.25 * len(titles))
     columns = len(next(iter(rows.values())))
     _, panels = plt.subplots(len(rows), columns, figsize=size, layout="constrained", squeeze=False)
     for (name, pictures), line in zip(rows.items(), panels, strict=True):
-        for axes, picture in zip(line, pictures[:, 0].detach().cpu(), strict=True):
-            axes.imshow(picture, cmap="gray")
+        pictures = pictures[:, 0].detach().cpu()
+        for axes, picture in zip(line, pictures, strict=True):
+            axes.imshow(picture, cmap="gray", vmin=pictures.min(), vmax=pictures.max())
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     for line, words in zip(panels, titles, strict=False):
@@ -200,8 +190,8 @@ grids = {
 labelled_grids(grids, columns=10)
 
 # %% [markdown]
-# After a few seconds the model has learned where ink is. After a few minutes it has learned digits. The scores above
-# differ by a fraction of a bit; the samples differ by all that makes a digit. And now 28×28:
+# After our short training the model knows where ink goes. After a few minutes it knows digits. The scores above differ by
+# a fraction of a bit; the samples differ by everything that makes a digit. And now 28×28:
 
 # %%
 drawn = large.sample(classes[:40], generator=generator)
@@ -231,19 +221,22 @@ rows = {
     "image": mnist_images[:8],
     "latents": large.patchify.inverse(z),  # laid out like pixels
     "image again": returned,
-    "log error": (error + 1e-6).log10(),
+    "log10 of\nthe error": (error + 1e-6).log10(),
 }
 draw_strip(rows, titles=[])
 
 # %% [markdown]
-# The latents (second row, laid out as if they were pixels) look like noise, and yet the image comes back from them. The last
-# row shows the logarithm of the error, or else nothing could be seen. What is left is rounding. It gathers at the edges of
-# the strokes, where grey levels are rare and the histogram (notebook 02b) keeps them close together.
+# The latents (second row, laid out as if they were pixels) look like noise, and yet the image comes back from them. The
+# largest error is about a thousandth of a grey level: rounding, of which a plain picture would show nothing. Hence the
+# logarithm in the last row, from less than $10^{-6}$ grey levels (black) to the largest error (white). The rounding
+# gathers at the edges of the strokes, where grey levels are rare and the histogram (notebook 02b) keeps them close
+# together.
 #
 # ## Check: three terms
 #
 # The log-density of an image is the sum of three terms: the informative latents, the redundant ones (notebook 03), and
-# the log-determinant. Here they are, averaged over the small test digits:
+# the log-determinant. Here they are, averaged over the small test digits. Divide the sum by the number of pixels, take it
+# in bits, turn its sign and add a constant for the size of a grey level (notebook 02b): is it the score from above?
 
 # %% tags=["nbval-check-output"]
 with torch.no_grad():
@@ -254,8 +247,14 @@ assert torch.allclose(terms.logdet, small.encode(images)[1], atol=1e-3)
 for name, part in terms._asdict().items():
     print(f"{name:12} {part.mean():+5.0f} nats per image")
 print(f"{'log p':12} {log_p.mean():+5.0f} nats per image")
+by_hand = -log_p.mean().item() / (64 * math.log(2)) + math.log2(17 / 2)
+assert abs(by_hand - after_minutes) < 0.01
+print(f"that is      {by_hand:5.2f} bits/dim")
 
 # %% [markdown]
+# It is. The log-determinant is positive: on its way to the latents an image is stretched over more volume, so the latents
+# have the lower density.
+#
 # ## Check: is it about digits?
 #
 # Perhaps the score only knows how bright an image is. So put the pixels of every image in another order, the same one for
@@ -274,17 +273,17 @@ print(f"a digit is e^{difference.mean():.0f} times as probable as its shuffled p
 
 # %% tags=["hide-input", "hide-output"]
 titles = [[f"{nats:,.0f}" for nats in part[:8]] for part in (log_p, log_p_shuffled)]
-draw_strip({"digit": mnist_images[:8], "shuffled": shuffled[:8]}, titles)
+draw_strip({"digit": mnist_images[:8], "shuffled": shuffled[:8]}, titles)  # titles: log p, nats
 
 # %% [markdown]
-# Above each image stands $\log p(x \mid c)$, in nats. Not one of the 300 images is more probable shuffled. So the score is about the arrangement of the pixels, which is what
-# makes a digit.
+# Above each image stands $\log p(\text{image} \mid c)$, in nats. Not one of the 300 images is more probable shuffled. So the
+# score is about the arrangement of the pixels, which is what makes a digit.
 #
 # > **The paper** trains models of 1.1 and 1.9 billion parameters on ImageNet at 256×256 and reports the quality of
-# > samples (FID). **We** run the same method, from the same file `farmer_ref/model/farmer.py`, on images that a laptop can
-# > learn, and report bits/dim as well, which the paper's Gaussian noise does not allow (notebook 02b). The models that
-# > ship, all but `digits-noise`, also look at a pixel through its histogram (notebook 02b, too); the paper's do not. The
-# > paper's models are presets here: `--preset farmer-1.1b-p16` (appendix A).
+# > samples (FID). **We** run the same method (`farmer_ref/model/farmer.py`) on images that a laptop can learn, and report
+# > bits/dim as well, which the paper's Gaussian noise does not allow (notebook 02b). The models that ship, all but
+# > `digits-noise`, also look at a pixel through its histogram (notebook 02b, too); the paper's do not. The paper's own
+# > sizes are presets of the same code: `--preset farmer-1.1b-p16` (appendix A).
 #
 # ## What to remember
 #
@@ -305,16 +304,16 @@ draw_strip({"digit": mnist_images[:8], "shuffled": shuffled[:8]}, titles)
 # <details><summary>Solution</summary>
 #
 # A density is a probability per volume. The cell of one image, $[-1, 1]^{64}$ cut into 17 levels per pixel, has the
-# volume $(2/17)^{64}$, a number with 59 zeros behind the point; a density far above 1 in it still integrates to less
-# than 1. Bits/dim are about the whole cell: `nats_to_bits_per_dim` adds the logarithm of that volume. Averaged over the
-# noise, they are no less than $-\log_2$ of the probability that the model gives to the cell, per pixel, and so never
-# negative.
+# volume $(2/17)^{64}$, a number with 59 zeros after the decimal point; a density far above 1 in it still integrates to
+# less than 1. Bits/dim are about the whole cell: `nats_to_bits_per_dim` adds the logarithm of that volume to the
+# log-density. Averaged over the noise, they are no less than $-\log_2$ of the probability that the model gives to the
+# cell, per pixel, and so never negative.
 #
 # </details>
 #
 # **2 (a few lines · 15 minutes · 4 marks).** What is the label worth? Compare the log-density of the small test images
 # with their labels and without, in bits per image. Without a label there are two possibilities: the null class (leave
-# `labels` out), or the average of $p(x \mid c)$ over the ten classes. A label of ten equally frequent classes carries
+# `labels` out), or the average of $p(\text{image} \mid c)$ over the ten classes. A label of ten equally frequent classes carries
 # $\log_2 10 = 3.32$ bits, so no honest saving is larger. What do you find?
 
 
@@ -341,9 +340,9 @@ assert null > math.log2(10)  # more than a label holds
 #     return tuple(((given - other).mean() / math.log(2)).item() for other in (null, average))
 # ```
 #
-# The null class loses more bits than the label has: it saw a tenth of the training images, and is a worse model of
-# images than the average $\frac{1}{10}\sum_c p(x \mid c)$ of the ten others. Against that average the label saves a
-# little less than 3.32 bits; what is missing are digits that could have been another one. Keep this in mind when
+# The null class loses more bits than a label holds: it was trained on a tenth of the images only, and is a worse model
+# than the average $\frac{1}{10}\sum_c p(\text{image} \mid c)$ of the ten classes. Against that average the label saves a
+# little less than 3.32 bits; the rest is lost on digits that could belong to another class, too. Keep this in mind when
 # notebook 04 guides with the ratio of the density with a label to that with the null class.
 #
 # </details>
@@ -366,8 +365,8 @@ assert bits_after(8, 32, tempfile.mkdtemp()) < nothing
 #
 # Small models make more steps in the time, large ones learn more from each. In a few seconds, steps are what is missing:
 # expect half the width of the preset (64) to be ahead of it, and twice the width far behind.
-# `python solutions/solution_00.py` prints the three figures for your machine. With an hour the order must turn; but
-# 1,397 images are few, and a large model will overfit before it has used its hour.
+# `python solutions/solution_00.py` prints the three figures for your machine. With an hour the order should turn, but only
+# up to a point: 1,397 images are few, and a large model overfits them before its hour is over.
 #
 # ```python
 # def bits_after(seconds: float, width: int, folder: str) -> float:

@@ -92,12 +92,12 @@ right.plot(density_z, z, color=COLOURS[6])
 middle.set(xlabel="x", ylabel="z = f(x)", xlim=(-3, 3), ylim=(-3.2, 3.2))
 above.set(ylabel="p(x)", ylim=0)
 right.set(xlabel="standard normal", xlim=0)
-_ = figure.suptitle("equal colours, equal probability: ten parts of one tenth each", fontsize=10)
+_ = figure.suptitle("each stripe holds one tenth of the probability", fontsize=10)
 
 # %% [markdown]
 # Follow a grey line from the right to the curve and up. Where $f$ is steep, a wide interval of $z$ comes from a narrow
-# interval of $x$: its probability is squeezed together, and $p(x)$ is high. Where $f$ is flat, in the middle, it is
-# spread thin. One bell became two bumps, and the total is still 1:
+# interval of $x$: its probability is squeezed together, and $p(x)$ is high. Where $f$ is flat, in the middle, its
+# probability is spread thin. One bell became two bumps, and the total is still 1:
 
 # %% tags=["nbval-check-output"]
 total = torch.trapezoid(p, x).item()
@@ -110,8 +110,9 @@ print(f"integral of p(x) = {total:.3f}")
 # [![Change of variables](../results/live_volume.png)](https://github.com/farmer-ref/farmer_ref#the-course) Operate this figure in the book: `make book`, then `book/_build/html/live.html#volume`.
 #
 # With two numbers, $x$ is a point of the plane. A small square around $x$ becomes a small parallelogram around $z = f(x)$
-# with the same probability, and the ratio of their areas is the determinant of the matrix of derivatives. The formula is
-# the one above, with that ratio in the place of $f'$, and as a logarithm; $\mathcal N$ is again a standard normal:
+# with the same probability, and the ratio of their areas is the determinant of the matrix of derivatives, without its
+# sign. The formula is the one above, with that ratio in place of $f'$, and as a logarithm; $\mathcal N$ is again a
+# standard normal:
 #
 # $$\log p(x) = \log \mathcal N(f(x); 0, I) + \log\left|\det \frac{\partial z}{\partial x}\right| \qquad\text{(Eqs. 2 and 4)}$$
 #
@@ -127,11 +128,12 @@ def log_prob(flow, x):
 
 
 def fit(flow, data, steps):
-    """Train a flow by maximum likelihood; returns the loss of every step, in nats per point."""
+    """Train a flow by maximum likelihood, at a falling rate; returns the loss of every step, in nats per point."""
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(flow.parameters(), lr=3e-3)
     losses = []
-    for _ in range(steps):
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
         batch = data[torch.randint(len(data), (256,), generator=generator).to(device)]
         loss = -log_prob(flow, batch).mean()
         optimiser.zero_grad()
@@ -148,7 +150,7 @@ def fit(flow, data, steps):
 
 # %%
 torch.manual_seed(0)
-points, _ = make_moons(4000, noise=0.08, random_state=0)
+points, which = make_moons(4000, noise=0.08, random_state=0)  # which of the two: 0 or 1
 moons = 1.5 * torch.tensor(points - [0.5, 0.25]).float()
 moons = moons[:, :, None].to(device)  # (B,N,D)
 sizes = {"tokens": 2, "channels": 1, "blocks": 6, "layers": 1, "width": 32, "head_dim": 16}
@@ -165,19 +167,21 @@ plane = torch.cartesian_prod(line, line)[:, :, None]
 cell_area = (line[1] - line[0]).item() ** 2
 
 
-def draw_plane(axes, points, lines, title, shade=COLOURS[0]):
-    """The first 2,000 of points (B,2,1) over the lines of a grid (L,M,2,1)."""
-    for one in lines[..., 0].cpu():
-        axes.plot(one[:, 0], one[:, 1], color="0.65", lw=0.6)
-    axes.plot(*points[:1500, :, 0].cpu().T, ".", ms=1.5, color=shade, rasterized=True)
+def draw_plane(axes, points, title, lines=(), shades=(COLOURS[5], COLOURS[4])):
+    """The first 1,500 of points (B,2,1), a shade for each moon, under the lines (M,2,1) of a grid."""
+    for moon, shade in enumerate(shades):
+        part = points[:1500, :, 0].cpu()[which[:1500] == moon]
+        axes.plot(*part.T, ".", ms=1.5, color=shade, rasterized=True)
+    for one in lines:
+        axes.plot(*one[..., 0].cpu().T, color="0.3", lw=0.6)
     axes.set(title=title, xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal")
 
 
-def draw_density(axes, density, title):
-    """A density on `plane`, of which the middle is shown."""
+def draw_density(axes, density, title, highest=None):
+    """A density on `plane`, of which the middle is shown; bright from `highest` on."""
     part = slice(43, 208)  # from -3.3 to 3.3
-    place = line[part].cpu()
-    axes.pcolormesh(place, place, density.view(251, 251).T[part, part].cpu(), rasterized=True)
+    place, middle = line[part].cpu(), density.view(251, 251).T[part, part].cpu()
+    axes.pcolormesh(place, place, middle, vmin=0, vmax=highest, rasterized=True)
     axes.set(title=title, aspect="equal")
 
 
@@ -185,18 +189,19 @@ across = torch.cartesian_prod(torch.linspace(-2.8, 2.8, 11), torch.linspace(-2.8
 grid = torch.cat([across, across.flip(1)])[:, :, None].to(device)  # lines up, lines across
 bent = flow(grid)[0]
 density = log_prob(flow, plane).exp()
-figure, panels = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
-draw_plane(panels[0], moons, grid.view(22, 56, 2, 1), "x: the data and a grid")
-draw_plane(panels[1], flow(moons)[0], bent.view(22, 56, 2, 1), "z: both, after the flow")
+figure, panels = plt.subplots(1, 3, figsize=(8.4, 3.1), layout="constrained")
+draw_plane(panels[0], moons, "x: the data and a grid", grid.view(22, 56, 2, 1))
+draw_plane(panels[1], flow(moons)[0], "z: both, after the flow", bent.view(22, 56, 2, 1))
 draw_density(panels[2], density, "density p(x) (bright: high)")
 panels[0].set(xlabel="token 1", ylabel="token 2")
 panels[1].set(xlabel="latent 1", ylabel="latent 2")
 _ = panels[2].set(xlabel="token 1")
 
 # %% [markdown]
-# The grid is bent, but never torn and never folded: that is what "can be undone" looks like. The moons have been spread
-# over the middle, where the normal density is high. The empty plane has been pushed out to where it is tiny. And again
-# the density integrates to 1, over the whole plane:
+# The grid is bent, but never torn and never folded: that is what "can be undone" looks like. The two moons have been
+# spread over the middle, where the normal density is high, and the gap between them has been squeezed. Most of the empty
+# plane has been pushed out to where the normal density is tiny. And again the density integrates to 1, over the whole
+# plane:
 
 # %% tags=["nbval-check-output"]
 integral = density.sum().item() * cell_area
@@ -234,10 +239,8 @@ for place in ([-1.05, 1.0], [-0.15, -0.15], [1.4, -0.9], [0.4, 1.3]):
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.1), layout="constrained")
-draw_plane(panels[0], moons, grid.view(22, 56, 2, 1)[:0], "x: four squares", shade="0.75")
-draw_plane(
-    panels[1], flow(moons)[0], grid.view(22, 56, 2, 1)[:0], "z: what they become", shade="0.75"
-)
+draw_plane(panels[0], moons, "x: four squares", shades=("0.75", "0.75"))
+draw_plane(panels[1], flow(moons)[0], "z: what they become", shades=("0.75", "0.75"))
 for k, (before, after, measured, computed) in enumerate(squares):
     colour = COLOURS[k + 1]
     panels[0].fill(*before[::4].T, color=colour, zorder=3)
@@ -247,8 +250,8 @@ _ = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9
 
 # %% [markdown]
 # The two squares on a moon (orange, pink) grow, so $p(x)$ is high there. The green one, between the moons, is drawn out
-# to a thread of little area: $p(x)$ is low. Whatever becomes of the area of the yellow one, it lands far outside of the picture,
-# where the normal density is tiny.
+# to a thread, and loses area: $p(x)$ is lower. The yellow one lands far outside the picture, where the normal density is so
+# small that the area hardly matters.
 #
 # ## Why it works: a triangle
 #
@@ -357,14 +360,14 @@ figure, panels = plt.subplots(1, 5, figsize=(9.2, 2.5), layout="constrained")
 panels[0].imshow(images[3, 0].cpu(), cmap="gray")
 panels[0].set(title="the digit")
 for k, (axes, part) in enumerate(zip(panels[1:], sums, strict=True), 1):
-    shown = axes.imshow(part.cpu(), cmap="PuOr", vmin=-3, vmax=3)
+    shown = axes.imshow(part.cpu(), cmap="PuOr", vmin=-2, vmax=2)
     axes.set(title=f"block {k}: {part.sum():+.1f}")
 plt.setp(panels, xticks=[], yticks=[])
 _ = figure.colorbar(shown, ax=panels, label="nats", shrink=0.8)
 
 # %% [markdown]
-# Each small square is a token with the sum of its four $\log\sigma$: purple where the block stretches, orange where it
-# squeezes; the title is the block's total. (The token that a block reads first passes through: it is white. It sits
+# Each small square is a token, coloured by the sum of its four $\log\sigma$: purple where the block stretches, orange
+# where it squeezes; the title gives the block's total. (The token that a block reads first passes through: it is white. It sits
 # top left in blocks 1 and 3, bottom right in blocks 2 and 4.) Add everything up, and compare with the determinant of the
 # full 64×64 matrix, computed by Gaussian elimination:
 
@@ -388,9 +391,8 @@ assert abs(sum(part.sum() for part in sums).item() - summed) < 1e-8
 causal_masks()
 
 # %% [markdown]
-# Train the moons again with that bug and everything else as before, except that 200 steps will do. *Predict first:*
-# will the loss be worse, the
-# same, or better?
+# Train on the moons again, with that bug; everything else stays as it was, except that 200 steps will do. *Predict
+# first:* will the loss be worse, the same, or better?
 
 # %%
 torch.manual_seed(0)
@@ -413,9 +415,9 @@ axes.set(xlabel="step", ylabel="loss, nats per point", ylim=(min(leaky_losses) -
 _ = axes.legend(frameon=False)
 
 # %% [markdown]
-# The loss is *splendid*. Nothing crashes, and after a dozen steps the broken flow has left the healthy one far behind. It
-# has even passed the entropy of the data (dashed), below which the loss of a true density cannot stay: that should make
-# you suspicious, but for images nobody knows the entropy. What happened? $\mu$ has seen the token that it is
+# The loss is *splendid*. It jumps, but nothing crashes, and after a dozen steps the broken flow has left the healthy one
+# far behind. It has even passed the entropy of the data (dashed), below which the loss of a true density cannot stay: that
+# should make you suspicious, but for images nobody knows the entropy. What happened? $\mu$ has seen the token that it is
 # subtracted from, so $z$ can be made as small as one likes while $\sigma$ grows. The "log-determinant" still counts
 # $\log\sigma$, but it is no longer the determinant of anything.
 #
@@ -427,12 +429,11 @@ false_integral = false_density.sum().item() * cell_area
 returned = leaky.inverse(leaky(moons)[0])
 
 # %% tags=["hide-input"]
-figure, panels = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
+figure, panels = plt.subplots(1, 3, figsize=(8.4, 3.2), layout="constrained")
 draw_density(panels[0], density, f"with the mask:\nintegrates to {integral:.2f}")
-draw_density(panels[1], false_density, f"without:\n“integrates” to {false_integral:,.0f}")
-draw_plane(
-    panels[2], returned, grid.view(22, 56, 2, 1)[:0], "without: moons,\nthrough the flow and back"
-)
+name = f"without, the same colours:\n“integrates” to {false_integral:,.0f}"
+draw_density(panels[1], false_density, name, highest=density.max().item())
+draw_plane(panels[2], returned, "without: the moons,\nthrough the flow and back")
 
 # %% tags=["nbval-check-output"]
 assert false_integral > 7
@@ -442,9 +443,10 @@ print("without the mask, the 'density' integrates to", above)
 
 # %% [markdown]
 # A density that integrates to much more than 1 is no density, and comparing its value with an honest one means nothing.
-# In two dimensions we can integrate; for images we cannot. Two tests remain that work in any number of dimensions, and
-# both catch this bug: the inverse must return the input, and the sum must be the log-determinant. Here is the second one,
-# on the digits model without its mask:
+# The loss had told us so: where it is $g$ nats below the entropy, the "density" integrates to at least $e^g$ (Gibbs'
+# inequality). In two dimensions we can integrate; for images we cannot. Two tests remain that work in any number of
+# dimensions, and both catch this bug: the inverse must return the input, and the sum must be the log-determinant. Here
+# is the second one, on the digits model without its mask:
 
 # %% tags=["hide-input"]
 unmasked = AutoregressiveFlow(16, 4, **shipped.config.flow_settings(), causal=False)
@@ -464,12 +466,12 @@ assert abs(summed - eliminated) > 0.1
 print(f"without the mask: the sum {summed:.2f} nats, by elimination {eliminated:.2f} nats")
 
 # %% [markdown]
-# Make these two tests with *random* weights. A new flow is the identity (its last layer starts at zero), and the identity
+# Run these two tests with *random* weights. A new flow is the identity (its last layer starts at zero), and the identity
 # passes every test, with any bug.
 #
 # > **The paper** gives Eq. 8 and does not say how $\sigma$ is kept positive and bounded. **We** use
-# > $\log\sigma = b \tanh(\cdot/b)$ with $b = 2.5$ (`max_log_scale`), so that no block can stretch or squeeze any one
-# > channel by more than a factor of 12.
+# > $\log\sigma = b \tanh(\cdot/b)$ (`max_log_scale`), so that no block can stretch or squeeze any one channel by more than
+# > a factor of $e^b$. In the digits model $b = 4$.
 #
 # ## What to remember
 #
@@ -528,8 +530,9 @@ assert (matrix.slogdet().logabsdet - logdet).abs() > 1e-3  # and yet the sum is 
 #
 # **3 (open · 60 minutes · 8 marks).** Three separate modes, and one Gaussian for $z$: where must an invertible map
 # struggle? Train flows on three Gaussian blobs of width 0.2, evenly spaced on a circle of radius 2. Count the samples
-# that lie more than four widths from every centre, and find what helps.
-# The starter's asserts say what there is to find. These are the data, and their entropy:
+# that lie more than four widths from every centre, and find what helps. (Let the learning rates fall during training, and
+# give the parameters of the mixture a larger one than those of the flow.) The starter's asserts say what there is to find.
+# These are the data, and their entropy:
 
 # %%
 CENTRES = 2 * torch.tensor(
@@ -550,7 +553,7 @@ def three_modes(count: int, seed: int) -> Tensor:
 def fit_three_modes(blocks: int, components: int, steps: int = 400) -> tuple[float, float]:
     """Nats above the entropy on fresh points, and the share of samples that lie in no mode."""
     # `components` is K, the number of Gaussians in the density of z: a GaussianMixture whose means and
-    # log_scales are nn.Parameters.
+    # log_scales are nn.Parameters. `mixture.unsqueeze().expand(2000).sample()` draws 2,000 points from it.
     raise NotImplementedError  # yours
 
 

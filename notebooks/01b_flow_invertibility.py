@@ -118,7 +118,7 @@ def undo(method, count):
 
 # %% tags=["hide-input", "hide-output"]
 counts = (0, 1, 2, 4, 8, 15)
-figure, panels = plt.subplots(4, len(counts), figsize=(8.4, 6.4), layout="constrained")
+figure, panels = plt.subplots(4, len(counts), figsize=(8.4, 5.2), layout="constrained")
 for row, (name, method) in enumerate((("steps", by_steps), ("sweeps", by_sweeps))):
     for column, count in enumerate(counts):
         picture = undo(method, count)[3, 0].cpu()
@@ -147,7 +147,7 @@ for name, method in (("sequential steps", by_steps), ("parallel sweeps", by_swee
     assert errors[name].tril().max() < 1e-12  # after k sweeps, tokens 1 to k + 1 are exact
 
 # %% tags=["hide-input"]
-figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
 for axes, (name, error) in zip(panels, errors.items(), strict=True):
     place = (-0.5, 15.5, 16.5, 0.5)  # counts from 0, tokens from 1
     shown = axes.imshow((error.T + 1e-17).log10(), vmin=-16, vmax=0, extent=place)
@@ -174,8 +174,8 @@ print("steps of the sequential inverse: [15, 15, 15, 15]")
 
 # %% [markdown]
 # Fewer sweeps than steps: is it faster, then? Not necessarily. A sweep computes all tokens again, while a step computes
-# only one (the *key/value cache* keeps what attention needs of the earlier ones). These are timings of a larger flow on a
-# CPU, as recorded in `results/inverses.json`:
+# only one. (Our `by_steps` goes over the earlier tokens each time. The package does not: its *key/value cache* keeps what
+# attention needs of them.) These are timings of a larger flow on a CPU, as recorded in `results/inverses.json`:
 
 
 # %% tags=["nbval-check-output"]
@@ -189,11 +189,11 @@ for row in recorded("inverses")["matrix"]["rows"]:
 
 # %% [markdown]
 # On a CPU **the parallel inverse does not pay**: arithmetic is what takes the time there, and sweeps do more of it. On a
-# GPU, a step for one token is so little work that the time goes into launching it. A few large sweeps then beat many
-# small steps.
+# GPU, a step for one token is so little work that most of the time goes into launching it, and a few large sweeps may beat
+# many small steps.
 #
 # > **The paper** inverts the flow sequentially, or with a one-step student (notebook 05). **We** add the parallel inverse,
-# > which needs no training and is exact.
+# > which needs no training and is exact to any tolerance that you ask for.
 #
 # ## How exact is exact?
 #
@@ -229,7 +229,7 @@ for name, error in maps.items():
 assert maps["all in float64"].max() < 1e-6 < maps["all in float32"].max() < 0.05
 
 # %% tags=["hide-input", "hide-output"]
-figure, panels = plt.subplots(5, 5, figsize=(7.6, 7.2), layout="constrained")
+figure, panels = plt.subplots(5, 5, figsize=(7.6, 5.9), layout="constrained")
 for axes, picture in zip(panels[0], originals[:, 0].cpu(), strict=True):
     axes.imshow(picture, cmap="gray")
 panels[0, 0].set_ylabel("image", rotation=0, ha="right", va="center")
@@ -241,19 +241,20 @@ plt.setp(panels, xticks=[], yticks=[])
 _ = figure.colorbar(shown, ax=panels[1:], label="log10 of the error, grey levels")
 
 # %% [markdown]
-# In double precision next to nothing is left of the error, and single precision is good enough for any picture. Latents in
-# 16 bits are another matter: bfloat16 keeps eight binary digits, and the errors grow more than a thousandfold. The dequantised
-# value of a pixel lies within one grey level, so errors of that size change what the model says of it. This package therefore
-# keeps latents, log-determinants and densities in 32 bits, even where the transformers compute in 16. (The errors follow
-# the edges of the strokes. Grey levels are rare there, and the histogram through which the models that ship see a pixel
-# keeps rare levels close together: notebook 02b.)
+# In double precision next to nothing is left of the error, and single precision is good enough for any picture. (A black
+# point in the rows above the last is a pixel without any error.) Latents in 16 bits are another matter: bfloat16 keeps
+# eight binary digits, and the errors are about a thousand times as large as in single precision. The largest reach a whole
+# grey level, which is all the room that a dequantised pixel has. This package therefore keeps latents, log-determinants and
+# densities in 32 bits, even where the transformers compute in 16. (The errors follow the edges of the strokes. Grey levels
+# are rare there, and the histogram through which the models that ship see a pixel keeps rare levels close together:
+# notebook 02b.)
 #
-# ## Beside it: coupling
+# ## An alternative: coupling
 #
 # There is another way to make a triangle. Keep half of the numbers; shift and scale the other half by what a network makes
 # of the kept half; then swap the halves. No mask is needed, and the inverse of a block takes one pass, because it knows
-# the kept half already. This is a **coupling** flow. Here is one with random weights (a new one is the identity); its
-# log-determinant beside Gaussian elimination:
+# the kept half already. This is a **coupling** flow. Here is one with random weights (a new one is the identity), and its
+# log-determinant in two ways, as in notebook 01a:
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
@@ -315,11 +316,13 @@ panels_of = {
     "four blocks": (derivatives(blocks, digit, 5, 4), 4),
     "one block,\nlearned mixing": (derivatives([large.flow.blocks[0]], large_tokens, 24, 2), 16),
 }
-inside = panels_of["one block"][0].view(4, 4, 4, 4).diagonal(dim1=0, dim2=2)  # a token and itself
-assert (inside - inside.diagonal().diag_embed().permute(1, 2, 0)).abs().max() == 0
+pairs = panels_of["one block"][0].view(4, 4, 4, 4)  # token and channel of z, of x
+for token in range(4):
+    own = pairs[token, :, token]  # (4,4), a token and itself
+    assert own.equal(own.diagonal().diag())
 
 # %% tags=["hide-input", "hide-output"]
-figure, panels = plt.subplots(1, 4, figsize=(9.6, 3.5), layout="constrained")
+figure, panels = plt.subplots(1, 4, figsize=(8.4, 3.2), layout="constrained")
 for axes, (name, (matrix, channels)) in zip(panels, panels_of.items(), strict=True):
     shown = axes.imshow(matrix.abs().log10().cpu(), vmin=-4, vmax=1)
     for edge in range(channels, len(matrix), channels):
@@ -387,7 +390,7 @@ figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 for name, learned in shares.items():
     axes.plot(range(0, 251, 10), learned, label=name)
 axes.axhline(1, color="0.4", ls="--", lw=1.2)
-axes.set(xlabel="step", ylabel=f"share of {possible:.1f} nats", ylim=(-0.3, 1.1))
+axes.set(xlabel="step", ylabel=f"learned, of {possible:.1f} nats", ylim=(-0.3, 1.1))
 _ = axes.legend(frameon=False)
 
 # %% tags=["nbval-check-output"]
@@ -420,7 +423,7 @@ for name, steps in (("basis", 600), ("basis_long", 2700)):
 # - The forward pass is parallel; the inverse waits for earlier tokens, and takes $N - 1$ steps a block.
 # - $N - 1$ Jacobi sweeps are always enough, and far fewer usually do. On a CPU they do not pay.
 # - The inverse is exact up to rounding, and $1/\sigma$ amplifies rounding: keep latents in 32 bits.
-# - A block is blind inside a token. More blocks find a detour, mixing looks straight at it.
+# - A block is blind inside a token. Several blocks find a detour; a learned mixing of the channels needs none.
 #
 # ## Exercises
 #
@@ -433,7 +436,7 @@ for name, steps in (("basis", 600), ("basis_long", 2700)):
 # From latents to images everything is known in advance, so sampling is one pass a block. From images to latents one must
 # go token by token. This is the inverse autoregressive flow of Kingma et al. (2016). It suits a model that samples all the
 # time and needs no likelihood of given data. Training by maximum likelihood needs the likelihood of given images at every
-# step: it would be $N - 1$ times as many passes, with gradients through all of them. FARMER trains in the parallel
+# step: that would take $N - 1$ times as many passes, with gradients through all of them. FARMER trains in the parallel
 # direction and pays when it samples, or learns a one-step student of the inverse afterwards (notebook 05).
 #
 # </details>
@@ -512,8 +515,8 @@ assert max(sweeps_at(shipped.flow, tokens, 4)) == 15
 #     return inverse_jacobi(stronger, z, tolerance=1e-5)[1].sweeps
 # ```
 #
-# At strength 0 one sweep confirms the first guess. At the trained strength, about half of the sequential steps are
-# needed; at twice the strength nearly all of them, and at four times all. An error in one token is then multiplied on its
+# At strength 0 one sweep confirms the first guess. At the trained strength, nine sweeps do for fifteen sequential steps; at
+# twice the strength nearly fifteen are needed, and at four times all. An error in one token is then multiplied on its
 # way to the next, and only the stairs of the heat map above help. A flow that is trained longer, or whose data have
 # strong dependence between tokens, moves in that direction: count its sweeps before you rely on them.
 # `python solutions/solution_01b.py` prints the figures.

@@ -3,9 +3,9 @@
 #
 # [Open this notebook in Colab](https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/02a_ar_likelihood.ipynb)
 #
-# The flow of notebook 01 turns an image into latents, and its log-determinant says how much it stretched the space. One
+# The flow of notebooks 01a and 01b turns an image into latents, and its log-determinant says how much it stretches space. One
 # thing is missing for a density of images: a density of the latents. FARMER *learns* it, with a transformer that reads one
-# token after another and says, before each, what it expects.
+# token after another and predicts each before it reads it.
 #
 # After this notebook you can build that density from Gaussians and the chain rule, draw the score of an image as a map on
 # the image, say why one parallel pass is enough for training, and explain what holds flow and prior together while both
@@ -106,11 +106,10 @@ def fit(z, K):
 channel, place = 2, 15
 one_channel = train_z[..., channel, None]  # (B,N,1)
 fits = {K: fit(one_channel, K) for K in (1, 2, 8)}
-
-# %% tags=["hide-input"]
 grid = torch.linspace(-6, 6, 1201)
 curves = {K: mixtures[place].log_prob(grid[:, None]).exp() for K, mixtures in fits.items()}
-assert all(abs(torch.trapezoid(curve, grid) - 1) < 0.01 for curve in curves.values())
+
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(7, 2.8))
 axes.hist(one_channel[:, place, 0], 60, density=True, color="0.8", label="latents")
 for K, style in zip(curves, ("--", "-.", "-"), strict=True):
@@ -126,12 +125,14 @@ _ = axes.legend(frameon=False)
 # %% [markdown]
 # The latents have a narrow peak and a broad shoulder, and one Gaussian must bridge the two. Whatever $K$ is, the area below
 # a curve is 1. A density that rises in one place has to fall in another, and that is why scores of different models can be
-# compared at all. Do more components also describe images that nobody has fitted?
+# compared at all. Do more components also describe new images better?
 
-# %% tags=["nbval-check-output"]
-test_scores = {K: mixtures.log_prob(z[..., channel, None]).mean() for K, mixtures in fits.items()}
-ranking = sorted(test_scores, key=test_scores.get)
-print("On the test images, from the worst to the best: K =", ", ".join(map(str, ranking)))
+# %%
+for K, mixtures in fits.items():
+    area = torch.trapezoid(curves[K], grid).item()
+    assert abs(area - 1) < 0.01
+    score = mixtures.log_prob(z[..., channel, None]).mean()  # over test images and places
+    print(f"K = {K}: area {area:.2f}, mean log-density of the test images {score:.2f} nats")
 
 # %% [markdown]
 # ## The chain rule
@@ -146,8 +147,8 @@ print("On the test images, from the worst to the best: K =", ", ".join(map(str, 
 # produce all these conditional densities. FARMER's prior is a causal transformer. It reads the class and the tokens
 # $z_{<i}$, and its output is the weights, means and widths of one mixture for token $i$, here with $K = 16$ components.
 #
-# Below is one test image at four moments. Above: what the prior has read so far (blue is still unread; tokens run row by
-# row). Below: what it expects of channel 3 of the next token.
+# Here is one test image at four moments. Upper row: what the prior has read so far (blue is still unread; tokens run row by
+# row). Lower row: its density of channel 3 of the next token.
 #
 # *Predict first:* how will its mixture differ from the mixture of the place alone?
 
@@ -181,8 +182,9 @@ meanings = ["the place alone", "after reading", "where the latent is"]
 _ = figure.legend(rows[1, 0].lines, meanings, loc="outside lower center", ncols=3, frameon=False)
 
 # %% [markdown]
-# Reading moves the mixture and makes it narrower: the prior commits itself. One image proves little, so we average over
-# all test images. What is reading worth, in nats, at each of the 4×4 places?
+# Reading moves the mixture, and mostly makes it narrower: the prior commits itself. That is a risk, too: before token 2, the
+# place alone was the better guess. One image proves little, so we average over all test images. What is reading worth, in
+# nats, at each of the 4×4 places?
 
 # %%
 test_channel = z[..., channel, None]
@@ -205,16 +207,16 @@ figure.colorbar(shown, ax=right, shrink=0.8)
 plt.show()
 
 # %% [markdown]
-# The first token has nothing to read but the class. On the left border the margin is always empty, and there is little to
-# learn about noise. Reading pays where strokes go on: in the middle and on the right, most of all once a first row has
-# been read.
+# The first token has nothing to read but the class. The left column is nearly always empty, and what is left of it after
+# dequantisation is noise, of which nothing can be learned. Reading pays where strokes go on: in the middle and on the right,
+# most of all once a first row has been read.
 #
 # ## Teacher forcing
 #
-# To *draw* an image, the prior must go token by token, because each draw is an input of the next step. To *score* an image
-# it need not. All tokens are there already, and one parallel pass gives all $N$ mixtures, provided that a **causal mask**
-# keeps each position from seeing its own token and the later ones. Training on the true past instead of the model's own
-# draws is called *teacher forcing*.
+# To *draw* an image, the prior must go token by token, because each draw is an input of the next step. To *score* an image,
+# it need not: all tokens are there already, and one parallel pass gives all $N$ mixtures, provided that a **causal mask**
+# keeps the mixture of a token from depending on that token and the later ones. Training on the true past instead of the
+# model's own draws is called *teacher forcing*.
 #
 # Does the mask hold? Differentiate: how much does the mixture of token $i$ move when token $j$ moves? The last row is the
 # mixture $G_{N+1}$ for the redundant channels of all tokens (notebook 03).
@@ -225,17 +227,16 @@ direction = torch.randn(1, 1, 16, 3, generator=torch.Generator().manual_seed(0))
 
 
 def outputs(z):
-    """One number for each of the 16 mixtures, and one for the shared one: means in a random direction."""
+    """The means in a random direction: a number for each of the 16 mixtures, and one for the shared one."""
     tokens, shared = model.prior.mixtures(z, label)
     return torch.cat([(tokens.mean * direction).sum((0, 2, 3)), shared.mean.sum((1, 2))])
 
 
 jacobian = torch.autograd.functional.jacobian(outputs, one)  # (17,1,16,4)
 depends = jacobian[:, 0].norm(dim=-1)  # (17,16)
-assert (depends[:16] == 0).equal(
-    torch.ones(16, 16).triu().bool()
-)  # nothing on or above the diagonal
-assert (depends[16] > 0).all()
+on_or_above_the_diagonal = torch.ones(16, 16).triu().bool()
+assert torch.equal(depends[:16] == 0, on_or_above_the_diagonal)
+assert (depends[16] > 0).all()  # the shared mixture has read every token
 assert (jacobian[..., 3] == 0).all()  # the fourth channel is never read
 
 # %% tags=["hide-input"]
@@ -308,10 +309,9 @@ assert torch.tensor(curves["with the mask"][-50:]).median() < best + 0.05
 # $$\log p(\text{image} \mid c) = \sum_i \Big[ \underbrace{\log p(z_i \mid \dots)}_{\text{prior}} +
 # \underbrace{\textstyle\sum_{\text{blocks}} \log \sigma_i}_{\text{flow}} + \underbrace{\log |dx_i / d\text{pixels}|}_{\text{coordinates}} \Big]$$
 #
-# The last term is there because both models of this notebook look at a pixel not in its linear scale but in a
-# coordinate in which
-# it is standard normal on its own. That is an invertible map like any other, with a derivative that counts. Notebook 02b
-# says why it helps.
+# The last term is there because both models of this notebook look at a pixel not in its linear scale, but in a coordinate
+# in which it is standard normal on its own. That is an invertible map like any other, with a derivative that counts. Notebook
+# 02b says why it helps.
 
 
 # %%
@@ -340,32 +340,40 @@ terms = log_prob_of_tokens(large, large_images, large_labels)
 assert torch.allclose(terms.sum(1), large.log_prob(large_images, large_labels), atol=0.01)
 
 # %% [markdown]
-# *Predict first:* where on a digit will the improbable patches be, and what does the background cost?
+# To see what a patch *costs*, turn the sign and count in bits, for the whole grey levels: as in notebook 00, a constant is
+# added for the size of a grey level, here for each of the 4 pixels of a patch. (Notebook 02b derives it.) *Predict first:*
+# where on a digit will the expensive patches be, and what does the background cost?
+
+# %% tags=["hide-output"]
+cost = -terms / math.log(2) + 4 * math.log2(256 / 2)  # bits (B,N)
+black = (large.patchify(large_values.float()) == 0).all(-1)  # patches without ink
+print(f"black patches: {black.float().mean():.0%} of all, {cost[black].mean():.1f} bits each")
+print(f"the others:    {(~black).float().mean():.0%} of all, {cost[~black].mean():.1f} bits each")
+assert cost[~black].sum() > 0.95 * cost.sum()
 
 # %% tags=["hide-input", "hide-output"]
 shown = (2, 3, 4, 5, 8)
-figure, rows = plt.subplots(2, len(shown), figsize=(9, 4), layout="constrained")
+figure, rows = plt.subplots(2, len(shown), figsize=(8.4, 3.2), layout="constrained")
 for number, above, below in zip(shown, *rows, strict=True):
     above.imshow(large_values[number, 0], cmap="gray")
-    picture = below.imshow(-terms[number].view(14, 14), cmap="magma", vmin=-20, vmax=10)
+    picture = below.imshow(cost[number].view(14, 14), cmap="magma", vmin=0, vmax=40)
     for axes in (above, below):
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
-figure.colorbar(picture, ax=rows[1].tolist(), label="$-\\log p$ of a patch, nats")
+figure.colorbar(picture, ax=rows[1].tolist(), label="cost of a patch, bits")
 plt.show()
 
 # %% [markdown]
-# Bright patches are the ones that surprise the model. Nearly all of the score is decided along the strokes, where the pen
-# might have gone a little further left or right, or have been pressed a little harder. The brightest patches are ends,
-# corners and crossings. The background is dark throughout: every image has it, and it costs next to nothing. (Values below 0
-# are no mistake. A density is no probability and may exceed 1; notebook 02b turns it into bits.)
+# Bright patches are the ones that surprise the model. More than 95% of the cost lies along the strokes, where the pen might
+# have gone a little further left or right, or have been pressed a little harder. The brightest patches are ends, corners
+# and crossings. The background is dark throughout: nearly every image has it, and it costs next to nothing.
 #
-# Take care with one thing: a term is not the probability of a *patch* given the patches before. The blocks of the flow have
-# read from both ends. Only the sum has a meaning of its own.
+# Take care with one thing: a term does not belong to the probability of one *patch* given the patches before, because the
+# blocks of the flow have read from both ends. A single term may even be negative. Only the sum has a meaning of its own.
 #
 # ### Two classes, one image
 #
-# The flow of this model does not see the class, so the same $Z$ serves all ten, and the difference between two classes is a
+# The flow of this model does not see the class, so $Z$ is the same for all ten, and the difference between two classes is a
 # sum of the prior's terms alone:
 #
 # $$\log p(\text{image} \mid c) - \log p(\text{image} \mid c') = \log p(Z \mid c) - \log p(Z \mid c')$$
@@ -386,7 +394,7 @@ rival = others.argmax(0)
 evidence = right - of_class[rival, torch.arange(10)]  # (B,N)
 
 # %% tags=["hide-input"]
-figure, rows = plt.subplots(2, len(shown), figsize=(9, 4.2), layout="constrained")
+figure, rows = plt.subplots(2, len(shown), figsize=(8.4, 3.5), layout="constrained")
 for number, above, below in zip(shown, *rows, strict=True):
     above.imshow(large_values[number, 0], cmap="gray")
     below.imshow(large_values[number, 0], cmap="gray_r", alpha=0.25, extent=(0, 14, 14, 0))
@@ -408,9 +416,9 @@ figure.colorbar(picture, ax=rows[1].tolist(), label="nats for the right class")
 plt.show()
 
 # %% [markdown]
-# Purple patches speak for the right class, orange ones for its rival; the number is their sum. Where both classes expect
-# the same, the map is white. A few tokens decide between the two: those where one digit would turn and the other would
-# not.
+# Purple patches speak for the right class, orange ones for its rival; the number above is their sum ("2 or 6": the right
+# class is 2, the runner-up 6). Where both classes expect the same, the map is white. A few tokens decide between the two:
+# those where one digit would turn and the other would not.
 #
 # ## Training flow and prior together
 #
@@ -452,7 +460,7 @@ for kind, axes in enumerate(panels):
     axes.plot(prior_only[:, kind], label="trained on $\\log p(Z)$ alone")
     axes.set_xlabel("step")
 panels[0].set(title="$\\log p(Z \\mid c)$", ylabel="nats per pixel")
-panels[1].set(title="$\\log p(\\mathrm{image} \\mid c)$", ylim=(-8, 1))
+panels[1].set(title="$\\log p(\\mathrm{image} \\mid c)$", ylim=(-6, 1))
 _ = panels[0].legend(frameon=False, loc="upper left", fontsize=9)
 _ = panels[0].set_ylim(-2, 5)
 
@@ -466,9 +474,10 @@ print("and images become", "less" if worse_images else "more", "probable.")
 assert last[1] > both[0, 1]  # trained on both terms, the model learns
 
 # %% [markdown]
-# Without the log-determinant, the flow shrinks everything to a point, which is perfectly predictable. The left curve climbs
-# until the widths of the mixtures cannot become any smaller (the code keeps them above $e^{-7}$), and the model of images is
-# ruined. The log-determinant charges for shrinking exactly what it gains.
+# Without the log-determinant, the flow shrinks everything towards a point, which is perfectly predictable. The left curve
+# would climb until the widths of the mixtures cannot become any smaller (the code keeps them above $e^{-7}$). Meanwhile the
+# model of images is ruined: the flow shrinks faster than the mixtures can follow, so the right curve falls, and the later
+# rise does not make up for it. The log-determinant charges for shrinking exactly what shrinking gains.
 # What remains worth learning is *structure*: latents that are easier to predict at the same volume.
 #
 # ## How many components?
@@ -493,7 +502,7 @@ _ = axes.set(title="Digits, one dot per seed", xlabel="components", ylabel="test
 #
 # ## What to remember
 #
-# - The chain rule makes a density of $N$ tokens from $N$ conditional ones, and nothing is lost.
+# - The chain rule makes a density of $N$ tokens from $N$ conditional ones, without any approximation.
 # - A mixture can have peaks and shoulders. Its parameters come from a transformer that has read the tokens before.
 # - One parallel pass scores all tokens if the mask holds. A leak improves the training curve.
 # - Log-densities add up over tokens, so a score can be shown as a map.
@@ -556,7 +565,9 @@ assert torch.allclose(logdet[0], matrix.view(18, 18).slogdet().logabsdet)
 #
 # **3 (open · 90 minutes · 8 marks).** Other autoregressive networks would do. Replace the transformer by a recurrent one, a
 # GRU: freeze the shipped flow and train both kinds on its latents, with about as many parameters and for the same time.
-# Which is better? (`Farmer` asks its prior for `log_prob_parts` only, so yours can be put in its place.)
+# Which is better? Your module needs two methods of `AutoregressivePrior`: `mixtures(z, labels)`, here the mixtures (B,N)
+# alone, as there is no shared one, and `log_prob_parts(z, labels, training)`, a `PriorLogProb` (`farmer_ref.model.prior`)
+# whose redundant part is zero. `Farmer` asks its prior for nothing else to score images, so yours can be put in its place.
 
 
 # %% tags=["raises-exception"]
@@ -612,12 +623,12 @@ assert torch.allclose(other.mean[:, :10], gru.mixtures(some, classes).mean[:, :1
 #     return RecurrentPrior(16, 4, 1, width, 10, 16)
 # ```
 #
-# Put into the shipped model in the place of its prior, both are scored in bits/dim of the validation images. After 8 seconds
-# of training on one core the GRU is a little ahead, 1.85 bits/dim against 1.86: it makes more steps in the time. It is also
-# further ahead on the training images than on these, so it has begun to learn them by heart, and longer training is a
-# different race (`python solutions/solution_02a.py` runs it for 8 and for 20 seconds, with two seeds). Both stay behind the
-# shipped prior's 1.79, which was trained longer, with dropout, and together with its flow. Sixteen tokens also spare the GRU
-# what it is bad at: with a thousand, it must carry the past in one state, and it can be trained only step after step, where
-# the transformer's pass is parallel.
+# Put into the shipped model in place of its prior, both are scored in bits/dim of the validation images
+# (`python solutions/solution_02a.py` trains them for 8 and for 20 seconds, with two seeds). After 8 seconds on one core the
+# GRU was a little ahead when we tried: it makes more steps in the time. It was further ahead on the training images than on
+# these, so it had begun to learn them by heart, and longer training is a different race. Both stay behind the shipped
+# prior, which was trained longer, with dropout, and together with its flow. Sixteen tokens also spare the GRU what it is
+# bad at: with a thousand, it must carry the past in one state, and it can be trained only step after step, where the
+# transformer's pass is parallel.
 #
 # </details>

@@ -3,8 +3,8 @@
 #
 # [Open this notebook in Colab](https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/02b_bits_per_dim.ipynb)
 #
-# The log-density of an image is a number of nats, and nobody knows whether 57 nats are many. Papers therefore report *bits
-# per dimension*: how many bits a compressor built on the model would need for each pixel. The conversion takes one line,
+# The log-density of an image is a number of nats. In notebook 00 it was 57 nats for a small digit, and nobody knows whether
+# that is much. Papers therefore report *bits per dimension*: how many bits a compressor built on the model would need for each pixel. The conversion takes one line,
 # and most of the mistakes in comparing likelihoods are made in it.
 #
 # After this notebook you can say why whole grey levels have no density, convert nats to bits with the right constant, name
@@ -138,8 +138,8 @@ nothing = nats_to_bits_per_dim(torch.tensor(-d * math.log(2)), dimensions=d, lev
 assert math.isclose(nothing, math.log2(L), rel_tol=1e-6)
 
 # %% [markdown]
-# Two mistakes are common. Images in bytes are often scaled by $v / 127.5 - 1$, and then a cell is $1/127.5$ wide, not
-# $1/128$. And some forget the constant, or take it for 256 levels whatever the data. How much do these mistakes cost?
+# Three mistakes are common. Images in bytes are often scaled by $v / 127.5 - 1$; then a cell is $1/127.5$ wide, and not
+# $1/128$. Some forget the constant, and some take that of 256 levels whatever the data. How much does each mistake cost?
 
 # %% tags=["nbval-check-output"]
 print(f"127.5 for 128:                     {math.log2(128 / 127.5):.4f} bits/dim")
@@ -147,19 +147,19 @@ print(f"no constant, with 17 levels:       {math.log2(17 / 2):.2f} bits/dim")
 print(f"constant of 256 levels, with 17:   {math.log2(256 / 17):.2f} bits/dim")
 
 # %% [markdown]
-# The first is small, although tables often print a third decimal. The others are larger than everything that separates good
-# models from bad ones.
+# The first is small, although tables often print a third decimal. The others are larger than any difference between good
+# models and bad ones.
 #
 # ## One bound or another
 #
 # One draw of the noise gives a noisy estimate of the bound. More draws of $u$ make the mean steadier; they do not lower it.
 # But we may also average the *densities* of $S$ draws, and take the logarithm afterwards:
 #
-# $$-\log P \;\le\; \mathbb{E}\Big[-\log \frac{1}{S} \sum_{s=1}^{S} p\big(x(v, u_s)\big)\Big] + \dots$$
+# $$-\log_2 P(v) \;\le\; \mathbb{E}_u\Big[-\log_2 \frac{1}{S} \sum_{s=1}^{S} p\big(x(v, u_s)\big)\Big] + d \log_2 \frac{L}{2}$$
 #
 # This is the **importance-weighted bound**. It is Jensen's inequality applied to an average that fluctuates less, so it is
-# tighter, and it approaches the truth as $S$ grows. *Predict first:* how much lower does it get for the shipped model: a
-# thousandth of a bit, a hundredth, or a tenth?
+# tighter, and it approaches the truth as $S$ grows. *Predict first:* how far does the bound of the shipped model fall with
+# 64 draws: by a thousandth of a bit/dim, a hundredth, or a tenth?
 
 # %%
 some = slice(0, 40)
@@ -183,7 +183,7 @@ axes.set_xticks(draws, [str(S) for S in draws])
 axes.set(title="Two bounds for 40 test images", xlabel="draws of the noise", ylabel="bits/dim")
 _ = axes.legend(frameon=False)
 
-# %%
+# %% tags=["hide-output"]
 assert weighted[-1] < averaged[-1] - 0.02
 one_by_one = bits_per_dim(model, values[some], labels[some], draws=4, importance_weighted=True)
 assert math.isclose(one_by_one.mean(), weighted[2], rel_tol=1e-5)  # the package's function
@@ -192,14 +192,15 @@ print(
 )
 
 # %% [markdown]
-# Nothing about the model has changed, and the score has improved by as much as a good idea brings in a paper. Therefore say
-# which bound you report, and with how many draws. This project reports the mean, and names the other when it uses it.
+# By nearly a tenth: nothing about the model has changed, and the score has improved by as much as a good idea brings in a
+# paper. Therefore say which bound you report, and with how many draws. This project reports the mean, and says so wherever
+# it uses the other.
 #
 # ## The paper's noise is another one
 #
 # The paper trains with **Gaussian** noise on the pixels, $x = 2v/(L-1) - 1 + \sigma \varepsilon$, which becomes smaller
-# during training. That is good for samples. But the tails of a Gaussian have no cells, so this density belongs to a *noisy
-# image*, and there is no way from it to the probability of grey levels.
+# during training. That is good for samples. But Gaussian noise is not confined to a cell: the same $x$ can come from several
+# levels. So this density belongs to a *noisy image*, and there is no way from it to the probability of grey levels.
 #
 # Even a model that knows everything shows what happens if one converts it all the same. For a single pixel, the density
 # after noise is known exactly: it is the mixture above, with a Gaussian of width $\sigma$ on each level. This is its score
@@ -233,8 +234,9 @@ axes.set(
 _ = axes.legend(frameon=False)
 
 # %% [markdown]
-# The less noise, the better the "score". It measures the noise and not the model. The shipped model of this kind seems to
-# be far better than its sibling with uniform noise, and the package refuses to say so:
+# The less noise, the better the "score", which soon falls below the entropy. It measures the noise and not the model. The
+# model of this kind that ships, `digits-noise`, would seem far better than its sibling with uniform noise, if its
+# log-density were converted all the same. The package refuses to do so:
 
 # %% tags=["nbval-check-output"]
 normal = noisy_model.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0))
@@ -249,7 +251,7 @@ except InputError as error:
 # %% [markdown]
 # ## In which coordinate?
 #
-# One more choice remains, and it is not about honesty but about difficulty. In which coordinate does the model look at a
+# One more choice remains. It does not make a score right or wrong, but it makes the data easy or hard to learn. In which coordinate does the model look at a
 # pixel? In the *linear* scale of grey, nearly half of all pixels of these digits fill one cell at the left edge, and the
 # rest spread over the other 16. A prior made of smooth Gaussians must imitate a box. (In 28×28 digits the box is 2/256 wide
 # and holds four pixels of five.)
@@ -333,10 +335,10 @@ _ = axes.legend(frameon=False)
 # In the histogram's coordinate one Gaussian reaches the entropy. In the linear scale it takes many components to
 # come near, and a network must put out the parameters of each of them.
 #
-# A model knows more than a single pixel's histogram, however. Suppose the tokens before allow it to
-# be *certain* that a pixel is
-# black. The truth is now a box: $x$ is uniform in the cell of level 0. What does the best Gaussian lose against it, in each
-# coordinate? *Predict first:* in which coordinate is black cheaper?
+# A model knows more than a single pixel's histogram, however. Suppose that the tokens before make it *certain* that a pixel
+# is black. The truth is now a box: $x$ is uniform in the cell of level 0. How many bits does the best Gaussian lose against
+# it, in each coordinate? (The expected log-density of the best Gaussian is known from its variance; the truth's is minus its
+# entropy.) *Predict first:* in which coordinate is black cheaper?
 
 
 # %%
@@ -350,11 +352,11 @@ def lost_bits(model, level):
     )
     entropy_of_x = math.log2(2 / levels)  # of a uniform density, width 2 / L
     entropy_of_y = entropy_of_x + log_slope.mean().item() / math.log(2)
-    gaussian = 0.5 * math.log2(2 * math.pi * math.e)
-    return (
-        gaussian + 0.5 * x.var().log2().item() - entropy_of_x,
-        gaussian + 0.5 * y.var().log2().item() - entropy_of_y,
-    )
+
+    def best_gaussian(numbers):  # its mean -log2 of the density
+        return 0.5 * math.log2(2 * math.pi * math.e * numbers.var().item())
+
+    return best_gaussian(x) - entropy_of_x, best_gaussian(y) - entropy_of_y
 
 
 lost = {"8×8, 17 levels": lost_bits(Farmer.from_pretrained("digits"), 0)}
@@ -393,7 +395,7 @@ for name in ("linear", "histogram"):
 # - Grey levels need uniform noise before they have a density. Without it, a score has no floor.
 # - Bits/dim from a density is an upper bound, by Jensen's inequality. Averaging densities instead of logarithms tightens it.
 # - The constant is $\log_2$ of the number of cells per unit of $x$. Check it with a model that knows nothing.
-# - With Gaussian noise there are no bits/dim.
+# - With Gaussian noise there are no discrete bits/dim.
 # - A change of coordinates costs nothing if its derivative is counted, and can make the same data much easier to learn.
 #
 # ## Exercises
@@ -411,8 +413,9 @@ for name in ("linear", "histogram"):
 # </details>
 #
 # **2 (a few lines · 15 minutes · 4 marks).** For one pixel, the mass of a mixture in the cell of a level is a difference of
-# two normal distribution functions (`torch.special.ndtr`), so $P(v)$ is known exactly. Compute the exact bits. How far is
-# the dequantised bound from them at the best width of the first figure? Why not do the same for images?
+# two normal distribution functions (`torch.special.ndtr`), so $P(v)$ is known exactly. (The cell of level $v$ reaches from
+# $2v/L - 1$ to $2(v + 1)/L - 1$.) Compute the exact bits. How far is the dequantised bound from them at the best width of
+# the first figure? Why not do the same for images?
 
 
 # %% tags=["raises-exception"]
@@ -421,10 +424,8 @@ def exact_bits(pixel: GaussianMixture, share: Tensor) -> float:
     raise NotImplementedError  # yours
 
 
-half = torch.full((2,), 0.5).double()
-middle = GaussianMixture(
-    torch.zeros(1), torch.zeros(1, 1).double(), torch.full((1, 1), -3.0).double()
-)
+half, zero = torch.full((2,), 0.5).double(), torch.zeros(1, 1).double()
+middle = GaussianMixture(zero[0], mean=zero, log_scale=zero - 3)
 assert abs(exact_bits(middle, half) - 1) < 1e-9  # two levels, half of the mass in each cell
 uneven = torch.tensor([0.25, 0.75]).double()
 peaks = GaussianMixture(
@@ -446,19 +447,20 @@ assert abs(exact_bits(peaks, uneven) + (uneven * uneven.log2()).sum()) < 1e-9  #
 #
 # At the best width, about .04, the bound is .05 bits above the exact value. That is the price of dequantisation here, and
 # it falls to nothing where the mixture is smooth across a cell. The best exact score is at a narrower width, where the
-# bound is bad: noise changes what is learned, too. The cell of an *image* is a cube of 64 dimensions, carried by the flow to
-# a curved shape, over which nobody can integrate. Averaging more draws is what is left.
+# bound is bad: noise changes what is learned, too. The cell of an *image* is a cube of 64 dimensions, which the flow bends
+# into a shape over which nobody can integrate. Averaging more draws is all that is left.
 #
 # </details>
 #
 # **3 (open · 60 minutes · 6 marks).** How far down does the importance-weighted bound go? Compute it for a few images with
-# up to a thousand draws or more, for every power of two. Does it level off? Find out what decides how many draws are needed.
+# a thousand draws or more, for every power of two (`terms_over_draws(...).total` is $\log p$, one row per draw). Does it
+# level off? Find out what decides how many draws are needed.
 
 
 # %% tags=["raises-exception"]
 def weighted_bounds(total: Tensor, draws: list[int]) -> Tensor:
-    """Importance-weighted bounds (len(draws),) on -log P, nats, mean over images, from log p (S,B) of S draws: the mean
-    over all groups of so many draws that S allows."""
+    """Importance-weighted bounds (len(draws),) on -log P, nats, from log p (S,B) of S draws: averaged over
+    images and over all disjoint groups of so many draws."""
     raise NotImplementedError  # yours
 
 
@@ -474,8 +476,8 @@ assert torch.allclose(
 #
 # ```python
 # def weighted_bounds(total: Tensor, draws: list[int]) -> Tensor:
-#     """Importance-weighted bounds (len(draws),) on -log P, nats, mean over images, from log p (S,B) of S draws: the mean
-#     over all groups of so many draws that S allows."""
+#     """Importance-weighted bounds (len(draws),) on -log P, nats, from log p (S,B) of S draws: averaged over
+#     images and over all disjoint groups of so many draws."""
 #     bounds = []
 #     for count in draws:
 #         groups = total[: len(total) // count * count].unflatten(0, (-1, count))  # (groups,count,B)

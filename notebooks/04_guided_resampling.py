@@ -92,6 +92,7 @@ def target(p_c, p_u, w):
 grid = torch.linspace(-12, 12, 8001, dtype=torch.float64)
 P_C = [0.6, 0.4], [-1.0, 1.2], [0.5, 0.6]  # weights, means and widths of two components
 P_U = [0.4, 0.6], [-0.5, 1.5], [0.8, 0.9]
+assert torch.allclose(target(P_C, P_U, w=0), log_density(P_C, grid).exp())  # w = 0: p_c itself
 
 # %% tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")

@@ -34,8 +34,8 @@ def pixel_bits(width: float, draws: int = 4000) -> tuple[float, float]:
 
 
 def weighted_bounds(total: Tensor, draws: list[int]) -> Tensor:
-    """Importance-weighted bounds (len(draws),) on -log P, nats, mean over images, from log p (S,B) of S draws: the mean
-    over all groups of so many draws that S allows."""
+    """Importance-weighted bounds (len(draws),) on -log P, nats, from log p (S,B) of S draws: averaged over
+    images and over all disjoint groups of so many draws."""
     bounds = []
     for count in draws:
         groups = total[: len(total) // count * count].unflatten(0, (-1, count))  # (groups,count,B)
