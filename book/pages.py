@@ -315,7 +315,7 @@ def student() -> str:
         [
             tables[0],
             f"The students above, of both forms, were trained for {steps[0]} steps; those with other losses, folded "
-            f"below, for {steps[1]}. Compare rows within one table only.",
+            f"below, for {steps[1]}.",
             "![Digits of the exact inverse, and of the student from the same latents: they look alike]"
             "(results/student.png)",
             folded("Other losses, and the commands", tables[1], source("distillation"), source("distillation_losses")),

@@ -458,8 +458,7 @@ for row in json.loads((ROOT / "results/inverses.json").read_text())["matrix"]["r
 # GPU, on which the paper takes its times, has arithmetic to spare; we have not measured there.
 #
 # The sentences below compare the paper's tables 4 and 5 with ours, on 8×8 digits with pixels on a linear scale. They are
-# followed by the errors of students, first of two forms and then with three losses. (Older code trained those with three
-# losses: compare within a group only.)
+# followed by the errors of students of the 8×8 model that ships, first of two forms and then with three losses.
 
 # %% tags=["nbval-check-output"]
 for number in (4, 5):
@@ -475,9 +474,9 @@ for file in ("distillation", "distillation_losses"):
 # %% [markdown]
 # > **The paper** reports the ratios given in brackets in the sentences above; the two that it gives for the whole of
 # > sampling do not agree. Its student has the forward form and is compared on every level (`hidden`). **We** gain less,
-# > with 16 tokens in place of 256 and on a CPU. In our measurements the inverse form is slightly nearer to the exact
-# > inverse after equal training. To compare inner levels through small heads (`projected`) is slightly better than to
-# > compare them directly, and to compare the last level alone (`output`) is slightly worse. BiFlow
+# > with 16 tokens in place of 256 and on a CPU. In our measurements the inverse form is nearer to the exact inverse
+# > after equal training. The three losses hardly differ: to compare inner levels directly, as the paper does, is best, to
+# > compare them through small heads (`projected`) is next, and to compare the last level alone (`output`) is last. BiFlow
 # > ([arXiv 2512.10953](https://arxiv.org/abs/2512.10953)) compared such losses by FID on ImageNet: 55.0 for hidden
 # > distillation, 43.4 for the output only, 36.9 for an alignment of hidden states by heads, and 44.5 for the exact inverse.
 #

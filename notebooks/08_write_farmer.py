@@ -767,7 +767,7 @@ class Student(nn.Module):
 
     @part
     def path(self, z: Tensor) -> list[Tensor]:
-        """Z^{n-1}, ..., Z^0, each (B,N,D), on the student's own way down from z = Z^n."""
+        """Z^{n-1}, ..., Z^0, each (B,N,D), from z = Z^n through the student's own levels."""
         raise NotImplementedError
 
 
@@ -792,7 +792,7 @@ passed("Student.path", "distillation_loss")
 #
 # ```python
 #     def path(self, z: Tensor) -> list[Tensor]:
-#         """Z^{n-1}, ..., Z^0, each (B,N,D), on the student's own way down from z = Z^n."""
+#         """Z^{n-1}, ..., Z^0, each (B,N,D), from z = Z^n through the student's own levels."""
 #         levels = []
 #         for block in reversed(self.blocks):
 #             z = block.flip(z)

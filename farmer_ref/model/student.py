@@ -76,7 +76,7 @@ class OneStepStudent(PretrainedStudent, nn.Module):
         return student
 
     def path(self, z: Tensor, labels: Tensor | None = None, training: TrainingPass | None = None) -> list[Tensor]:
-        """The student's Z^{n-1}, ..., Z^0, each (B,N,D), on its own way down from z = Z^n (B,N,D)   (Alg. 2)."""
+        """The student's Z^{n-1}, ..., Z^0, each (B,N,D), from z = Z^n (B,N,D) through its own levels   (Alg. 2)."""
         levels = []
         for block in reversed(self.blocks):
             z = block(z, labels, training)

@@ -453,7 +453,7 @@ def teacher_and_student() -> Figure:
         axes.text(0.5, 5.65, "teacher: the exact flow, causal; forward in parallel", va="center")
         label(axes, (15.7, 5.65), "teacher_path(flow, x)", ha="right")
         axes.text(
-            0.5, 0.75, "student: the same blocks without the mask, from $Z$ down its own way", va="center", color=ORANGE
+            0.5, 0.75, "student: the same blocks without the mask, from $Z$ through its own levels", va="center", color=ORANGE
         )
         label(axes, (15.7, 0.75), "OneStepStudent.path(z)", ha="right")
         axes.text(

@@ -149,6 +149,7 @@ def _kept(config: ModelConfig, images: int, *, checkpoint_activations: bool, pre
         pixels = torch.empty(images, config.channels, config.image_size, config.image_size)
         labels = torch.zeros(images, dtype=torch.long) if config.num_classes else None
         with (
+            torch.enable_grad(),
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"),
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         ):

@@ -69,7 +69,7 @@ def test_the_order_of_forms_and_losses_that_the_notebook_states():
         {name: row["sample_error"]["mean"] for name, row in load(record)["table"].items()}
         for record in ("distillation", "distillation_losses")
     )
-    assert losses["inverse/projected"] < losses["inverse/hidden"] < losses["inverse/output"]
+    assert losses["inverse/hidden"] < losses["inverse/projected"] < losses["inverse/output"]
     assert forms["inverse/hidden"] < forms["forward/hidden"]
 
 
