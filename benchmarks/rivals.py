@@ -7,6 +7,8 @@ Contenders, each with one or two million weights and told the class of an image:
 - a PyTorch port of JetFormer (github.com/alexojica/JetFormer);
 - an affine coupling flow of our own, with a unit Gaussian.
 
+In linear pixels each has the choice between black at -1, as all of them are published, and at 0.
+
 All train in one process and on one thread, in turns, by the same optimiser, schedule, batches and moving average. The
 clock counts the processor time of a contender's training steps alone, so that other work on the machine does not
 count. The learning rate of each, and the best of some variants of FARMER, of TARFlow and of JetFormer, are chosen by
@@ -241,7 +243,32 @@ def jetformer_code(path: str) -> JetFormerCode:
     return JetFormerCode(FlowCore, Decoder, gmm_distribution)
 
 
+class BlackAtZero(nn.Module):
+    """A contender that is given x + 1 for x, so that black is 0 and not -1; log p is the same, for the slope is 1."""
+
+    def __init__(self, contender: nn.Module):
+        super().__init__()
+        self.contender = contender
+
+    def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B,N,D) and log|det| (B,)."""
+        return self.contender.encode(images + 1, labels)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """log p (B,)."""
+        return self.contender(images + 1, labels)
+
+
 Builder = Callable[[ModelConfig], nn.Module]
+
+
+def with_black_at_zero(variants: dict[str, Builder]) -> dict[str, Builder]:
+    """Every variant with `BlackAtZero`, too, and these first."""
+
+    def shifted(build: Builder, shape: ModelConfig) -> nn.Module:
+        return BlackAtZero(build(shape))
+
+    return {f"{name}, black at 0": partial(shifted, build) for name, build in variants.items()} | variants
 
 
 def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Builder]]:
@@ -253,7 +280,7 @@ def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Buil
 
         return {"4 x 2": build, "8 x 1, small prior, no mixing": partial(build, **BLOCKS)}
 
-    found = {"FARMER, histogram": ours("histogram"), "FARMER, linear": ours("linear")}
+    found = {"FARMER, linear": ours("linear")}
     if config.tarflow:
         public = public_code(config.tarflow)
         found["TARFlow"] = {
@@ -268,7 +295,8 @@ def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Buil
             "8 x 1, scattered means": lambda shape: JetFormer(port, shape, scattered=True),
         }
     found["coupling flow"] = {"16 x 1": lambda shape: OurCoupling(shape, 16, 1)}
-    return found
+    linear = {name: with_black_at_zero(variants) for name, variants in found.items()}
+    return {"FARMER, histogram": ours("histogram"), **linear}
 
 
 def check_logdet(build: Builder) -> None:
