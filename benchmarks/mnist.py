@@ -6,6 +6,7 @@
 the test split: results/<preset>.json, with a grid of samples. The run is that of
 `python -m farmer_ref.train --preset mnist-p2`.
 `student` does so with the run's student (`python -m farmer_ref.distill`).
+`guidance` draws samples of the shipped model with several scales and temperatures: results/<preset>_guidance.json.
 """
 
 from __future__ import annotations
@@ -48,6 +49,14 @@ from farmer_ref.training.runs import Run, run_record, saved_settings
 BESIDE = PRETRAINED / "mnist"  # the images and the classifier
 COUNTS = {"train": 100, "validation": 100, "test": 300}  # images of each split in the mosaic
 COLUMNS = 25
+GUIDES = (  # scale w, T_pi, T_sigma
+    *((scale, 1.0, 1.0) for scale in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)),
+    (0.0, 1.0, 0.9),
+    (0.0, 1.5, 1.0),
+    (0.0, 1.5, 0.9),
+    (1.0, 1.0, 0.9),
+    (2.0, 1.0, 0.9),
+)
 LICENCE = (
     "MNIST, Yann LeCun, Corinna Cortes and Christopher J. C. Burges, http://yann.lecun.com/exdb/mnist/, "
     "made from NIST's Special Databases 1 and 3; Creative Commons Attribution-Share Alike 3.0"
@@ -58,7 +67,7 @@ LICENCE = (
 class MnistConfig:
     """One stage."""
 
-    stage: Literal["classifier", "images", "model", "student"]
+    stage: Literal["classifier", "images", "model", "student", "guidance"]
     """What to make."""
     run: str = "runs/mnist-p2"
     """The trained run (stages model and student)."""
@@ -184,14 +193,35 @@ def make_model(config: MnistConfig) -> None:
 
 def sample_figures(config: MnistConfig, model: Farmer, test: ImageSet, **options: object) -> dict[str, object]:
     """Accuracy and Fréchet distance of samples under some guidance scales, by the ConvNet; that of real images."""
-    classifier, labels = shipped_classifier(), torch.arange(config.samples) % 10
     real = next(batches(test, 1000, limit=1000))
-    found = {}
-    for scale in (0.0, 1.0):
-        drawn = sample_values(model, labels, seed=config.seed, guidance=Guidance(scale=scale), **options)
-        distance = frechet_distance(classifier.scores(drawn), classifier.scores(real[0]))
-        found[f"{scale:g}"] = {"accuracy": classifier.accuracy(drawn, labels), "frechet_distance": distance}
-    return {"samples": config.samples, "real_accuracy": classifier.accuracy(*real), "guidance_scale": found}
+    found = {f"{w:g}": judged(config, model, real[0], guidance=Guidance(scale=w), **options) for w in (0.0, 1.0)}
+    return {"samples": config.samples, "real_accuracy": shipped_classifier().accuracy(*real), "guidance_scale": found}
+
+
+def judged(config: MnistConfig, model: Farmer, real: Tensor, **options: object) -> dict[str, float]:
+    """The accuracy of samples, and their Fréchet distance from the grey levels of real images."""
+    classifier, labels = shipped_classifier(), torch.arange(config.samples) % 10
+    drawn = sample_values(model, labels, seed=config.seed, **options)
+    distance = frechet_distance(classifier.scores(drawn), classifier.scores(real))
+    return {"accuracy": classifier.accuracy(drawn, labels), "frechet_distance": distance}
+
+
+def compare_guidance(config: MnistConfig) -> None:
+    """Samples of the shipped model for each of `GUIDES`, beside as many validation images as they are compared with."""
+    model = Farmer.from_pretrained(config.preset)
+    validation = split_of(config, "validation")
+    images = torch.cat([values for values, _ in batches(validation, 1000, limit=2000)])
+    others, real = images[: config.samples], images[-1000:]
+    classifier = shipped_classifier()
+    floor = frechet_distance(classifier.scores(others), classifier.scores(real))
+    rows: list[dict[str, float]] = []
+    for scale, weight, spread in GUIDES:
+        guidance = Guidance(scale=scale, weight_temperature=weight, scale_temperature=spread)
+        row = {"scale": scale, "weight_temperature": weight, "scale_temperature": spread}
+        rows.append(row | judged(config, model, real, guidance=guidance))
+        print(json.dumps(rows[-1]), flush=True)
+    record = {**made_by(config), "frechet_distance_of_real_images": floor, "rows": rows}
+    write_json(ROOT / "results" / f"{config.preset}_guidance.json", record)
 
 
 def grid_of(config: MnistConfig, model: Farmer) -> Tensor:
@@ -223,7 +253,13 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.parse("benchmarks.mnist", MnistConfig(stage="classifier"), "What ships of MNIST.", argv)
     torch.set_num_threads(config.threads)
     BESIDE.mkdir(exist_ok=True)
-    stages = {"classifier": make_classifier, "images": make_images, "model": make_model, "student": make_student}
+    stages = {
+        "classifier": make_classifier,
+        "images": make_images,
+        "model": make_model,
+        "student": make_student,
+        "guidance": compare_guidance,
+    }
     stages[config.stage](config)
 
 

@@ -2,10 +2,12 @@
 
 Contenders, each with one or two million weights and told the class of an image:
 
-- FARMER of the preset `mnist`, or with more and shallower blocks, in linear pixels and in the histogram's coordinates;
+- FARMER of the preset `mnist`, or with more and smaller blocks, in linear pixels and in the histogram's coordinates;
 - the public TARFlow code (github.com/apple/ml-tarflow), with its unit Gaussian;
 - a PyTorch port of JetFormer (github.com/alexojica/JetFormer);
 - an affine coupling flow of our own, with a unit Gaussian.
+
+In linear pixels each has the choice between black at -1, as all of them are published, and at 0.
 
 All train in one process and on one thread, in turns, by the same optimiser, schedule, batches and moving average. The
 clock counts the processor time of a contender's training steps alone, so that other work on the machine does not
@@ -56,7 +58,11 @@ from farmer_ref.training.trainer import MovingAverage, keep_freed_memory, make_o
 
 PRESET = PRESETS["mnist"]  # the shape of ours, and everyone's weight decay and moving average
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a contender's time, where its curve has a point
-BLOCKS = {"flow_blocks": 8, "flow_layers": 1, "prior_layers": 2, "channel_mixing": "none"}  # shallow, as the rivals'
+SHALLOW = {"flow_layers": 1, "prior_layers": 2, "channel_mixing": "none"}  # more and smaller blocks, as the rivals'
+BLOCKS = {
+    "8 x 1": {**SHALLOW, "flow_blocks": 8},
+    "16 x 1, width 64": {**SHALLOW, "flow_blocks": 16, "flow_width": 64, "prior_width": 64},
+}
 RATES = (1e-3, 2e-3, 4e-3)  # tried first
 WARM_UP = 0.05  # share of the time
 SLICE = 20.0  # seconds of a turn
@@ -97,6 +103,8 @@ class RivalsConfig:
     """Where torchvision keeps its data sets."""
     seed: Whole = 0
     """Seed of weights, batches and noise."""
+    resume: bool = False
+    """Keep the short runs that results/rivals.json has."""
 
 
 # -- the contenders: modules from images (B,C,H,W) in [-1, 1] and labels (B,) to log p (B,) ----------------------------
@@ -241,7 +249,32 @@ def jetformer_code(path: str) -> JetFormerCode:
     return JetFormerCode(FlowCore, Decoder, gmm_distribution)
 
 
+class BlackAtZero(nn.Module):
+    """A contender that is given x + 1 for x, so that black is 0 and not -1; log p is the same, for the slope is 1."""
+
+    def __init__(self, contender: nn.Module):
+        super().__init__()
+        self.contender = contender
+
+    def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B,N,D) and log|det| (B,)."""
+        return self.contender.encode(images + 1, labels)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """log p (B,)."""
+        return self.contender(images + 1, labels)
+
+
 Builder = Callable[[ModelConfig], nn.Module]
+
+
+def with_black_at_zero(variants: dict[str, Builder]) -> dict[str, Builder]:
+    """Every variant with `BlackAtZero`, too, and these first."""
+
+    def shifted(build: Builder, shape: ModelConfig) -> nn.Module:
+        return BlackAtZero(build(shape))
+
+    return {f"{name}, black at 0": partial(shifted, build) for name, build in variants.items()} | variants
 
 
 def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Builder]]:
@@ -251,9 +284,10 @@ def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Buil
         def build(shape: ModelConfig, **changes: Any) -> OurFarmer:
             return OurFarmer(dataclasses.replace(shape, pixels=pixels, **changes), values)
 
-        return {"4 x 2": build, "8 x 1, small prior, no mixing": partial(build, **BLOCKS)}
+        others = {f"{name}, small prior, no mixing": partial(build, **changes) for name, changes in BLOCKS.items()}
+        return {"4 x 2": build, **others}
 
-    found = {"FARMER, histogram": ours("histogram"), "FARMER, linear": ours("linear")}
+    found = {"FARMER, linear": ours("linear")}
     if config.tarflow:
         public = public_code(config.tarflow)
         found["TARFlow"] = {
@@ -268,7 +302,8 @@ def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Buil
             "8 x 1, scattered means": lambda shape: JetFormer(port, shape, scattered=True),
         }
     found["coupling flow"] = {"16 x 1": lambda shape: OurCoupling(shape, 16, 1)}
-    return found
+    linear = {name: with_black_at_zero(variants) for name, variants in found.items()}
+    return {"FARMER, histogram": ours("histogram"), **linear}
 
 
 def check_logdet(build: Builder) -> None:
@@ -366,10 +401,13 @@ def choose_rates(config: RivalsConfig, built: dict[str, dict[str, Builder]], rec
     variants at that rate.
     """
     train, validation = splits(config, "train", "validation")
-    trials: list[dict[str, Any]] = []
+    trials: list[dict[str, Any]] = record["rates"]["trials"] if config.resume and "rates" in record else []
+    known = {(trial["contender"], trial["variant"], trial["learning_rate"]): trial for trial in trials}
     record["rates"] = {**provenance(torch.device("cpu")), "minutes": config.trial_minutes, "trials": trials}
 
     def bits_at(rate: float, name: str, variant: str) -> float:
+        if (name, variant, rate) in known:
+            return or_infinite(known[name, variant, rate]["bits_per_dim"])
         torch.manual_seed(config.seed)
         contender = built[name][variant](PRESET.model)
         training = Training(contender, train, config=config, rate=rate, minutes=config.trial_minutes)
@@ -453,7 +491,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     out = ROOT / "results" / "rivals.json"
-    record = read_json(out, dict) if config.stage in ("contest", "figure") else {}
+    record = read_json(out, dict) if config.stage in ("contest", "figure") or config.resume else {}
     if config.stage != "figure":
         built = contenders(config, splits(config, "train")[0].values)
         for variants in built.values():

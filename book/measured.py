@@ -56,7 +56,7 @@ def time_limit() -> str:
 def numbers() -> dict[str, str]:
     """Every number that a page's text uses, by name."""
     digits = (of_the_digits, of_the_sizes, of_healthy_runs, of_sampling, of_the_tables, of_the_uses)
-    others = (of_the_pixels, of_mnist, of_the_rivals, of_hostile_input)
+    others = (of_the_pixels, of_mnist, of_guided_mnist, of_the_rivals, of_hostile_input)
     found = {name: text for kind in (*digits, *others) for name, text in kind().items()}
     return {name: text.replace(" ± ", "\u00a0±\u00a0") for name, text in found.items()}
 
@@ -256,6 +256,28 @@ def mnist_models() -> str:
     return table(heads, lines, numbers=True)
 
 
+def of_guided_mnist() -> dict[str, str]:
+    """Guidance of `mnist`: what its samples are compared with, and the scale that reads best."""
+    record = load("mnist_guidance")
+    untempered = [row for row in record["rows"] if row["weight_temperature"] == row["scale_temperature"] == 1]
+    best = max(untempered, key=lambda row: row["accuracy"])
+    return {
+        "mnist_best_scale": f"{best['scale']:g}",
+        "mnist_best_accuracy": f"{best['accuracy']:.1%}",
+        "mnist_guided_samples": f"{record['settings']['samples']:,}",
+        "mnist_real_distance": f"{record['frechet_distance_of_real_images']:.1f}",
+    }
+
+
+def mnist_guidance() -> str:
+    """Accuracy and Fréchet distance of guided and tempered samples of `mnist`."""
+    keys = {"scale": "g", "weight_temperature": "g", "scale_temperature": "g"}
+    keys |= {"accuracy": ".1%", "frechet_distance": ".1f"}
+    lines = [[f"{row[key]:{form}}" for key, form in keys.items()] for row in load("mnist_guidance")["rows"]]
+    heads = ["scale $w$", r"$T_\pi$", r"$T_\sigma$", "sample accuracy", "Fréchet distance"]
+    return table(heads, lines, numbers=True)
+
+
 def pixels() -> str:
     """Digits in two coordinates of the pixels."""
     measured = load("pixels")
@@ -376,6 +398,7 @@ def parts() -> dict[str, str]:
         "anomalies": anomalies(),
         "pixels": pixels(),
         "mnist_models": mnist_models(),
+        "mnist_guidance": mnist_guidance(),
         "rivals": rivals(),
         "published": published(),
         "presets": presets(),
