@@ -452,9 +452,8 @@ def teacher_and_student() -> Figure:
             axes.text(x + (0.75 if k == 2 else 0), 1.35, "one pass", ha="center", fontsize=9, color=ORANGE)
         axes.text(0.5, 5.65, "teacher: the exact flow, causal; forward in parallel", va="center")
         label(axes, (15.7, 5.65), "teacher_path(flow, x)", ha="right")
-        axes.text(
-            0.5, 0.75, "student: the same blocks without the mask, from $Z$ through its own levels", va="center", color=ORANGE
-        )
+        student = "student: the same blocks without the mask, from $Z$ through its own levels"
+        axes.text(0.5, 0.75, student, va="center", color=ORANGE)
         label(axes, (15.7, 0.75), "OneStepStudent.path(z)", ha="right")
         axes.text(
             0.5, 0.28, "exact inverse: $N - 1$ steps a block   ·   student: 1", va="center", fontsize=9, color=GREY
