@@ -56,7 +56,7 @@ def one_picture(folder: Path) -> None:
     model = Farmer.from_pretrained("digits")
     values, labels = next(batches(load_split("digits", "test", model.config), 4))
     noise = model.dequantiser.draw(tuple(values.shape), torch.Generator().manual_seed(0))
-    figure = model_at_work(model, model.dequantiser(values, noise)[3], label=int(labels[3]), token=8)
+    figure = model_at_work(model, model.dequantiser(values, noise)[3], label=int(labels[3]), token=11)
     figure.savefig(folder / "one_picture.svg")
 
 

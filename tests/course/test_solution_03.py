@@ -23,10 +23,13 @@ def test_the_asserts_of_the_starter_cells_hold():
 
 
 def test_the_informative_channels_decide_the_class_and_the_redundant_ones_nothing():
-    none, few, informative, whole = shares(Farmer.from_pretrained("mnist"), [0, 2, 8, 16], images=30)
+    model = Farmer.from_pretrained("mnist")
+    none, few, informative, whole = shares(model, [0, 2, 8, 16], images=30)
     assert none[0] > 0.9 and none[1] < 0.1
     assert informative[0] < few[0] <= none[0] and informative[1] > few[1]
     assert informative[1] > 0.9 < whole[1]
+    before, after = shares(model, [6, 7])  # where the donor wins
+    assert before[1] < 0.5 and after[1] > 0.9
 
 
 def test_three_clusters_are_the_three_colours(photographs):
