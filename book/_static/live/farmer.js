@@ -4,7 +4,7 @@
 // The library is one function, so that its own text can start a worker (see the end): pages from files need that.
 function farmerLibrary() {
   "use strict";
-  const NULL_LABEL = -1, LOG_SCALE_FLOOR = -7, TOLERANCE = 1e-6, TAIL = 1e-7, EPSILON = 2 ** -23, RANGE = 1 - 2 * TAIL;
+  const NULL_LABEL = -1, LOG_SCALE_FLOOR = -7, TOLERANCE = 1e-6, TAIL = 1e-7, EPSILON = 2 ** -23;
   const HEAP = 1024; // pages of 64 KiB
 
   const range = n => Array.from({length: n}, (_, i) => i);
@@ -213,28 +213,31 @@ function farmerLibrary() {
 
   const middles = (values, levels) => values.map(v => 2 * (v + 0.5) / levels - 1); // grey levels to [-1, 1]
 
-  // Coordinates of the pixels: linear, or z = Phi^-1(F(x)) with F from the histogram of the training pixels (ours).
+  // Coordinates of the pixels: linear, or z = Phi^-1(F(x)) with F from the histogram of the training pixels (ours),
+  // from TAIL to 1 - TAIL.
   class Pixels {
     constructor({counts}) {
-      let below = 0;
-      this.cells = counts?.map(n => ({mass: n / sum(counts), below: ((below += n) - n) / sum(counts)}));
+      let end = TAIL;
+      this.cells = counts?.map(n => {
+        const mass = n / sum(counts) * (1 - 2 * TAIL);
+        return {mass, below: (end += mass) - mass};
+      });
     }
     forward(image) { // the coordinates, and the log-slope of every pixel
       const {cells} = this, logSlope = new Float64Array(image.length), L = cells?.length;
       return [cells ? image.map((x, i) => {
         const place = (x + 1) / 2 * L, level = clamp(Math.floor(place), 0, L - 1), {mass, below} = cells[level];
-        const p = clamp(TAIL + RANGE * (below + mass * (place - level)), TAIL, 1 - TAIL);
+        const p = below + mass * (place - level);
         let z = 0, step = 1; // Newton's method: from the middle it never goes too far
         while (Math.abs(step) > 1e-6) z += step = (p - normalDistribution(z)) / normalDensity(z);
-        logSlope[i] = Math.log(RANGE * mass * L / 2 / normalDensity(z));
+        logSlope[i] = Math.log(mass * L / 2 / normalDensity(z));
         return z;
       }) : image, logSlope];
     }
     inverse(z) {
       const {cells} = this, L = cells?.length;
       return cells ? z.map(v => {
-        const p = clamp((normalDistribution(clamp(v, -6.5, 6.5)) - TAIL) / RANGE, 0, 1);
-        const level = cells.findLastIndex(cell => p >= cell.below);
+        const p = normalDistribution(clamp(v, -5, 5)), level = cells.findLastIndex(cell => p >= cell.below);
         const share = clamp((p - cells[level].below) / cells[level].mass, 0, 1 - L * EPSILON);
         return 2 * (level + share) / L - 1;
       }) : z;
