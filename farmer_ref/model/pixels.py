@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from farmer_ref.model.precision import float32_at_least
 from farmer_ref.support.errors import InputError
 
-TAIL = 1e-7  # F is mapped to [TAIL, 1 - TAIL], so |z| < 5.2; float32 places a pixel in its cell no better
-WIDTH = 1 - 2 * TAIL  # of that interval
+TAIL = 1e-7  # F runs from TAIL to 1 - TAIL, so |z| < 5.2; float32 places a pixel in its cell no better
 
 # Numerators and denominators of algorithm AS 241 (Wichura 1988), constant term first: the centre, and the tails.
 # fmt: off
@@ -84,7 +83,7 @@ class LinearPixels(nn.Module):
 
 
 class HistogramPixels(nn.Module):
-    """z = Phi^-1(TAIL + WIDTH F(x)) for every pixel x, with F from the histogram of its colour channel; invertible.
+    """z = Phi^-1(F(x)) for every pixel x, with F from the histogram of its colour channel; exact and invertible.
 
     The histogram is part of the model: `fit` counts it once, on training images, and it is stored with the weights,
     as integers, so that no change of precision moves it.
@@ -116,9 +115,9 @@ class HistogramPixels(nn.Module):
             self._seen_fitted = True  # reading a tensor makes a GPU wait, so only once
 
     def _tables(self) -> tuple[Tensor, Tensor]:
-        """P(v) (C,L) and F at the lower edge of v's cell (C,L), in float64."""
-        mass = self.counts.double() / self.counts.sum(1, keepdim=True)
-        return mass, mass.cumsum(1) - mass
+        """The mass of each level v (C,L), 1 - 2 TAIL in all, and F at the lower edge of v's cell (C,L), in float64."""
+        mass = self.counts.double() / self.counts.sum(1, keepdim=True) * (1 - 2 * TAIL)
+        return mass, TAIL + mass.cumsum(1) - mass
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B,C,H,W) in [-1, 1] to z (B,C,H,W) and sum log dz/dx (B,); -inf outside of [-1, 1]."""
@@ -127,7 +126,7 @@ class HistogramPixels(nn.Module):
         return z.to(dtype), log_slope.sum((1, 2, 3)).to(dtype)
 
     def pixel_by_pixel(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B,C,H,W) to z and log dz/dx = log (WIDTH f(x)) - log phi(z) of each pixel, both in float64."""
+        """Images (B,C,H,W) to z and log dz/dx = log f(x) - log phi(z) of each pixel, both (B,C,H,W) in float64."""
         self.check_fitted()
         with torch.autocast(images.device.type, enabled=False):
             mass, below = self._tables()
@@ -135,23 +134,23 @@ class HistogramPixels(nn.Module):
             level = place.floor().clamp(0, self.levels - 1)  # (B,C,H,W)
             channel = torch.arange(self.channels, device=images.device)[:, None, None]
             mass, below = (table[channel, level.long()] for table in (mass, below))
-            distribution = TAIL + WIDTH * (below + mass * (place - level))
+            distribution = below + mass * (place - level)
             distribution = distribution.clamp(TAIL, 1 - TAIL)  # only images outside of [-1, 1] pass the ends
             exporting = torch.compiler.is_exporting()  # ONNX has no Phi^-1
             z = normal_quantile(distribution) if exporting else torch.special.ndtri(distribution)
-            log_slope = (WIDTH * mass * (self.levels / 2)).log() + 0.5 * (z.square() + math.log(2 * math.pi))
+            log_slope = (mass * (self.levels / 2)).log() + 0.5 * (z.square() + math.log(2 * math.pi))
             log_slope = log_slope.masked_fill((images < -1) | (images > 1), -math.inf)
         return z, log_slope
 
     def inverse(self, z: Tensor) -> Tensor:
-        """z (B,C,H,W) to images in [-1, 1], F(x) = (Phi(z) - TAIL) / WIDTH; none is rounded up out of its cell."""
+        """z (B,C,H,W) to images in [-1, 1]: x = F^-1(Phi(z)), never rounded up out of the cell it belongs to."""
         self.check_fitted()
         dtype = float32_at_least(z.dtype)
         with torch.autocast(z.device.type, enabled=False):
             mass, below = self._tables()
-            distribution = ((torch.special.ndtr(z.double()) - TAIL) / WIDTH).clamp(0, 1).transpose(0, 1)  # (C,B,H,W)
+            distribution = torch.special.ndtr(z.double()).transpose(0, 1)  # (C,B,H,W)
             flat = distribution.flatten(1).contiguous()  # (C,B*H*W)
-            level = torch.searchsorted(below, flat, right=True) - 1
+            level = (torch.searchsorted(below, flat, right=True) - 1).clamp(min=0)
             share = ((flat - below.gather(1, level)) / mass.gather(1, level)).clamp(
                 0, 1 - self.levels * torch.finfo(dtype).eps
             )

@@ -77,22 +77,24 @@ class Pixels(nn.Module):
         levels = self.counts.shape[1]
         self.counts[0] = 1 + torch.bincount(values.long().flatten(), minlength=levels)
 
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """Every level's mass (L,), and F at the lower end of its cell (L,); F runs from 1e-7 to 1 - 1e-7."""
+        mass = self.counts[0].double() / self.counts.sum() * (1 - 2e-7)
+        return mass, 1e-7 + mass.cumsum(0) - mass
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B,1,H,W) in [-1, 1] to z (B,1,H,W) and the sum of log dz/dx (B,)."""
-        mass = self.counts[0].double() / self.counts.sum()
+        mass, below = self._tables()
         place = (images.double() + 1) * (len(mass) / 2)  # v + u
         level = place.long().clamp(0, len(mass) - 1)
-        below = mass.cumsum(0) - mass
-        z = torch.special.ndtri(
-            (below[level] + mass[level] * (place - level)).clamp(1e-7, 1 - 1e-7)
-        )
+        z = torch.special.ndtri(below[level] + mass[level] * (place - level))
         log_slope = torch.log(mass[level] * (len(mass) / 2)) + 0.5 * (z**2 + math.log(2 * math.pi))
         return z.to(images), log_slope.sum((1, 2, 3)).to(images)
 
     def inverse(self, z: Tensor) -> Tensor:
         """z (B,1,H,W) to images (B,1,H,W) in [-1, 1]: x = F^-1(Phi(z))"""
-        mass = self.counts[0].double() / self.counts.sum()
-        below, probability = mass.cumsum(0) - mass, torch.special.ndtr(z.double())
+        mass, below = self._tables()
+        probability = torch.special.ndtr(z.double())
         level = (torch.searchsorted(below, probability, right=True) - 1).clamp(min=0)
         place = level + ((probability - below[level]) / mass[level]).clamp(0, 1)
         return (2 * place / len(mass) - 1).to(z)
