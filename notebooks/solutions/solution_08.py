@@ -379,7 +379,7 @@ class Student(nn.Module):
             layer.causal, layer.dropout = False, 0.0
 
     def path(self, z: Tensor) -> list[Tensor]:
-        """Z^{n-1}, ..., Z^0, each (B,N,D), on the student's own way down from z = Z^n."""
+        """Z^{n-1}, ..., Z^0, each (B,N,D), from z = Z^n through the student's own levels."""
         levels = []
         for block in reversed(self.blocks):
             z = block.flip(z)
