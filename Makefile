@@ -49,7 +49,7 @@ book: .venv/.installed
 refresh: .venv/.installed
 	$(BIN)/python -m book.refresh
 
-# Measure every figure and write it to results/: about fourteen hours on 2 cores (downloads MNIST and CIFAR-10).
+# Measure every figure and write it to results/: many hours on 2 cores (downloads MNIST and CIFAR-10).
 check: .venv/.installed
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m benchmarks.digits

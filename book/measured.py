@@ -42,7 +42,8 @@ def rows(name: str) -> dict[str, dict[str, Any]]:
 
 def figure_of(name: str, row: str, measure: str) -> str:
     """One measure of one such row, with its spread."""
-    return cell(rows(name)[row][measure], MEASURES[measure][1])
+    figure = rows(name)[row][measure]
+    return cell(figure, ".0f" if figure["mean"] >= 100 else MEASURES[measure][1])
 
 
 def time_limit() -> str:
@@ -261,9 +262,12 @@ def of_guided_mnist() -> dict[str, str]:
     record = load("mnist_guidance")
     untempered = [row for row in record["rows"] if row["weight_temperature"] == row["scale_temperature"] == 1]
     best = max(untempered, key=lambda row: row["accuracy"])
+    nearest = min(record["rows"], key=lambda row: row["frechet_distance"])
     return {
         "mnist_best_scale": f"{best['scale']:g}",
         "mnist_best_accuracy": f"{best['accuracy']:.1%}",
+        "mnist_nearest": f"$w$ = {nearest['scale']:g}, $T_\\pi$ = {nearest['weight_temperature']:g}, "
+        f"$T_\\sigma$ = {nearest['scale_temperature']:g}",
         "mnist_guided_samples": f"{record['settings']['samples']:,}",
         "mnist_real_distance": f"{record['frechet_distance_of_real_images']:.1f}",
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 
 import torch
+from tqdm import tqdm
 
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer
@@ -138,8 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     heads += f"{'checkpointed':>12s} {f'on {GPUS}':>5s} {'checkpointed':>12s} {'of the peak':>11s} {'compiled':>8s} "
     heads += f"{'images/s':>9s} {'days':>6s} {'drawn':>6s}"
     print(f"{'':16s} {heads}")
-    for name in large:
-        print(step_costs(name), flush=True)
+    for name in tqdm(large, desc="costs", unit="preset", leave=False):
+        tqdm.write(step_costs(name))
 
 
 if __name__ == "__main__":

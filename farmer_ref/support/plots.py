@@ -217,6 +217,6 @@ def model_at_work(model: Any, image: Tensor, *, label: int, token: int) -> Figur
             here = z[0, at, model.prior.channel_order[channel]].cpu()
             density.plot(grid.numpy(), mixed, color=COLOURS[channel], label=f"channel {channel + 1}")
             density.axvline(float(here), color=COLOURS[channel], ls=":", lw=1.4)
-        density.set(title=f"density of token {token}, given those before", xlabel="latent", ylabel="density", ylim=0)
+        density.set(title=f"prediction of token {token}", xlabel="latent", ylabel="density", ylim=0)
         density.legend(frameon=False, fontsize=8)
     return figure
