@@ -1,9 +1,9 @@
-"""Make the built book smaller, without a visible change: what no page loads, and digits that no screen shows.
+"""Make the built book smaller, without a visible change but one: what no page loads, and digits that no screen shows.
 
 Of MathJax, one bundle and its fonts stay, and of the icons the fonts that browsers load; source maps go. Bitmaps become
-WebP, without loss, where that is smaller. Notebooks to
-download have no outputs, as students want them. Vector graphics keep two decimals of a point. In highlighted code
-and in signatures, names, punctuation and spaces look like the text around them and need no element of their own.
+WebP, without loss, where that is smaller. Notebooks to download have no outputs, as students want them. Vector graphics
+keep two decimals of a point. In highlighted code and in signatures, names, punctuation and spaces look like the text
+around them and need no element of their own. The change: a formula and the punctuation after it stay on one line.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ LONG = 24  # characters of a name that may be broken
 WRAPPED = re.compile(r'<span class="pre">([^<]*)</span>')
 PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 VERBATIM = re.compile(r"(<(?:pre|textarea|script)\b.*?</(?:pre|textarea|script)>)", re.DOTALL)
+FLAG = re.compile(r"(?<![\w-])--[\w.-]+")
+FORMULA = re.compile(r'<span class="math notranslate nohighlight">[^<]*</span>[,.;:?!)]+')  # and what ends it
 COORDINATES = re.compile(r' (?:d|x|y|points)="[^"]*"')
 
 
@@ -81,10 +83,12 @@ def word(text: str) -> str:
 
 
 def shorter_page(text: str, renamed: dict[str, str]) -> str:
-    """A page with fewer elements in its code, and without indentation, which looks the same."""
+    """A page with fewer elements in its code, and without indentation; no line begins with a formula's full stop."""
     text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda found: renamed.get(found[0], found[0]), ICONS.sub("", text))
     text = PLAIN.sub(r"\1", WRAPPED.sub(lambda found: word(found[1]), text))
+    text = FORMULA.sub(r'<span class="together">\g<0></span>', text)
     parts = VERBATIM.split(text)  # every other one is verbatim
+    parts[1::2] = [FLAG.sub(lambda found: word(found[0]), part) if part[:4] == "<pre" else part for part in parts[1::2]]
     return "".join(part if i % 2 else re.sub(r"\s*\n\s*", "\n", part) for i, part in enumerate(parts))
 
 

@@ -390,7 +390,7 @@ def guidance_by_resampling() -> Figure:
         axes.plot(grid, unconditional(grid), color=GREY, ls="--")
         axes.fill_between(grid, guided, color=ORANGE, alpha=0.2, lw=0)
         axes.plot(grid, guided, color=ORANGE)
-        axes.text(0.22, 0.36, "$p_c$", color=BLUE, fontsize=12, ha="right")
+        axes.text(1.88, 0.24, "$p_c$", color=BLUE, fontsize=12)
         axes.text(-2.05, 0.14, "$p_u$", color=GREY, fontsize=12, ha="right")
         axes.text(1.62, 0.66, "$p' \\propto p_c\\,(p_c/p_u)^w$", color=ORANGE, fontsize=12)
         rows = ((-0.16, from_c, weights[0], BLUE), (-0.34, from_u, weights[1], GREY))

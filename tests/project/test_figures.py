@@ -54,6 +54,9 @@ L 3.1 4.999" transform="translate(1.999 2) scale(0.015625)"/></g>
     )
     code = '<span class="k">def</span><span class="w"> </span><span class="n">f</span><span class="p">():</span>'
     assert shorter_page(code, {}) == '<span class="k">def</span> f():'
+    formula = '<span class="math notranslate nohighlight">\\(x\\)</span>'
+    assert shorter_page(f"{formula}, {formula} y", {}) == f'<span class="together">{formula},</span> {formula} y'
+    assert shorter_page("<pre>python --images x</pre>", {}) == '<pre>python <span class="flag">--images</span> x</pre>'
     assert shorter_page("<p>\n    a\n</p>\n<pre>\n    b\n</pre>\n  c", {}) == "<p>\na\n</p>\n<pre>\n    b\n</pre>\nc"
 
 
