@@ -7,6 +7,7 @@ what it names exists and cites the equation, and what cites an equation is named
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import pkgutil
 import re
@@ -28,6 +29,7 @@ def entries() -> list[dict[str, Any]]:
     return [entry for part in read()["parts"] for entry in part["entries"]]
 
 
+@functools.cache
 def paper_items() -> dict[str, dict[str, Any]]:
     """The paper's own numbered items: what each `says`, and `words`, patterns of which one stands beside a citation."""
     return yaml.safe_load((HERE / "paper_items.yml").read_text(encoding="utf-8"))
