@@ -193,16 +193,20 @@ def make_model(config: MnistConfig) -> None:
 
 def sample_figures(config: MnistConfig, model: Farmer, test: ImageSet, **options: object) -> dict[str, object]:
     """Accuracy and Fréchet distance of samples under some guidance scales, by the ConvNet; that of real images."""
-    real = next(batches(test, 1000, limit=1000))
-    found = {f"{w:g}": judged(config, model, real[0], guidance=Guidance(scale=w), **options) for w in (0.0, 1.0)}
-    return {"samples": config.samples, "real_accuracy": shipped_classifier().accuracy(*real), "guidance_scale": found}
+    classifier, real = shipped_classifier(), next(batches(test, 1000, limit=1000))
+    scores, found = classifier.scores(real[0]), {}
+    for scale in (0.0, 1.0):
+        found[f"{scale:g}"] = judged(config, model, classifier, scores, guidance=Guidance(scale=scale), **options)
+    return {"samples": config.samples, "real_accuracy": classifier.accuracy(*real), "guidance_scale": found}
 
 
-def judged(config: MnistConfig, model: Farmer, real: Tensor, **options: object) -> dict[str, float]:
-    """The accuracy of samples, and their Fréchet distance from the grey levels of real images."""
-    classifier, labels = shipped_classifier(), torch.arange(config.samples) % 10
+def judged(
+    config: MnistConfig, model: Farmer, classifier: ConvClassifier, real: Tensor, **options: object
+) -> dict[str, float]:
+    """The accuracy of samples, and the Fréchet distance of their scores from those of real images."""
+    labels = torch.arange(config.samples) % 10
     drawn = sample_values(model, labels, seed=config.seed, **options)
-    distance = frechet_distance(classifier.scores(drawn), classifier.scores(real))
+    distance = frechet_distance(classifier.scores(drawn), real)
     return {"accuracy": classifier.accuracy(drawn, labels), "frechet_distance": distance}
 
 
@@ -211,14 +215,13 @@ def compare_guidance(config: MnistConfig) -> None:
     model = Farmer.from_pretrained(config.preset)
     validation = split_of(config, "validation")
     images = torch.cat([values for values, _ in batches(validation, 1000, limit=2000)])
-    others, real = images[: config.samples], images[-1000:]
     classifier = shipped_classifier()
-    floor = frechet_distance(classifier.scores(others), classifier.scores(real))
+    others, real = (classifier.scores(part) for part in (images[: config.samples], images[-1000:]))
+    floor = frechet_distance(others, real)
     rows: list[dict[str, float]] = []
     for scale, weight, spread in GUIDES:
-        guidance = Guidance(scale=scale, weight_temperature=weight, scale_temperature=spread)
         row = {"scale": scale, "weight_temperature": weight, "scale_temperature": spread}
-        rows.append(row | judged(config, model, real, guidance=guidance))
+        rows.append(row | judged(config, model, classifier, real, guidance=Guidance(**row)))
         print(json.dumps(rows[-1]), flush=True)
     record = {**made_by(config), "frechet_distance_of_real_images": floor, "rows": rows}
     write_json(ROOT / "results" / f"{config.preset}_guidance.json", record)

@@ -88,8 +88,9 @@ def shorter_page(text: str, renamed: dict[str, str]) -> str:
     text = PLAIN.sub(r"\1", WRAPPED.sub(lambda found: word(found[1]), text))
     text = FORMULA.sub(r'<span class="together">\g<0></span>', text)
     parts = VERBATIM.split(text)  # every other one is verbatim
+    parts[::2] = [re.sub(r"\s*\n\s*", "\n", part) for part in parts[::2]]
     parts[1::2] = [FLAG.sub(lambda found: word(found[0]), part) if part[:4] == "<pre" else part for part in parts[1::2]]
-    return "".join(part if i % 2 else re.sub(r"\s*\n\s*", "\n", part) for i, part in enumerate(parts))
+    return "".join(parts)
 
 
 def without_outputs(path: Path) -> None:

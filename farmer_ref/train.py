@@ -61,11 +61,12 @@ def prepare_run(config: TrainConfig, data: ImageData, validation: ImageData) -> 
         names = [f"model.{field.name}" for field in dataclasses.fields(config.model)] + KEPT_BY_RESUME
         before = saved_settings(run)
         check_resumed(before, config, names=names, what="run")
-        if not Run.open(run).read_these(data):
+        resumed = Run.open(run)
+        if not resumed.read_these(data):
             held = "the images that were there" if config.dataset == before.dataset else repr(before.dataset)
-            changed = described_change(Run.open(run).data, data.splits)
+            changed = described_change(resumed.data, data.splits)
             raise InputError(f"dataset is {config.dataset!r}{changed}; allowed: {held}, as in the run that is resumed")
-        Run.open(run).compare(validation, "validation")
+        resumed.compare(validation, "validation")
     elif holds_trained_weights(run):
         raise InputError(
             f"out is {config.out!r}, which holds trained weights without checkpoints; allowed: a new folder"
