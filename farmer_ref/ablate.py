@@ -428,9 +428,9 @@ def main(argv: list[str] | None = None) -> None:
             record["kept"] = [*earlier[name].get("kept", ()), origin]
         if name == "figure8":
             record["fifths"], shown = by_log_determinant(runs, preset, table.rows[0])
-            samples = labelled_grids(shown, columns=10, across=3)
+            samples = labelled_grids(shown, columns=10)
         elif name == "figure7":
-            samples = labelled_grids(scaled_samples(runs, preset, table), columns=10, across=3)
+            samples = labelled_grids(scaled_samples(runs, preset, table), columns=10)
         else:
             samples = None
         record |= judged(table, record["rows"], record.get("fifths"))
