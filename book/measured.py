@@ -42,8 +42,7 @@ def rows(name: str) -> dict[str, dict[str, Any]]:
 
 def figure_of(name: str, row: str, measure: str) -> str:
     """One measure of one such row, with its spread."""
-    figure = rows(name)[row][measure]
-    return cell(figure, ".0f" if figure["mean"] >= 100 else MEASURES[measure][1])
+    return cell(rows(name)[row][measure], MEASURES[measure][1])
 
 
 def time_limit() -> str:

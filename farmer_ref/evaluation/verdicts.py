@@ -170,8 +170,9 @@ def sampling_speeds(seconds: dict[str, dict[str, float]]) -> list[str]:
 
 
 def cell(figure: dict[str, Any], form: str) -> str:
-    """A mean, with its spread where there is one."""
+    """A mean, with its spread where there is one; from 100 on, both without decimals."""
     spread = figure["standard_deviation"]
+    form = ".0f" if form.endswith("f") and figure["mean"] >= 100 else form
     return f"{figure['mean']:{form}}" + (f" ± {spread:{form}}" if spread is not None else "")
 
 
