@@ -78,9 +78,9 @@ def alone():
     dist.destroy_process_group()
 
 
-def test_layers_stay_whole_under_ddp(tmp_path, monkeypatch, graphs, alone):
+@torch._dynamo.config.patch(optimize_ddp=True)
+def test_layers_stay_whole_under_ddp(tmp_path, graphs, alone):
     """PyTorch would cut a graph where 1 MiB of gradients is complete: in the MLP of a layer of width 256."""
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
     shape = dataclasses.replace(PRESETS["tiny"].model, flow_width=256, prior_width=256)
     config = dataclasses.replace(PRESETS["tiny"], model=shape, compile=True)
     model = Farmer(shape)
@@ -92,17 +92,17 @@ def test_layers_stay_whole_under_ddp(tmp_path, monkeypatch, graphs, alone):
     assert len(graphs) == 2  # of the layers of flow and prior, which read 16 and 17 positions
 
 
-def test_a_benchmark_holds_one_model_at_a_time(monkeypatch, graphs):
-    """Else memory was measured with the model before it, 22 GiB of the paper's: layers that are compiled are cycles."""
-    models, before = [], []
+def test_a_benchmark_holds_the_layers_of_one_model_at_a_time(monkeypatch, graphs):
+    """Else memory was measured with those before, GiB of the paper's: a compiled layer and its call are a cycle."""
+    weights, alive = [], []
 
     def new(config):
-        before.append(any(model() is not None for model in models))
+        alive.append(any(weight() is not None for weight in weights))
         model = Farmer(config)
-        models.append(weakref.ref(model))
+        weights.append(weakref.ref(transformer_layers(model)[0].mlp_in.weight))
         return model
 
     monkeypatch.setattr(scaling, "Farmer", new)
     rows = scaling.sweep(scaling.ScalingBenchmark(preset="tiny", batches=(2, 4), steps=1, device="cpu"))
-    assert len(models) == sum(map(len, rows.values())) == 8
-    assert not any(before)
+    assert len(weights) == sum(map(len, rows.values())) == 8
+    assert not any(alive)
