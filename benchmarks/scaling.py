@@ -112,10 +112,6 @@ def time_steps(preset: TrainConfig, variant: dict[str, Any], *, batch_size: int,
         seconds = [timed(lambda: trainer._optimise(batch), device) for _ in range(steps + 2)][2:]
     except torch.OutOfMemoryError:
         return None
-    finally:
-        torch._dynamo.reset()
-        gc.collect()
-        torch.cuda.empty_cache()
     rate, peak = batch_size / statistics.median(seconds), peak_flops(device)
     checkpointed = config.checkpoint_activations
     predicted = state_bytes(count(config.model)["total"]) + batch_size * saved_bytes(
@@ -130,6 +126,13 @@ def time_steps(preset: TrainConfig, variant: dict[str, Any], *, batch_size: int,
         "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
         "predicted_memory_gib": predicted / 2**30,
     }
+
+
+def free_memory() -> None:
+    """Free what a measurement leaves behind: a layer and its compiled call hold each other until they are collected."""
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def image_shape(config: TrainConfig) -> tuple[int, int, int]:
@@ -149,6 +152,7 @@ def sweep(config: ScalingBenchmark) -> dict[str, list[dict[str, float]]]:
         rows[name] = []
         for batch_size in batches:
             measured = time_steps(preset, variant, batch_size=batch_size, steps=config.steps)
+            free_memory()
             if measured is None:
                 print(f"{name}: batch {batch_size} does not fit", flush=True)
                 break

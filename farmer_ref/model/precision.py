@@ -9,7 +9,8 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 EXACT = ("none", "ieee")  # the settings under which products of float32 matrices are not rounded
@@ -27,6 +28,17 @@ def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[object
     """
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` in the precision of its input: FSDP may gather its weights in a lower one.
+
+    A GPU's autocast does the same; a CPU's leaves them, and the operation refuses two precisions.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (...,W) normalised."""
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 @contextlib.contextmanager

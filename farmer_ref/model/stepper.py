@@ -14,7 +14,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from typing import ClassVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +43,9 @@ def stepper(transformer: Transformer, capacity: int, *, like: Tensor, fixed: boo
     it is used on a GPU only, and not for few positions; tests compare the two. There is no dropout. An output is valid
     until the next call.
     """
-    recorded = like.is_cuda and capacity >= RECORDED_FROM
-    return (FixedStepper if recorded or fixed else GrowingStepper)(transformer, capacity, like)
+    if fixed is None:
+        fixed = like.is_cuda and capacity >= RECORDED_FROM
+    return (FixedStepper if fixed else GrowingStepper)(transformer, capacity, like)
 
 
 class LayerStep:
@@ -241,10 +242,23 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-@functools.cache
-def _pool(device: torch.device) -> tuple[int, int]:
-    """The memory that all graphs share: nothing in it outlives a step, whose output is copied out of it."""
-    return torch.cuda.graph_pool_handle()
+class GraphPool:
+    """The memory that a device's graphs share: nothing in it outlives a step, whose output is copied out of it.
+
+    Each graph holds it, and it goes with the last of them: PyTorch may refuse a pool that has lost all its graphs.
+    """
+
+    _alive: ClassVar[WeakValueDictionary[torch.device, GraphPool]] = WeakValueDictionary()
+
+    def __init__(self) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+
+    @classmethod
+    def of(cls, device: torch.device) -> GraphPool:
+        """The pool of the graphs that there are, or a new one."""
+        pool = cls._alive.get(device) or cls()
+        cls._alive[device] = pool
+        return pool
 
 
 def record(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
@@ -256,17 +270,17 @@ def record(step: Callable[[], object], device: torch.device) -> Callable[[], obj
     if device.type != "cuda":
         return step
     with torch.cuda.device(device):
-        aside, graph = _side_stream(device), torch.cuda.CUDAGraph()
+        aside, pool, graph = _side_stream(device), GraphPool.of(device), torch.cuda.CUDAGraph()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(2):  # libraries choose their kernels and allocate their workspaces now
                 step()
         torch.cuda.current_stream().wait_stream(aside)
         # thread_local: another thread may use the GPU meanwhile, to pin a data loader's batches, say.
-        with torch.cuda.graph(graph, pool=_pool(device), stream=aside, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool.handle, stream=aside, capture_error_mode="thread_local"):
             step()
 
-    def replay(memory: object = step) -> None:  # a graph knows only addresses: `memory` keeps alive what lies there
+    def replay(memory: object = (step, pool)) -> None:  # a graph knows only addresses: this keeps what lies there
         graph.replay()
 
     return replay

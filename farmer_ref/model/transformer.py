@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from farmer_ref.model.linear import Linear
+from farmer_ref.model.precision import LayerNorm
 
 
 class TrainingPass(NamedTuple):
@@ -83,10 +84,10 @@ class TransformerLayer(nn.Module):
     def __init__(self, width: int, head_dim: int, *, causal: bool = True, dropout: float = 0.0):
         super().__init__()
         self.heads, self.head_dim, self.causal = width // head_dim, head_dim, causal
-        self.attention_norm = nn.LayerNorm(width)
+        self.attention_norm = LayerNorm(width)
         self.attention_in = Linear(width, 3 * width)
         self.attention_out = Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_norm = LayerNorm(width)
         self.mlp_in = Linear(width, 4 * width)
         self.mlp_out = Linear(4 * width, width)
         self.dropout = TokenDropout(dropout)

@@ -182,12 +182,16 @@ def run(main: Callable[[], None]) -> None:
         main()
         if sys.stdout:
             sys.stdout.flush()
+        parallel.leave()
+    except SystemExit:  # of an interrupted run, by all processes together
+        parallel.leave()
+        raise
     except (Exception, KeyboardInterrupt, Terminated) as error:
+        # Nothing is left here: one process alone would wait for the others, and torchrun for all of them.
         if os.environ.get(DEBUG):
             raise
         fail(*ending_of(error))
     finally:
-        parallel.leave()
         if in_main_thread:
             signal.signal(signal.SIGTERM, handler)
         sys.stdout, sys.stderr = streams

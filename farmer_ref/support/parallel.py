@@ -51,7 +51,7 @@ def join(name: str) -> torch.device:
 
 
 def leave() -> None:
-    """Leave the process group, if any."""
+    """Leave the process group, if any: on GPUs, all processes together."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -50,7 +50,7 @@ class RunConfig:
     """Keep only the inputs of transformer layers for the backward pass and recompute the rest: less memory, about a
     third more work."""
     compile: bool = False
-    """Compile the transformer layers and the shared mixture's density: slow to start, then faster on a GPU."""
+    """Compile the transformer layers: slow to start, then faster on a GPU."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """bfloat16: transformer layers under autocast, and a GPU's other matrix products in a step as with tf32. tf32:
     float32, but these are rounded to 10 bits. Densities and log-determinants stay in float32 in either."""

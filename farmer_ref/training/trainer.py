@@ -241,6 +241,7 @@ class Trainer:
         self.run, self.export, self.average = run, export, average
         self.tokens, self.flops_per_image = tokens, flops_per_image
         if config.compile:
+            torch._dynamo.config.optimize_ddp = False  # it cuts graphs for DDP: ours are single layers already
             for layer in transformer_layers(self.model):  # all the same code: a minute of compiling, not an hour
                 layer.compile()
         self.device = next(self.model.parameters()).device

@@ -9,6 +9,7 @@ import torch
 from conftest import small_model
 
 from farmer_ref import Guidance
+from farmer_ref.model.checks import draw_places
 from farmer_ref.model.guidance import draw_naive, draw_pool, draw_token, effective_sample_size, weighed_candidates
 from farmer_ref.model.mixture import GaussianMixture
 from farmer_ref.support.errors import InputError
@@ -46,6 +47,13 @@ def guided_normal(mean_c, scale_c, mean_u, scale_u, w):
     precision = (1 + w) / scale_c**2 - w / scale_u**2
     assert precision > 0
     return ((1 + w) * mean_c / scale_c**2 - w * mean_u / scale_u**2) / precision, precision**-0.5
+
+
+def test_weights_that_are_not_finite_are_refused_before_a_gpu_sees_them(monkeypatch):
+    """Where they end all that the process does there, unless a single draw is asked for."""
+    monkeypatch.setattr(torch, "multinomial", lambda *_, **__: pytest.fail("not checked"))
+    with pytest.raises(InputError, match="not finite"):
+        draw_places(torch.tensor([[0.5, 0.5], [0.5, torch.nan]]), 3, None)
 
 
 GAUSSIANS = (1.0, 0.8, 0.0, 1.2)

@@ -76,6 +76,8 @@ def test_few_positions_are_not_recorded(monkeypatch):
     for capacity in (15, 17, 63, 255):
         stepper(transformer, capacity, like=SimpleNamespace(is_cuda=True))
     assert made == ["growing", "growing", "fixed", "fixed"]
+    stepper(transformer, 255, like=SimpleNamespace(is_cuda=True), fixed=False)  # as benchmarks.inverses asks
+    assert made[4:] == ["growing"]
 
 
 def test_graphs_are_kept_by_block_shape_and_bucket(recordings, fixed_steps):
@@ -143,7 +145,9 @@ def test_memory_first_used_under_inference_mode_can_be_used_after_it(recordings,
 
 
 def test_all_graphs_share_one_pool(monkeypatch):
-    """With a CUDA that is not there: each capture into a pool of its own would keep its memory to itself."""
+    """With a CUDA that is not there: each capture into a pool of its own would keep its memory to itself.
+
+    As long as one of them is there: a pool that has lost its graphs is not taken again."""
     pools, context = [], contextlib.nullcontext()
     fake = SimpleNamespace(
         Stream=lambda device: SimpleNamespace(wait_stream=lambda other: None),
@@ -155,15 +159,23 @@ def test_all_graphs_share_one_pool(monkeypatch):
         graph=lambda graph, pool, stream, capture_error_mode: pools.append(pool) or context,
     )
     monkeypatch.setattr(module.torch, "cuda", fake)
-    for name in ("_pool", "_side_stream"):
-        getattr(module, name).cache_clear()
+    module._side_stream.cache_clear()
     ran = []
-    replays = [module.record(lambda: ran.append(1), torch.device("cuda:0")) for _ in range(3)]
-    for name in ("_pool", "_side_stream"):
-        getattr(module, name).cache_clear()
+
+    def record():
+        return module.record(lambda: ran.append(1), torch.device("cuda:0"))
+
+    replays = [record() for _ in range(3)]
     assert len(set(pools)) == 1 and len(pools) == 3 and len(ran) == 9
     replays[0]()
     assert pools[-1] == "replay" and len(ran) == 9
+    del replays[:2]
+    replays.append(record())
+    assert pools[-1] is pools[0]  # one of its graphs is left
+    replays.clear()
+    replays.append(record())
+    assert pools[-1] is not pools[0]
+    module._side_stream.cache_clear()
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, flags that are wrong, and how a command ends."""
 
+import contextlib
 import io
 import os
 import signal
@@ -118,6 +119,24 @@ def test_every_end_is_one_line_with_its_exit_code(capsys, monkeypatch, error, co
     monkeypatch.setenv("FARMER_DEBUG", "1")
     with pytest.raises(type(error)):
         cli.run(main)
+
+
+@pytest.mark.parametrize(
+    ("error", "times"),
+    [(None, 1), (SystemExit(143), 1), (InputError("a"), 0), (ZeroDivisionError(), 0), (cli.Terminated(), 0)],
+)
+def test_a_process_that_fails_does_not_leave_the_others(monkeypatch, error, times):
+    """On GPUs that waits until they leave, too, who wait for this process; and torchrun waits for its exit code."""
+    left = []
+    monkeypatch.setattr(cli.parallel, "leave", lambda: left.append(error))
+
+    def main():
+        if error is not None:
+            raise error
+
+    with contextlib.suppress(SystemExit):
+        cli.run(main)
+    assert len(left) == times
 
 
 def test_an_unforeseen_error_says_how_to_see_the_traceback(capsys):

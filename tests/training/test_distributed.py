@@ -23,6 +23,7 @@ TRAIN = [
     *("--model.dropout", "0.2", "--model.patch-basis", "pca", "--model.channel-mixing", "learned"),
 ]
 FSDP = ["--parallel", "fsdp"]
+BFLOAT16 = ["--precision", "bfloat16"]
 PARTS = ["--accumulate", "2", "--checkpoint-activations"]
 DISTILL = ["--steps", "3", "--batch-size", "32", "--sample-every", "3", "--device", "cpu"]
 EVALUATE = ["--run", "digits", "--device", "cpu", "--images", "250", "--samples", "0", "--importance-weighted"]
@@ -38,11 +39,14 @@ def runs(tmp_path_factory):
         return ["--out", str(folder / name)]
 
     train.main([*TRAIN, *out("one")])
+    train.main([*TRAIN, *BFLOAT16, *out("one in bfloat16")])
     stop_after(7, [*TRAIN, *out("one then fsdp")])
     stop_after(7, [*TRAIN, *out("one then ddp")])
     run_jobs(
         ("train", 0, [*TRAIN, *out("ddp")]),
         ("train", 0, [*TRAIN, *FSDP, *out("fsdp")]),
+        ("train", 0, [*TRAIN, *BFLOAT16, *out("ddp in bfloat16")]),
+        ("train", 0, [*TRAIN, *BFLOAT16, *FSDP, *out("fsdp in bfloat16")]),
         ("train", 0, [*TRAIN, *PARTS, *out("ddp in parts")]),
         ("train", 0, [*TRAIN, *PARTS, *FSDP, *out("fsdp in parts")]),
         ("train", 7, [*TRAIN, *out("ddp interrupted")]),
@@ -86,6 +90,15 @@ def test_two_processes_train_as_one(runs, name):
     assert one.keys() == two.keys()
     for weight in one:
         assert torch.allclose(one[weight], two[weight], atol=2e-5), weight
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_in_bfloat16(runs, name):
+    """As the presets of the paper's models do. FSDP gathers the weights of layers in bfloat16, norms included."""
+    alone, together = metrics(runs / "one in bfloat16"), metrics(runs / f"{name} in bfloat16")
+    for wanted, line in zip(alone, together, strict=True):
+        for quantity in wanted.keys() & {"nats_per_dim", "gradient_norm", "validation_bits_per_dim"}:
+            assert line[quantity] == pytest.approx(wanted[quantity], rel=1e-2), (line["step"], quantity)
 
 
 def test_the_comparison_notices_other_random_numbers(tmp_path, runs):
