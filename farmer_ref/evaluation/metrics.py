@@ -42,7 +42,7 @@ def terms_over_draws(
     device = next(model.parameters()).device
     generator = torch.Generator(device)
     if labels is not None and (classes := model.config.num_classes):
-        labels = checked_labels(labels, len(values), classes=classes, device=device).to(device)
+        labels = checked_labels(labels, len(values), classes=classes, device=device)
     else:
         labels = None
     numbers = range(len(values)) if numbers is None else numbers

@@ -33,11 +33,11 @@ def checked_images(images: Tensor) -> Tensor:
 def checked_labels(
     labels: Tensor | Sequence[int] | None, count: int | None, *, classes: int, device: torch.device
 ) -> Tensor | None:
-    """Labels as whole numbers (B,), one for each of `count` images; on `device` where they are not a tensor yet."""
+    """Labels as whole numbers (B,), one for each of `count` images; on `device`, wherever they were."""
     if labels is None:
         return None
     try:
-        given = labels if torch.is_tensor(labels) else torch.as_tensor(labels, device=device)
+        given = torch.as_tensor(labels, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"labels are {shown(labels)} ({error}); allowed: whole numbers (B,)") from None
     whole = given.dtype != torch.bool and not given.dtype.is_floating_point

@@ -8,6 +8,7 @@ import torch
 from conftest import jacobian, small_model
 
 from farmer_ref import Farmer, Guidance, ModelConfig, bits_per_dim
+from farmer_ref.model.checks import checked_labels
 from farmer_ref.support.errors import InputError
 
 
@@ -240,6 +241,8 @@ def test_labels_whose_meaning_is_certain_are_accepted():
     assert model.log_prob(x[:0], []).shape == (0,)
     values = model.dequantiser.quantise(x)
     assert torch.equal(bits_per_dim(model, values, [0, 2]), bits_per_dim(model, values, wanted))
+    there = torch.device("meta")  # in place of a GPU: the labels go where the model is
+    assert checked_labels(wanted[:0], 0, classes=3, device=there).device == there
 
 
 @pytest.mark.parametrize("method", ["sequential", "jacobi"])

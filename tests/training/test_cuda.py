@@ -36,7 +36,8 @@ def test_likelihood_and_inverse_equal_the_cpu_s():
     labels = torch.tensor([0, 1, 2, -1])
     wanted = model.log_prob(x, labels)
     model.cuda()
-    assert torch.allclose(model.log_prob(x.cuda(), labels.cuda()).cpu(), wanted, atol=1e-8)
+    for given in (labels, labels.cuda(), labels.tolist()):
+        assert torch.allclose(model.log_prob(x.cuda(), given).cpu(), wanted, atol=1e-8)
     z, _ = model.encode(x.cuda())
     assert torch.allclose(model.decode(z).cpu(), x, atol=1e-9)
 
