@@ -1,26 +1,12 @@
 """Pictures."""
 
-import itertools
-
 import pytest
 import torch
+from helpers import labels_apart
 from matplotlib.figure import Figure
 
-from book import refresh
 from farmer_ref import Farmer
 from farmer_ref.support.plots import comparison, labelled_grids, model_at_work, save_plot
-
-
-def apart(figure):
-    """Whether no tick label below an axis is within two points of another, by the boxes of matplotlib's renderer."""
-    figure.draw_without_rendering()
-    boxes = []
-    for axes in figure.axes:
-        low, high = axes.get_xlim()
-        places = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
-        boxes += [label.get_window_extent() for place, label in places if low <= place <= high and label.get_text()]
-    margin = figure.dpi / 72
-    return not any(one.padded(margin).overlaps(two.padded(margin)) for one, two in itertools.combinations(boxes, 2))
 
 
 def test_labels_below_axes_do_not_touch(tmp_path):
@@ -31,17 +17,10 @@ def test_labels_below_axes_do_not_touch(tmp_path):
     names.set_xticks(range(3), ["one class left out", "blank", "Fashion-MNIST"])
     for panel in panels:
         panel.plot([1000, 9000], [0, 1])
-    assert not apart(figure)
+    assert not labels_apart(figure)
     save_plot(figure, tmp_path / "plot.svg")
     assert len(numbers.get_xticklabels()) >= 2 and names.get_xticklabels()[0].get_text() == "one class\nleft out"
-    assert apart(figure)
-
-
-@pytest.mark.parametrize(("path", "figure"), refresh.plots(), ids=lambda given: getattr(given, "stem", ""))
-def test_labels_below_the_plots_of_results_do_not_touch(path, figure, tmp_path):
-    save_plot(figure, tmp_path / path.name)
-    assert apart(figure)
-    assert (tmp_path / path.name).read_bytes() == path.read_bytes()  # as `python -m book.refresh` draws it
+    assert labels_apart(figure)
 
 
 def test_one_measure_has_a_figure_too():
