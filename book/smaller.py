@@ -1,10 +1,10 @@
 """Make the built book smaller, without a visible change but one: what no page loads, and digits that no screen shows.
 
-Of MathJax, one bundle and its fonts stay, and of the icons the fonts that browsers load; source maps go. Bitmaps become
-WebP, without loss, where that is smaller, also those inside vector graphics. Notebooks to download have no outputs, as
-students want them. Vector graphics keep two decimals of a point, and 640 parts of the height of a letter. In
-highlighted code and in signatures, names, punctuation and spaces look like the text around them and need no element of
-their own. The change: a formula and the punctuation after it stay on one line.
+Of MathJax, the parts stay that the pages load, and of the icons the fonts that browsers load; source maps go. Bitmaps
+become WebP, without loss, where that is smaller, also those inside vector graphics. Notebooks to download have no
+outputs, as students want them. Vector graphics keep two decimals of a point, and 640 parts of the height of a letter.
+In highlighted code and in signatures, names, punctuation and spaces look like the text around them and need no element
+of their own. The change: a formula and the punctuation after it stay on one line.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import io
 import itertools
 import re
 import string
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,11 +28,16 @@ FOLDERS = (
     "_static/scripts/fontawesome",
 )  # of these, only USED
 USED = (
-    "_static/mathjax/tex-chtml.js",
+    "_static/mathjax/startup.js",  # which loads the others, as _config.yml says
+    "_static/mathjax/core.js",
+    "_static/mathjax/input/tex.js",
+    "_static/mathjax/output/chtml.js",
     "_static/mathjax/output/chtml/fonts/",
+    "_static/mathjax/a11y/assistive-mml.js",
     "_static/vendor/fontawesome/webfonts/fa-solid-900.woff2",
     "_static/vendor/fontawesome/webfonts/fa-brands-400.woff2",
 )
+ALPHABETS = re.compile(r"MathJax_(?:Fraktur|SansSerif|Script|Calligraphic-Bold)")  # that no formula of the book uses
 ICONS = re.compile(r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')  # what the fonts show without a script
 LONG = 24  # characters of a name that may be broken
 WRAPPED = re.compile(r'<span class="pre">([^<]*)</span>')
@@ -52,7 +58,11 @@ BITMAP = re.compile(r"data:image/png;base64,([\w+/=\s]+)")
 
 def unused(name: str) -> bool:
     """Whether no page loads a file of the book."""
-    return (name.startswith(FOLDERS) and not name.startswith(USED)) or name.endswith(".map")
+    return (
+        (name.startswith(FOLDERS) and not name.startswith(USED))
+        or name.endswith(".map")
+        or ALPHABETS.search(name) is not None
+    )
 
 
 def short_number(value: int, digits: int) -> str:
@@ -151,7 +161,7 @@ def shorter_graphic(text: str) -> str:
     text = re.sub(r' style="[^"]*"', lambda found: COLOUR.sub(r"#\1\2\3", re.sub(r"([:;]) ", r"\1", found[0])), text)
     text = re.sub(r"> <", "><", text)
     text = re.sub(r"<g>(<(?:path|use|image)\b[^<>]*/>)</g>", r"\1", text)  # groups of one, of which nothing is said
-    return ALIKE.sub(alike, text).strip() + "\n"
+    return with_classes(ALIKE.sub(alike, text)).strip() + "\n"
 
 
 def alike(found: re.Match[str]) -> str:
@@ -160,6 +170,17 @@ def alike(found: re.Match[str]) -> str:
     if "style=" in found[1] or "opacity:" in style.replace("-opacity:", ""):  # which a group does not pass on
         return found[0]
     return f"<g{found[1]}{style}>{found[2].replace(style, '')}</g>"
+
+
+def with_classes(text: str) -> str:
+    """A graphic whose styles, where several elements have the same, are classes of a sheet."""
+    counts = Counter(re.findall(r' style="([^"]*)"', text))
+    names = dict(zip((style for style, count in counts.items() if count > 1), short_names(), strict=False))
+    sheet = "".join(f".{name}{{{style}}}" for style, name in names.items())
+    text = re.sub(
+        r' style="([^"]*)"', lambda found: f' class="{names[found[1]]}"' if found[1] in names else found[0], text
+    )
+    return re.sub(r"<svg[^>]*>", lambda found: f"{found[0]}<style>{sheet}</style>", text, count=1) if sheet else text
 
 
 def smaller_pictures(folder: Path) -> dict[str, str]:

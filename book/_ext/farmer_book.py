@@ -177,9 +177,10 @@ def explain_words(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             text.parent.replace(text, [*parts, nodes.Text(plain[end:])])
 
 
-def find_sources(app: Sphinx, config: Config) -> None:
-    """A function cannot stand in _config.yml."""
+def settle(app: Sphinx, config: Config) -> None:
+    """What _config.yml cannot say: a function, and what an extension says after it."""
     config.linkcode_resolve = source_of
+    config.mathjax_path = "mathjax/startup.js"  # in place of a bundle, much of which is a menu that the book hides
 
 
 def without_needless_scripts(
@@ -233,7 +234,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("live", Live)
     app.add_directive("slides", Slides)
     app.connect("autodoc-process-docstring", plain_docstring)
-    app.connect("config-inited", find_sources)
+    app.connect("config-inited", settle)
     app.connect("doctree-resolved", set_formulas)
     app.connect("doctree-resolved", link_names)
     app.connect("doctree-resolved", explain_words)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.axis import Tick
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, PercentFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -127,18 +127,19 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     return figure
 
 
-def labels_below(axes: Axes) -> list[Text]:
-    """The tick labels of the x axis that are drawn."""
+def ticks_below(axes: Axes) -> list[Tick]:
+    """The ticks of the x axis that are drawn with a label."""
     low, high = sorted(axes.get_xlim())
     ticks = [tick for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
-    return [tick.label1 for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
+    return [tick for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
 
 
 def crowded(figure: Figure) -> set[Axes]:
     """Axes with a tick label below them that comes nearer than `GAP` to another, be it of a neighbour."""
     figure.draw_without_rendering()
     margin = GAP / 2 * figure.dpi / 72
-    boxes = [(axes, label.get_window_extent().padded(margin)) for axes in figure.axes for label in labels_below(axes)]
+    labels = [(axes, tick.label1) for axes in figure.axes for tick in ticks_below(axes)]
+    boxes = [(axes, label.get_window_extent().padded(margin)) for axes, label in labels]
     pairs = itertools.combinations(boxes, 2)
     return {axes for (one, box), (other, near) in pairs if box.overlaps(near) for axes in (one, other)}
 
@@ -150,15 +151,15 @@ def in_lines(text: str, lines: int) -> str:
 
 
 def keep_labels_apart(figure: Figure) -> None:
-    """Thin out the numbers below axes, and break the names there into lines, until no two come too near."""
+    """Leave out every other number below axes, and break the names there into lines, until no two come too near."""
+    named = [axes for axes in figure.axes if isinstance(axes.xaxis.get_major_locator(), FixedLocator)]
     for lines in (2, 3, 4):
         for axes in crowded(figure):
-            locator, shown = axes.xaxis.get_major_locator(), len(labels_below(axes))
-            if isinstance(locator, FixedLocator):
+            if axes in named:
                 names = [" ".join(label.get_text().split()) for label in axes.get_xticklabels()]
                 axes.set_xticks(axes.get_xticks(), [in_lines(name, lines) for name in names])
-            elif isinstance(locator, MaxNLocator) and shown > 2:
-                axes.locator_params(axis="x", nbins=shown - 2)
+            elif len(ticks := ticks_below(axes)) > 2:
+                axes.set_xticks([tick.get_loc() for tick in ticks][::2])
 
 
 def save_plot(figure: Figure, path: Path) -> None:

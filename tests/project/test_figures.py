@@ -80,6 +80,8 @@ def test_a_smaller_book_draws_the_same():
     <g id="one"><path id="two" style="fill: none; stroke: #aabbcc" d="M 1.23456 2
 L 3.1 4.999" transform="translate(1.999 2) scale(0.123456)"/></g>
     <g><use xlink:href="#two" x="0.123" style="fill: red"/><use xlink:href="#two" x="3" style="fill: red"/></g></svg>"""
+    two = drawn.replace("</g></svg>", '</g><path style="fill:red" d="M 0 0"/></svg>')
+    assert "<style>.a{fill:red}</style>" in shorter_graphic(two) and shorter_graphic(two).count('class="a"') == 2
     assert shorter_graphic(drawn) == (
         '<svg><path id="a" style="fill:none;stroke:#abc" d="m1.23 2 1.87 3" '
         'transform="translate(2 2) scale(0.123456)"/>'
@@ -112,6 +114,6 @@ def picture():
 
 
 def test_what_pages_load_stays():
-    names = {"_static/mathjax/tex-chtml.js": False, "_static/mathjax/tex-svg.js": True, "_static/a.css.map": True}
+    names = {"_static/mathjax/input/tex.js": False, "_static/mathjax/tex-chtml.js": True, "_static/a.css.map": True}
     names |= {"_static/mathjax/output/chtml/fonts/woff-v2/a.woff": False, "_static/scripts/fontawesome.js": True}
     assert {name: unused(name) for name in names} == names
