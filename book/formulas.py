@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from docutils import nodes
 
 GREEK = {"mu": "μ", "sigma": "σ", "pi": "π", "phi": "φ", "Phi": "Φ"}
+LARGE = {"sum": "∑", "prod": "∏"}
 SIGNS = {">=": "≥", "<=": "≤", "->": "→", " * ": " · ", " - ": " − ", " o ": " ∘ ", "-": "−"}
 PRIME = "['\u2019]"  # as it is typed, and as typographers' quotes have it
 RAISED = r"\^(?P<raised>\{[^}]*\}|\([^)]*\)|-?\w+)"
@@ -26,7 +27,7 @@ TOKEN = re.compile(
     |
         (?P<function>max|sum|prod|logsumexp|grad)_(?P<over>[a-z]{{1,2}}{PRIME}?)
     |
-        (?P<code>(?:\w+\.)*[A-Za-z]{{2,}}\w*_\w+(?:\.\w+)*(?:=\w+)?)
+        (?P<code>(?:\w+\.)*\.?[A-Za-z0-9]{{2,}}\w*_\w+(?:\.\w+)*(?:=\w+)?)
     )(?![\w])
     |
     (?<=[\w)\]}}|]){RAISED.replace("raised", "power")}
@@ -50,22 +51,21 @@ def typeset(text: str) -> Iterator[nodes.Node]:
     for token in TOKEN.finditer(text):
         if token.start() > end:
             yield nodes.Text(text[end : token.start()])
-        end = token.end()
+        end, marked = token.end(), token["lowered"] or token["raised"]
         if token["letter"]:
             letter = GREEK.get(token["letter"], token["letter"]) + ("′" if token["prime"] else "")
-            plain = token["lowered"] or token["raised"]
-            yield nodes.emphasis("", letter if plain else letter + token["more"])
+            yield nodes.emphasis("", letter if marked else letter + token["more"])
         if token["code"]:
             yield nodes.literal("", token["code"])
         if token["function"]:
-            yield nodes.Text(token["function"])
+            yield nodes.Text(LARGE.get(token["function"], token["function"]))
         if token["sign"]:
             yield nodes.Text(SIGNS[token["sign"]])
         for below in filter(None, (token["lowered"], token["over"])):
             yield nodes.subscript("", script(below))
         for above in filter(None, (token["raised"], token["power"])):
             yield nodes.superscript("", script(above))
-        if token["letter"] and plain and token["more"]:
+        if marked and token["more"]:
             yield nodes.Text(token["more"])
     if end < len(text):
         yield nodes.Text(text[end:])

@@ -59,11 +59,12 @@ FORMULAS = {
     "p_c (p_c / p_u)^w": "<p>[c] (<p>[c] / <p>[u]){w}",
     "Z_R ~ N(0, I)": "<Z>[R] ~ <N>(0, <I>)",
     "log pi_k + log N(z; mu_k, diag sigma_k^2)": "log <π>[k] + log <N>(<z>; <μ>[k], diag <σ>[k]{2})",
-    "prod_i p(z_i^I | z_<i^I, c) * G_{N+1}": "prod[i] <p>(<z>[i]{I} | <z>[<i]{I}, <c>) · <G>[N+1]",
-    "(T_pi,v, T_sigma,v), p'(z), sum_c' p(v | c')": "(<T>[π,v], <T>[σ,v]), <p′>(<z>), sum[c′] <p>(<v> | <c′>)",
+    "prod_i p(z_i^I | z_<i^I, c) * G_{N+1}": "∏[i] <p>(<z>[i]{I} | <z>[<i]{I}, <c>) · <G>[N+1]",
+    "(T_pi,v, T_sigma,v), p'(z), sum_c' p(v | c')": "(<T>[π,v], <T>[σ,v]), <p′>(<z>), ∑[c′] <p>(<v> | <c′>)",
     "x (B,N,D) to Z^{n-1}, the model's A and a token": "<x> (<B,N,D>) to <Z>{n−1}, the model's A and a token",
     "y_i = A x_i + e^-dH, 10^6": "<y>[i] = <A> <x>[i] + <e>{−dH}, 10{6}",
     "noise_std * e, e.g. farmer_ref.model.flow.x": "`noise_std` · <e>, e.g. `farmer_ref.model.flow.x`",
+    "(.ipynb_checkpoints), 03_class7.png": "(`.ipynb_checkpoints`), `03_class7.png`",
     "Ctrl-C, A.2, I/O": "Ctrl-C, A.2, <I>/<O>",
 }
 
