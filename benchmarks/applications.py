@@ -52,7 +52,7 @@ from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.support import cli
 from farmer_ref.support.files import read_json, read_weights, write_json, write_weights
-from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids, save_plot
+from farmer_ref.support.plots import COLOURS, STYLE, keep_labels_apart, labelled_grids, save_plot
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
 from farmer_ref.support.settings import Whole, settings_class
 
@@ -512,6 +512,7 @@ def draw_likelihoods(tasks: dict) -> None:
             axes.locator_params(axis="x", nbins=3)
             if task == shown[0]:
                 axes.legend(frameon=False, fontsize=8)
+    keep_labels_apart(figure)
     figure.savefig(ROOT / "results" / "likelihoods.png")
 
 

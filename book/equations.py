@@ -78,7 +78,7 @@ def anchor(cite: str) -> str:
 def page() -> str:
     """The list as Markdown: what the paper numbers, and every entry with links into the code and to its tests."""
     coded = {cite: "no_code" not in entry for entry in entries() for cite in cited(entry["cite"])}
-    lines = ["| | the paper says | here |", "|-|-|-|"]
+    lines = ["| item | the paper says | here |", "|-|-|-|"]
     for cite, item in paper_items().items():
         lines.append(f"| [{cite}](#{anchor(cite)}) | {item['says']} | {'code' if coded[cite] else 'no code'} |")
     lines.append("")

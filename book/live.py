@@ -54,7 +54,7 @@ SCALE = 24  # recorded pictures are whole numbers, this often the values
 NUDGE = 1e-2  # how far a token is moved to see which others follow
 INKED = 0.02  # the share of test images with ink from which a row or column belongs to the digits
 SCRIPTS = ("farmer.js", "live.js")  # in this order, after the recorded states
-LOADED = ("recorded.js", *SCRIPTS)  # by a page of the book; the weights follow when a widget is touched
+LOADED = ("recorded.js", *SCRIPTS)  # by a page of the book; live.html gives the weights when a widget is touched
 WIDGETS: dict[str, Callable[..., Any]] = {  # and the functions that compute the same in PyTorch
     "draw": Farmer.log_prob,
     "sample": AutoregressivePrior.sample_with_report,
@@ -409,11 +409,11 @@ def parts(run: str) -> Parts:
 
 
 def write(out: Path, run: str) -> Loss:
-    """Write live.html, which needs no other file, and the scripts for the book's pages; returns what packing lost."""
+    """Write live.html, which needs no other file, and what other pages load beside it; returns what packing lost."""
     scripts, loss = parts(run)
     out.mkdir(parents=True, exist_ok=True)
-    for name, script in scripts.items():
-        (out / name).write_text(script, encoding="utf-8")
+    for name in LOADED:
+        (out / name).write_text(scripts[name], encoding="utf-8")
     page = PAGE.format(
         style=(STATIC / "live.css").read_text(encoding="utf-8"),
         widgets="\n".join(f'<section id="{name}"><div data-farmer="{name}"></div></section>' for name in WIDGETS),
@@ -433,9 +433,8 @@ def main() -> None:
     parser.add_argument("--run", default=shipped()[0], help=f"{run} (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("live"), help="folder for live.html and its scripts")
     given = parser.parse_args()
-    loss = write(given.out, given.run)
-    for path in (given.out / "live.html", given.out / "weights.js"):
-        print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
+    loss, page = write(given.out, given.run), given.out / "live.html"
+    print(f"{page} ({page.stat().st_size / 1e6:.2f} MB)")
     print(f"8-bit weights: bits/dim {loss.bits_per_dim:.4f}, the worst test image {loss.worst_nats:.2f} nats off")
 
 

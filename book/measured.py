@@ -348,7 +348,7 @@ def rivals() -> str:
 
 def published() -> str:
     """Published bits/dim on MNIST."""
-    heads = ["published, not measured here", "bits/dim", "", "remark"]
+    heads = ["published, not measured here", "bits/dim", "kind", "remark"]
     rows = [[row["model"], f"{row['bits_per_dim']:g}", row["kind"], row["note"]] for row in load("rivals")["published"]]
     return table(heads, rows)
 

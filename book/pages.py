@@ -166,7 +166,7 @@ def measures_table(record: dict[str, Any]) -> str:
     columns["the paper"] = [row["paper"] for row in record["rows"]]
     varying = {head: cells for head, cells in columns.items() if len(record["rows"]) == 1 or len(set(cells)) > 1}
     lines = zip([row["name"] for row in record["rows"]], *varying.values(), strict=True)
-    return table(["", *varying], [list(line) for line in lines], numbers=True)
+    return table(["variant", *varying], [list(line) for line in lines], numbers=True)
 
 
 def bases_table(record: dict[str, Any]) -> str:
@@ -225,7 +225,7 @@ def parameters() -> str:
             millions = ours[part] / 1e6
             cells += [f"{millions:,.0f}", f"{paper:,}", f"{millions / paper - 1:+.1%}"]
         rows.append([*cells, f"{ours['total'] / 1e6:,.0f}"])
-    heads = ["millions", "AR, counted", "the paper", "", "AF, counted", "the paper", "", "total"]
+    heads = ["millions", "AR, counted", "the paper", "difference", "AF, counted", "the paper", "difference", "total"]
     notes = re.sub(r"\b(K_[IR]|[DIR])( = \d+)?\b", r"$\g<0>$", " ".join(NOTES.split()))  # letters as mathematics
     return f"{table(heads, rows, numbers=True)}\n\n{notes}"
 

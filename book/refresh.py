@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from benchmarks.applications import draw_reliability, draw_scores
 from book import measured
@@ -54,6 +57,17 @@ def rejudged(record: dict[str, Any], stem: str) -> dict[str, Any]:
     return record | {"title": table.title, "note": table.note, "rows": rows} | said
 
 
+def plots() -> Iterator[tuple[Path, Figure]]:
+    """The plots that are drawn again: of every result of `farmer_ref.ablate`, and of the likelihood's uses."""
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "sentences" in record and path.stem.split("_")[0] not in OF_SAMPLES:
+            yield path.with_suffix(".svg"), picture(record)
+    uses = json.loads((RESULTS / "applications.json").read_text(encoding="utf-8"))
+    yield RESULTS / "anomalies.svg", draw_scores(uses["anomalies"])
+    yield RESULTS / "reliability.svg", draw_reliability(uses["classification"])
+
+
 def main(root: Path = ROOT) -> None:
     """Write what has changed, and name it."""
     for path in sorted(RESULTS.glob("*.json")):
@@ -61,11 +75,8 @@ def main(root: Path = ROOT) -> None:
         if "sentences" in record and (now := rejudged(record, path.stem)) != record:
             write_json(path, now)
             print(f"{path.relative_to(root)}: verdicts")
-        if "sentences" in record and path.stem.split("_")[0] not in OF_SAMPLES:
-            save_plot(picture(record), path.with_suffix(".svg"))
-    uses = json.loads((RESULTS / "applications.json").read_text(encoding="utf-8"))
-    save_plot(draw_scores(uses["anomalies"]), RESULTS / "anomalies.svg")
-    save_plot(draw_reliability(uses["classification"]), RESULTS / "reliability.svg")
+    for path, figure in plots():
+        save_plot(figure, path)
     for path, text in (
         (RESULTS / "README.md", report(RESULTS)),
         (root / "README.md", with_blocks((root / "README.md").read_text(encoding="utf-8"))),

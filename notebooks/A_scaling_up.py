@@ -212,7 +212,7 @@ plt.show()
 # at patch 8 (left panel). With checkpoints the state takes more, or the two are level. So there are two remedies, each for
 # its own shortage: checkpoints for the activations, and for the state the second of these two ways to share the work.
 #
-# | | each GPU holds | gradients | choose it where |
+# | strategy | each GPU holds | gradients | choose it where |
 # |-|-|-|-|
 # | `--parallel ddp` (distributed data parallel) | the whole state | are averaged over the GPUs | the state fits |
 # | `--parallel fsdp` (fully sharded data parallel) | its part of the state | are averaged, each part on its own GPU | it does not |

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from farmer_ref import sample, train
@@ -129,3 +131,15 @@ def solution_passes_starter(solution: ModuleType, name: str, function: str, **gi
     cell = next(cell for cell in starters(name) if f"def {function}(" in cell.source)
     rest = [node for node in ast.parse(cell.source).body if not isinstance(node, ast.FunctionDef)]
     exec(compile(ast.Module(rest, []), f"{name}.ipynb", "exec"), {**vars(solution), **given})
+
+
+def labels_apart(figure: Figure) -> bool:
+    """Whether no tick label below an axis is within two points of another, by the boxes of matplotlib's renderer."""
+    figure.draw_without_rendering()
+    boxes = []
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        places = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        boxes += [label.get_window_extent() for place, label in places if low <= place <= high and label.get_text()]
+    margin = figure.dpi / 72
+    return not any(one.padded(margin).overlaps(two.padded(margin)) for one, two in itertools.combinations(boxes, 2))

@@ -1,5 +1,5 @@
-"""What the book adds to Sphinx: docstrings as the package writes them, names in prose that link to the code, words of
-notebooks that the glossary explains, and slides.
+"""What the book adds to Sphinx: docstrings as the package writes them, their formulas set as formulas, names in prose
+that link to the code, words of notebooks that the glossary explains, and slides.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
-from book import bibliography, live
+from book import bibliography, formulas, live
 from book.equations import CITATION, REPOSITORY, anchor, cited, entries, read
 
 NOT_FARMERS = read()["other_papers"]
@@ -74,6 +74,11 @@ def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
             lines += ["::", "", *block, ""]
         else:
             lines += [inline(re.sub(r" {2,}", " ", " ".join(block)), name), ""]
+
+
+def set_formulas(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Formulas in plain text as formulas: of docstrings all, elsewhere those of generated tables."""
+    formulas.set_formulas(doctree, everywhere=docname.split("/")[0] == "api")
 
 
 def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -172,9 +177,10 @@ def explain_words(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             text.parent.replace(text, [*parts, nodes.Text(plain[end:])])
 
 
-def find_sources(app: Sphinx, config: Config) -> None:
-    """A function cannot stand in _config.yml."""
+def settle(app: Sphinx, config: Config) -> None:
+    """What _config.yml cannot say: a function, and what an extension says after it."""
     config.linkcode_resolve = source_of
+    config.mathjax_path = "mathjax/startup.js"  # in place of a bundle, much of which is a menu that the book hides
 
 
 def without_needless_scripts(
@@ -228,7 +234,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("live", Live)
     app.add_directive("slides", Slides)
     app.connect("autodoc-process-docstring", plain_docstring)
-    app.connect("config-inited", find_sources)
+    app.connect("config-inited", settle)
+    app.connect("doctree-resolved", set_formulas)
     app.connect("doctree-resolved", link_names)
     app.connect("doctree-resolved", explain_words)
     app.connect("html-page-context", without_needless_scripts, priority=999)

@@ -220,7 +220,7 @@ def section(path: Path) -> list[str]:
         f"{record['samples']:,} samples each; {record['device']}, {record['date']}; [{path.name}]({path.name}))",
         *(f"and before it `{old['command']}` ({old['device']}, {old['date']})" for old in record.get("kept", ())),
         "",
-        f"| | {' | '.join(heading for heading, _ in MEASURES.values())} | steps | the paper |",
+        f"| variant | {' | '.join(heading for heading, _ in MEASURES.values())} | steps | the paper |",
         "|-|" + "-|" * (len(MEASURES) + 2),
     ]
     for row in record["rows"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from pathlib import Path
@@ -11,9 +12,11 @@ import matplotlib
 import numpy as np
 import torch
 from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.axis import Tick
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, PercentFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +24,7 @@ from farmer_ref.support.files import read_metrics, replace_file
 
 WIDEST = 8.4  # inches: what a page of the book shows in its full size, so that text stays legible
 LABEL = 32  # characters of a row's name in a line
+GAP = 4  # points between labels below an axis
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE: dict[Any, Any] = {
@@ -123,8 +127,44 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     return figure
 
 
+def ticks_below(axes: Axes) -> list[Tick]:
+    """The ticks of the x axis that are drawn with a label."""
+    low, high = sorted(axes.get_xlim())
+    ticks = [tick for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    return [tick for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
+
+
+def crowded(figure: Figure) -> set[Axes]:
+    """Axes with a tick label below them that comes nearer than `GAP` to another, be it of a neighbour."""
+    figure.draw_without_rendering()
+    margin = GAP / 2 * figure.dpi / 72
+    labels = [(axes, tick.label1) for axes in figure.axes for tick in ticks_below(axes)]
+    boxes = [(axes, label.get_window_extent().padded(margin)) for axes, label in labels]
+    pairs = itertools.combinations(boxes, 2)
+    return {axes for (one, box), (other, near) in pairs if box.overlaps(near) for axes in (one, other)}
+
+
+def in_lines(text: str, lines: int) -> str:
+    """A text in at most so many lines, as narrow as its words allow."""
+    widths = (textwrap.fill(text, width, break_long_words=False) for width in range(1, len(text) + 1))
+    return next((filled for filled in widths if filled.count("\n") < lines), text)
+
+
+def keep_labels_apart(figure: Figure) -> None:
+    """Leave out every other number below axes, and break the names there into lines, until no two come too near."""
+    named = [axes for axes in figure.axes if isinstance(axes.xaxis.get_major_locator(), FixedLocator)]
+    for lines in (2, 3, 4):
+        for axes in crowded(figure):
+            if axes in named:
+                names = [" ".join(label.get_text().split()) for label in axes.get_xticklabels()]
+                axes.set_xticks(axes.get_xticks(), [in_lines(name, lines) for name in names])
+            elif len(ticks := ticks_below(axes)) > 2:
+                axes.set_xticks([tick.get_loc() for tick in ticks][::2])
+
+
 def save_plot(figure: Figure, path: Path) -> None:
-    """A figure as vector graphics, of the same bytes each time."""
+    """A figure as vector graphics, of the same bytes each time, whose labels do not touch."""
+    keep_labels_apart(figure)
     with matplotlib.rc_context({"svg.hashsalt": "farmer"}):
         replace_file(path, lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))
 

@@ -1,10 +1,16 @@
 """The pages of the book include what book/figures.py and book/measured.py write, and all of it."""
 
+import base64
+import io
 import re
 from pathlib import Path
 
+import pytest
+from PIL import Image
+
 from book import figures, measured
-from book.smaller import shorter_graphic, shorter_page, unused
+from book.formulas import typeset
+from book.smaller import shorter_graphic, shorter_page, shorter_path, unused
 from farmer_ref.parameters import step_costs
 
 BOOK = Path(__file__).parents[2] / "book"
@@ -41,17 +47,58 @@ def test_no_page_types_in_a_measured_number():
         assert not re.search(r"\d\s*±|\d\.\d+%", page.read_text(encoding="utf-8")), page
 
 
+def test_rounding_a_path_does_not_add_up():
+    line = " ".join(f"L {0.004 * i:.3f} {0.003 * i:.3f}" for i in range(1001))
+    steps = [float(step) for step in re.findall(r"-?\d*\.?\d+", shorter_path(f"M 0 0 {line} L -1 .5 z", 2))]
+    assert len(steps) < 2 * 1001 and all(abs(step) < 0.02 for step in steps[:-2])
+    assert shorter_path("M 0 0 L 1.5 1.5 L 3 1.5 L 3 .25 z M 9 9", 2) == "m0 0 1.5 1.5h1.5v-1.25zm9 9"
+    assert shorter_path("M0 0 A 1 1 0 0 0 2 2", 2) == "M0 0 A 1 1 0 0 0 2 2"  # an arc is left as it is
+
+
+FORMULAS = {
+    "p_c (p_c / p_u)^w": "<p>[c] (<p>[c] / <p>[u]){w}",
+    "Z_R ~ N(0, I)": "<Z>[R] ~ <N>(0, <I>)",
+    "log pi_k + log N(z; mu_k, diag sigma_k^2)": "log <π>[k] + log <N>(<z>; <μ>[k], diag <σ>[k]{2})",
+    "prod_i p(z_i^I | z_<i^I, c) * G_{N+1}": "∏[i] <p>(<z>[i]{I} | <z>[<i]{I}, <c>) · <G>[N+1]",
+    "(T_pi,v, T_sigma,v), p'(z), sum_c' p(v | c')": "(<T>[π,v], <T>[σ,v]), <p′>(<z>), ∑[c′] <p>(<v> | <c′>)",
+    "x (B,N,D) to Z^{n-1}, the model's A and a token": "<x> (<B,N,D>) to <Z>{n−1}, the model's A and a token",
+    "y_i = A x_i + e^-dH, 10^6": "<y>[i] = <A> <x>[i] + <e>{−dH}, 10{6}",
+    "noise_std * e, e.g. farmer_ref.model.flow.x": "`noise_std` · <e>, e.g. `farmer_ref.model.flow.x`",
+    "(.ipynb_checkpoints), 03_class7.png": "(`.ipynb_checkpoints`), `03_class7.png`",
+    "Ctrl-C, A.2, I/O": "Ctrl-C, A.2, <I>/<O>",
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), FORMULAS.items(), ids=FORMULAS)
+def test_formulas_in_plain_text_are_set(text, expected):
+    marks = {"Text": "{}", "emphasis": "<{}>", "literal": "`{}`", "subscript": "[{}]", "superscript": "{{{}}}"}
+    assert "".join(marks[type(node).__name__].format(node.astext()) for node in typeset(text)) == expected
+
+
 def test_a_smaller_book_draws_the_same():
     """Coordinates are rounded, scales are not, names that are used stay, and so do pictures inside."""
-    drawn = """<svg><metadata>when</metadata>
-    <g id="a"><path id="b" style="fill: none; stroke: red" d="M 1.23456 2
-L 3.1 4.999" transform="translate(1.999 2) scale(0.015625)"/></g>
-    <use href="#b"/><image href="data:image/png;base64,iVBOR.123456"/></svg>"""
+    drawn = """<?xml version='1.0'?><svg><metadata>when</metadata>
+    <g id="one"><path id="two" style="fill: none; stroke: #aabbcc" d="M 1.23456 2
+L 3.1 4.999" transform="translate(1.999 2) scale(0.123456)"/></g>
+    <g><use xlink:href="#two" x="0.123" style="fill: red"/><use xlink:href="#two" x="3" style="fill: red"/></g></svg>"""
+    two = drawn.replace("</g></svg>", '</g><path style="fill:red" d="M 0 0"/></svg>')
+    assert "<style>.a{fill:red}</style>" in shorter_graphic(two) and shorter_graphic(two).count('class="a"') == 2
     assert shorter_graphic(drawn) == (
-        '<svg><path id="b" style="fill:none;stroke:red" d="M1.23 2L3.1 4.99" '
-        'transform="translate(1.99 2) scale(0.015625)"/><use href="#b"/>'
-        '<image href="data:image/png;base64,iVBOR.123456"/></svg>'
+        '<svg><path id="a" style="fill:none;stroke:#abc" d="m1.23 2 1.87 3" '
+        'transform="translate(2 2) scale(0.123456)"/>'
+        '<g style="fill:red"><use href="#a" x=".12"/><use href="#a" x="3"/></g></svg>\n'
     )
+    letters = """<svg><g><path id='x' d='M 603 4863 L 603 0 Q 10 20 31 40 z' transform='scale(0.015625)'/>
+    <path id='y' transform='scale(0.015625)'/>
+    <use xlink:href='#x'/><use xlink:href='#y' transform='translate(5 0)'/>
+    <use xlink:href='#x' transform='translate(63.62 0)'/></g></svg>"""
+    assert shorter_graphic(letters) == (
+        '<svg><g><path id="a" d="m60 486v-486q-59 2-57 4z" transform="scale(0.15625)"/>'
+        '<path transform="scale(0.015625)"/><use href="#a"/><use href="#a" x="63.62"/></g></svg>\n'
+    )
+    png = '<image href="data:image/png;base64,{}"/>'.format("\n".join(re.findall(".{1,76}", picture())))
+    shorter = shorter_graphic(png)
+    assert "data:image/webp" in shorter and len(shorter) < len(png)
     code = '<span class="k">def</span><span class="w"> </span><span class="n">f</span><span class="p">():</span>'
     assert shorter_page(code, {}) == '<span class="k">def</span> f():'
     formula = '<span class="math notranslate nohighlight">\\(x\\)</span>'
@@ -60,7 +107,14 @@ L 3.1 4.999" transform="translate(1.999 2) scale(0.015625)"/></g>
     assert shorter_page("<p>\n    a\n</p>\n<pre>\n    b\n</pre>\n  c", {}) == "<p>\na\n</p>\n<pre>\n    b\n</pre>\nc"
 
 
+def picture():
+    """A PNG in base64."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").save(file, "png", compress_level=0)
+    return base64.b64encode(file.getvalue()).decode()
+
+
 def test_what_pages_load_stays():
-    names = {"_static/mathjax/tex-chtml.js": False, "_static/mathjax/tex-svg.js": True, "_static/a.css.map": True}
+    names = {"_static/mathjax/input/tex.js": False, "_static/mathjax/tex-chtml.js": True, "_static/a.css.map": True}
     names |= {"_static/mathjax/output/chtml/fonts/woff-v2/a.woff": False, "_static/scripts/fontawesome.js": True}
     assert {name: unused(name) for name in names} == names

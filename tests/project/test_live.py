@@ -53,7 +53,6 @@ def page(tmp_path_factory):
 
 def test_a_page_small_enough_to_mail_and_scripts_small_enough_to_read(page):
     assert page.stat().st_size < 4e6
-    assert (page.parent / "weights.js").stat().st_size < 2.5e6
     sizes = live.script_bytes()
     assert sizes["served"] == sum((page.parent / name).stat().st_size for name in live.SCRIPTS)
     assert sizes["written"] < 63_500 and sizes["served"] < 51_000 and sizes["gzip"] < 18_200

@@ -2,9 +2,26 @@
 
 import pytest
 import torch
+from helpers import labels_apart
+from matplotlib.figure import Figure
 
 from farmer_ref import Farmer
-from farmer_ref.support.plots import comparison, labelled_grids, model_at_work
+from farmer_ref.support.plots import comparison, labelled_grids, model_at_work, save_plot
+
+
+def test_labels_below_axes_do_not_touch(tmp_path):
+    figure = Figure(figsize=(9, 2), layout="constrained")
+    numbers, names, *panels = figure.subplots(1, 4, width_ratios=[1, 2, 1, 1])
+    numbers.plot([0.272, 0.334], [0, 1])
+    numbers.xaxis.set_major_formatter("{x:.6f}")
+    names.bar(range(4), 1)
+    names.set_xticks(range(4), ["one class left out", "blank", "Fashion-MNIST", "faint"])
+    for panel in panels:
+        panel.plot([1000, 9000], [0, 1])
+    assert not labels_apart(figure)
+    save_plot(figure, tmp_path / "plot.svg")
+    assert "\n" in names.get_xticklabels()[0].get_text() and len(numbers.get_xticks()) >= 2
+    assert labels_apart(figure)
 
 
 def test_one_measure_has_a_figure_too():

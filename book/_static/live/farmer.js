@@ -6,10 +6,11 @@ function farmerLibrary() {
   "use strict";
   const NULL_LABEL = -1, LOG_SCALE_FLOOR = -7, TOLERANCE = 1e-6, TAIL = 1e-7, EPSILON = 2 ** -23;
   const HEAP = 1024; // pages of 64 KiB
+  const {exp, floor, log, max} = Math;
 
   const range = n => Array.from({length: n}, (_, i) => i);
   const sum = numbers => numbers.reduce((a, b) => a + b, 0);
-  const clamp = (v, low, high) => Math.max(low, Math.min(high, v));
+  const clamp = (v, low, high) => max(low, Math.min(high, v));
   const rows = (x, width, from, to = from + 1) => x.subarray(from * width, to * width); // a view
   function add(x, y) {
     for (let i = 0; i < x.length; i++) x[i] += y[i];
@@ -122,7 +123,7 @@ function farmerLibrary() {
     return y;
   }
 
-  const normalDensity = x => Math.exp(-x * x / 2) / Math.sqrt(2 * Math.PI);
+  const normalDensity = x => exp(-x * x / 2) / Math.sqrt(2 * Math.PI);
   function normalDistribution(x) { // Phi(x) = 1/2 + phi(x) (x + x^3/3 + x^5/(3 5) + ...), for |x| < 7
     let term = x, total = x;
     for (let i = 3; Math.abs(term) > 1e-17; i += 2) total += term *= x * x / i;
@@ -131,7 +132,7 @@ function farmerLibrary() {
   const PHI = Float64Array.from(range(12289), at => normalDistribution(at / 1024 - 6)); // faster than exp
   function gelu(y) { // x Phi(x), in place
     for (let i = 0; i < y.length; i++) {
-      const x = y[i], place = (x + 6) * 1024, at = Math.floor(place);
+      const x = y[i], place = (x + 6) * 1024, at = floor(place);
       if (x < 6) y[i] = x <= -6 ? 0 : x * (PHI[at] + (place - at) * (PHI[at + 1] - PHI[at]));
     }
     return y;
@@ -173,7 +174,7 @@ function farmerLibrary() {
             const from = t * keys.outputs, seen = from + start + (causal ? t + 1 : T);
             let largest = -Infinity, total = 0;
             for (let j = from; j < seen; j++) if (shares[j] > largest) largest = shares[j];
-            for (let j = from; j < seen; j++) total += shares[j] = Math.exp(shares[j] - largest);
+            for (let j = from; j < seen; j++) total += shares[j] = exp(shares[j] - largest);
             for (let j = from; j < seen; j++) shares[j] /= total;
             shares.fill(0, seen, from + keys.outputs);
           }
@@ -205,7 +206,7 @@ function farmerLibrary() {
     }
     embed(x, first) { // tokens first, first + 1, ... in reading order
       const h = this.projectIn.apply(x), W = this.W;
-      return h.map((v, at) => v + this.positions[this.place(first + Math.floor(at / W)) * W + at % W]);
+      return h.map((v, at) => v + this.positions[this.place(first + floor(at / W)) * W + at % W]);
     }
   }
 
@@ -226,11 +227,11 @@ function farmerLibrary() {
     forward(image) { // the coordinates, and the log-slope of every pixel
       const {cells} = this, logSlope = new Float64Array(image.length), L = cells?.length;
       return [cells ? image.map((x, i) => {
-        const place = (x + 1) / 2 * L, level = clamp(Math.floor(place), 0, L - 1), {mass, below} = cells[level];
+        const place = (x + 1) / 2 * L, level = clamp(floor(place), 0, L - 1), {mass, below} = cells[level];
         const p = below + mass * (place - level);
         let z = 0, step = 1; // Newton's method: from the middle it never goes too far
         while (Math.abs(step) > 1e-6) z += step = (p - normalDistribution(z)) / normalDensity(z);
-        logSlope[i] = Math.log(mass * L / 2 / normalDensity(z));
+        logSlope[i] = log(mass * L / 2 / normalDensity(z));
         return z;
       }) : image, logSlope];
     }
@@ -259,7 +260,7 @@ function farmerLibrary() {
       this.mean = weights["patchify.mean"];
       this.D = p * p;
       this.source = range(size * size).map(at => { // the pixel of each number of a token
-        const n = Math.floor(at / p / p), row = Math.floor(n * p / size) * p + Math.floor(at / p) % p;
+        const n = floor(at / p / p), row = floor(n * p / size) * p + floor(at / p) % p;
         return row * size + n * p % size + at % p;
       });
     }
@@ -277,8 +278,8 @@ function farmerLibrary() {
 
   // -- flow --
 
-  const FORWARD = (x, mu, logScale) => (x - mu) * Math.exp(logScale); // Eq. 8
-  const INVERSE = (z, mu, logScale) => z * Math.exp(-logScale) + mu; // Eq. 9
+  const FORWARD = (x, mu, logScale) => (x - mu) * exp(logScale); // Eq. 8
+  const INVERSE = (z, mu, logScale) => z * exp(-logScale) + mu; // Eq. 9
 
   class FlowBlock extends Network { // z_i = (x_i - mu(x_<i)) sigma(x_<i), z_1 = x_1   (Eq. 8)
     constructor(weights, name, config, number) {
@@ -290,7 +291,7 @@ function farmerLibrary() {
       this.bound = config.max_log_scale;
     }
     flip(x) { // image order to reading order, or back
-      return x.map((_, at) => x[this.place(Math.floor(at / this.D)) * this.D + at % this.D]);
+      return x.map((_, at) => x[this.place(floor(at / this.D)) * this.D + at % this.D]);
     }
     mix(x, inverse) { // a learned matrix over the channels (Glow), where the model has one
       const A = this.mixing[inverse];
@@ -304,7 +305,7 @@ function farmerLibrary() {
     fill(y, x, out, begin, f) { // token begin + 1 of y and those after it, as far as `out` has their mu and log sigma
       const {D} = this, first = (begin + 1) * D;
       for (let at = 0; at < Math.min(out.length / 2, x.length - first); at++) {
-        const from = at + Math.floor(at / D) * D;
+        const from = at + floor(at / D) * D;
         y[first + at] = f(x[first + at], out[from], out[from + D]);
       }
     }
@@ -338,7 +339,7 @@ function farmerLibrary() {
           const next = x.slice(), final = begin + 1;
           this.fill(next, z, this.shiftAndLogScale(rows(x, D, begin, N - 1), cache), begin, INVERSE);
           const moved = next.findIndex((v, at) => at >= final * D && !(Math.abs(v - x[at]) <= TOLERANCE));
-          begin = moved < 0 ? N - 1 : Math.max(final, Math.floor(moved / D)); // the first that moved has final inputs
+          begin = moved < 0 ? N - 1 : max(final, floor(moved / D)); // the first that moved has final inputs
           x = next.map((v, at) => at < (begin + 1) * D ? v : clamp(v || 0, -1e6, 1e6)); // a guess may overflow
           found.push(this.mix(this.flip(x), 1));
         }
@@ -362,7 +363,7 @@ function farmerLibrary() {
       Object.assign(this, {D: mean.length / logits.length, logWeights: logSoftmax(logits), mean, logScale});
     }
     static fromRaw(raw, K) { // K logits, K D means, K D log-scales with a smooth floor
-      const end = (raw.length + K) / 2, softplus = v => Math.max(v, 0) + Math.log1p(Math.exp(-Math.abs(v)));
+      const end = (raw.length + K) / 2, softplus = v => max(v, 0) + Math.log1p(exp(-Math.abs(v)));
       const logScale = raw.slice(end).map(v => LOG_SCALE_FLOOR + softplus(v - LOG_SCALE_FLOOR));
       return new GaussianMixture(raw.subarray(0, K), raw.subarray(K, end), logScale);
     }
@@ -370,25 +371,25 @@ function farmerLibrary() {
       const {D, mean, logScale} = this, terms = Float64Array.from(this.logWeights);
       for (let k = 0, at = 0; at < mean.length; k++)
         for (let d = 0; d < D; d++, at++) {
-          const e = (z[d] - mean[at]) * Math.exp(-logScale[at]);
-          terms[k] -= 0.5 * (e * e + Math.log(2 * Math.PI)) + logScale[at];
+          const e = (z[d] - mean[at]) * exp(-logScale[at]);
+          terms[k] -= 0.5 * (e * e + log(2 * Math.PI)) + logScale[at];
         }
       return logSumExp(terms);
     }
     tempered(weight, scale) { // logits times T_pi, sigma times T_sigma   (A.2)
-      const shift = Math.log(scale);
+      const shift = log(scale);
       return new GaussianMixture(this.logWeights.map(v => v * weight), this.mean, this.logScale.map(v => v + shift));
     }
     sample(count, uniform) { // components first, then noise, as PyTorch's sample takes its random numbers
       const {D, mean, logScale} = this, chosen = range(count).map(() => D * pick(this.logWeights, uniform));
       return chosen.map(at =>
-        Float32Array.from(range(D), d => mean[at + d] + Math.exp(logScale[at + d]) * normal(uniform)));
+        Float32Array.from(range(D), d => mean[at + d] + exp(logScale[at + d]) * normal(uniform)));
     }
   }
 
   function logSumExp(terms) {
-    const largest = Math.max(...terms);
-    return largest + Math.log(terms.reduce((total, v) => total + Math.exp(v - largest), 0));
+    const largest = max(...terms);
+    return largest + log(terms.reduce((total, v) => total + exp(v - largest), 0));
   }
   function logSoftmax(logits) {
     const total = logSumExp(logits);
@@ -396,11 +397,11 @@ function farmerLibrary() {
   }
   function pick(logWeights, uniform) {
     let left = uniform(), k = 0;
-    while (k < logWeights.length - 1 && (left -= Math.exp(logWeights[k])) >= 0) k++;
+    while (k < logWeights.length - 1 && (left -= exp(logWeights[k])) >= 0) k++;
     return k;
   }
   function normal(uniform) { // Box and Muller
-    const radius = Math.sqrt(-2 * Math.log(1 - uniform()));
+    const radius = Math.sqrt(-2 * log(1 - uniform()));
     return radius * Math.cos(2 * Math.PI * uniform());
   }
   function uniforms(random) { // mulberry32
@@ -423,7 +424,7 @@ function farmerLibrary() {
       (scale + (s >= counts[0])) * (conditional.logProb(z) - unconditional.logProb(z)));
     return [candidates, logSoftmax(logWeights)];
   }
-  const effectiveSampleSize = logWeights => 1 / sum(logWeights.map(v => Math.exp(2 * v)));
+  const effectiveSampleSize = logWeights => 1 / sum(logWeights.map(v => exp(2 * v)));
 
   // `count` draws from a mixture, or from its guided form: one pool of candidates, from which each draw takes one.
   function draw(mixtures, count, guidance, candidates, uniform) {
@@ -451,7 +452,7 @@ function farmerLibrary() {
     split(z, begin, end) { // some channels, in the order "informative first", of all tokens in reading order
       const width = end - begin;
       return Float32Array.from(range(this.N * width), at =>
-        z[this.place(Math.floor(at / width)) * this.D + this.order[begin + at % width]]);
+        z[this.place(floor(at / width)) * this.D + this.order[begin + at % width]]);
     }
     start(label) { // the M condition tokens
       const from = (label === NULL_LABEL ? this.config.num_classes : label) * this.W;
@@ -526,7 +527,7 @@ function farmerLibrary() {
     }
     encode(image) { // z, and log|det dz/dx| token by token
       const [coordinates, logSlope] = this.pixels.forward(image), logdet = new Float32Array(this.prior.N);
-      this.patchify.source.forEach((pixel, at) => logdet[Math.floor(at / this.prior.D)] += logSlope[pixel]);
+      this.patchify.source.forEach((pixel, at) => logdet[floor(at / this.prior.D)] += logSlope[pixel]);
       return [this.flow.reduce((x, block) => {
         const [z, own] = block.forward(x);
         add(logdet, own);
@@ -545,8 +546,8 @@ function farmerLibrary() {
     }
     bayes(image) { // every class's likelihood and, with equal priors, p(c | x)
       const {num_classes: classes, levels} = this.prior.config, found = this.likelihoods(image, range(classes));
-      const posterior = logSoftmax(found.map(terms => terms.total)).map(Math.exp);
-      const best = posterior.indexOf(Math.max(...posterior));
+      const posterior = logSoftmax(found.map(terms => terms.total)).map(exp);
+      const best = posterior.indexOf(max(...posterior));
       const bits = -found[best].total / (image.length * Math.LN2) + Math.log2(levels / 2); // per dimension
       return {posterior, best, bits, ...found[best]};
     }
@@ -585,11 +586,11 @@ function farmerLibrary() {
     mask(image, causal) {
       const [block] = this.flow, {N, D} = block, STEP = 1e-2, x = this.patchify.forward(this.pixels.forward(image)[0]);
       const [z] = block.forward(x, causal), columns = range(N).map(t => {
-        const [moved] = block.forward(x.map((v, at) => v + STEP * (Math.floor(at / D) === t)), causal);
+        const [moved] = block.forward(x.map((v, at) => v + STEP * (floor(at / D) === t)), causal);
         return moved.map((v, at) => (v - z[at]) / STEP);
       });
-      const moves = range(N * N).map(at => Math.hypot(...rows(columns[at % N], D, Math.floor(at / N))));
-      return {moves, error: Math.max(...block.inverse(z).map((v, at) => Math.abs(v - x[at])))};
+      const moves = range(N * N).map(at => Math.hypot(...rows(columns[at % N], D, floor(at / N))));
+      return {moves, error: max(...block.inverse(z).map((v, at) => Math.abs(v - x[at])))};
     }
   }
 

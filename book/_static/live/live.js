@@ -2,22 +2,25 @@
 (() => {
   "use strict";
   const {Pixels, GaussianMixture, weighedCandidates, effectiveSampleSize, uniforms, middles, range, sum, clamp} =
-    farmerLibrary();
-  const FOLDER = document.currentScript.src.replace(/[^/]*$/, ""), R = globalThis.FARMER_RECORDED;
+    farmerLibrary(), {floor, exp, max, min} = Math;
+  const PAGE = document.currentScript.src + "/../../../live.html#weights", R = globalThis.FARMER_RECORDED;
   const {image_size: SIZE, patch_size: PATCH, levels: LEVELS, num_classes: CLASSES} = R.config;
   const SIDE = SIZE / PATCH, TOKENS = SIDE * SIDE, pixels = new Pixels(R.pixels);
 
   // -- the model, in a worker, loaded at the first touch --
 
-  const script = name => new Promise(done => document.head.append(make("script", {src: FOLDER + name, onload: done})));
+  // Other pages have no weights and ask the live page for them: frames and messages work from files, too.
+  const weights = () => new Promise(done => {
+    const page = make("iframe", {src: PAGE, hidden: ""});
+    addEventListener("message", ({source, data}) => {
+      if (source !== page.contentWindow) return;
+      done(data);
+      page.remove();
+    });
+    document.body.append(page);
+  });
   let asking;
-  const model = () => asking ||= (async () => {
-    if (!globalThis.FARMER_WEIGHTS) {
-      await script("weights.js");
-      if (R.sample.student.length) await script("student.js");
-    }
-    return farmerWorker(FARMER_WEIGHTS);
-  })();
+  const model = () => asking ||= (async () => farmerWorker(globalThis.FARMER_WEIGHTS || await weights()))();
 
   // Has the model compute and then shows; while it computes, only the latest further request is kept, and what
   // `root` shows is marked as old, at once while the model loads, later only if the answer is slow.
@@ -45,9 +48,11 @@
     const space = /svg|rect|path|circle|text/.test(tag) ? "2000/svg" : "1999/xhtml";
     const node = document.createElementNS(`http://www.w3.org/${space}`, tag);
     node.classList.add(...classes);
-    node.append(...children);
+    node.append(...children.flatMap(typeset));
     return set(node, attributes);
   }
+  const typeset = child => child.nodeType ? child : String(child).split(/([_^]\S)(?!\w)/).map((part, i) => // p_c, x^w
+    i % 2 ? make(part[0] === "_" ? "sub" : "sup", {}, part[1]) : part);
   function set(node, attributes) {
     for (const [name, value] of Object.entries(attributes))
       if (typeof value === "function") node[name] = value;
@@ -72,7 +77,8 @@
   const chosen = f => ({target}) => f(Number(target.value));
   function slider(text, [min, max, step, value], f) {
     const shown = make("output", {}, value), oninput = chosen(v => f(shown.textContent = v));
-    return make("label", {}, text, make("input", {type: "range", min, max, step, value, oninput}), shown);
+    return make("label", {}, make("span", {}, text),
+      make("input", {type: "range", min, max, step, value, oninput}), shown);
   }
   const scrubber = (text, f) => make("input.fl-scrub", {type: "range", min: 0, "aria-label": text, oninput: chosen(f)});
   const digits = (text, f) => make("label", {}, text, make("select", {onchange: chosen(f)},
@@ -83,7 +89,7 @@
     set(root, {class: "farmer-live", role: "group", "aria-label": title, onpointerenter: model});
     root.replaceChildren(make("h3", {}, title), make("p.fl-lead", {}, lead), ...children, say,
       make("p.fl-foot", {}, "The same in PyTorch: ", make("a", {href: address}, name)));
-    return text => say.textContent = text;
+    return text => say.replaceChildren(...typeset(text));
   }
 
   // A picture of `columns` by `rows` squares: `paint(values)` fills them, `style(value)` gives colour and opacity.
@@ -101,7 +107,7 @@
         const [name, opacity] = style(value);
         context.fillStyle = colours[name] ||= theme.getPropertyValue(name);
         context.globalAlpha = clamp(opacity, 0, 1);
-        context.fillRect(i % columns, Math.floor(i / columns), 1, 1);
+        context.fillRect(i % columns, floor(i / columns), 1, 1);
       });
     };
     painted.push(canvas);
@@ -163,7 +169,7 @@
     return dot;
   }
 
-  const tokenOf = pixel => Math.floor(Math.floor(pixel / SIZE) / PATCH) * SIDE + Math.floor(pixel % SIZE / PATCH);
+  const tokenOf = pixel => floor(floor(pixel / SIZE) / PATCH) * SIDE + floor(pixel % SIZE / PATCH);
   const bytes = text => Array.from(atob(text), c => c.charCodeAt(0));
   const examples = R.examples.map(bytes);
   const unpack = way => Array.isArray(way) ? way.map(unpack) : bytes(way).map(v => (v << 24 >> 24) / R.sample.scale);
@@ -173,16 +179,16 @@
   // -- a. draw --
 
   function draw(root) {
-    const FINE = 4, top = LEVELS - 1, radius = Math.max(0.55, SIZE / 28); // the pen's, in pixels
+    const FINE = 4, top = LEVELS - 1, radius = max(0.55, SIZE / 28); // the pen's, in pixels
     const dots = range(SIZE * SIZE).map(() => new Float32Array(FINE * FINE)); // of every pixel; their mean is its level
-    let erasing = 0, last = null, cursor = [SIZE / 2, SIZE / 2].map(Math.floor), example = R.example, shown;
+    let erasing = 0, last = null, cursor = [SIZE / 2, SIZE / 2].map(floor), example = R.example, shown;
     const pad = picture(224, "Drawing area: arrows move, space paints, backspace erases", v => ["--ink", v / top]);
     const place = (node, [left, top, right, bottom]) =>
       node.style.inset = [top, SIZE - right, SIZE - bottom, left].map(v => `${100 * v / SIZE}%`).join(" ");
     const mark = make("div.fl-mark", {hidden: ""}), guide = make("div.fl-guide");
     place(guide, R.frame);
     set(pad, {tabindex: 0, role: "application"});
-    const heat = squares(SIDE, SIDE, 126, "Nats of every patch", signed(Math.max(...R.draw.perToken.map(Math.abs))));
+    const heat = squares(SIDE, SIDE, 126, "Nats of every patch", signed(max(...R.draw.perToken.map(Math.abs))));
     const given = label(""), figure = make("div.fl-figure"), terms = make("table.fl-terms");
     const {from, step, counts} = R.histogram, wide = 250 / CLASSES, to = from + step * counts.length;
     const columns = range(CLASSES).map(c => make("rect.fl-bar", {x: c * wide + 3, width: wide - 6, rx: 2}));
@@ -201,7 +207,7 @@
             ...columns, ...range(CLASSES).map(c => centred((c + 0.5) * wide, 90, c))),
           label("▲ its log p in nats, among test digits"),
           svg(250, 98, "Test images by log p", needle, centred(14, 95, number(from, 0)), centred(236, 95, number(to, 0)),
-            shape("fl-bar.fl-faint", bars(counts, 250, 72, Math.max(...counts) * 72 / 66))))),
+            shape("fl-bar.fl-faint", bars(counts, 250, 72, max(...counts) * 72 / 66))))),
       tools(
         button("A real digit", () => load(examples[example = (example + 1) % CLASSES])),
         button("Shift it", () => load(shown.image.map((_, p, all) => p % SIZE ? all[p - 1] : 0), (found, before) =>
@@ -210,7 +216,7 @@
         button("A blank page", () => load(dots.map(() => 0), (found, _, below) =>
           `An empty page gets ${number(found.total)} nats, more than ${percent(below)} of the real digits: it holds ` +
           `no surprise. A density rewards what is predictable, not what is meaningful.`)),
-        button("Noise", () => load(dots.map(() => Math.floor(Math.random() * LEVELS)), found =>
+        button("Noise", () => load(dots.map(() => floor(Math.random() * LEVELS)), found =>
           `Noise gets ${number(found.total)} nats: one of far too many images. The bars still sum to 1.`))));
     const choose = value => press(erasing = value, ...pens);
     const put = image => image.forEach((v, p) => dots[p].fill(v / top));
@@ -227,7 +233,7 @@
       const to = point.map(v => v * SIZE), [a, b] = last || to, [x, y] = [to[0] - a, to[1] - b];
       dots.forEach((own, p) => own.forEach((_, i) => { // is the dot within reach of the line from the last point?
         const u = p % SIZE + (i % FINE + 0.5) / FINE - a;
-        const v = Math.floor(p / SIZE) + (Math.floor(i / FINE) + 0.5) / FINE - b;
+        const v = floor(p / SIZE) + (floor(i / FINE) + 0.5) / FINE - b;
         const share = clamp((u * x + v * y) / (x * x + y * y || 1), 0, 1);
         if (Math.hypot(u - share * x, v - share * y) <= radius) own[i] = 1 - erasing;
       }));
@@ -290,7 +296,7 @@
     const scrub = scrubber("Step", value => stop(go(value))), play = button("Play", () => timer ? stop() : start());
     const request = latest(root, "sample", found => {
       way = found;
-      go(Math.min(at, ends()));
+      go(min(at, ends()));
     });
     const change = key => value => {
       wish[key] = value;
@@ -321,7 +327,7 @@
       const own = values => [...logWeights].map((_, k) => values[k * mean.length / logWeights.length + channel]);
       const mixture = new GaussianMixture([...logWeights], own(mean), own(logScale))
         .tempered(wish.weightTemperature, wish.scaleTemperature);
-      return points.map(x => Math.exp(mixture.logProb([x])));
+      return points.map(x => exp(mixture.logProb([x])));
     }
     function go(to) {
       at = clamp(to, 0, ends());
@@ -329,13 +335,13 @@
       const drawn = new Set(way.steps.slice(0, at).map(step => step.place));
       const step = way.steps[clamp(at - 1, 0, TOKENS - 1)];
       const undone = at - TOKENS - 1, blocks = way.levels.length - 1;
-      const lines = range(Math.min(3, step.drawn.length)).map(c => density(step, c));
-      const most = Math.min(3, Math.max(...lines.flat()));
+      const lines = range(min(3, step.drawn.length)).map(c => density(step, c));
+      const most = min(3, max(...lines.flat()));
       name.textContent = at === 0 ? "first token, 3 channels" :
-        `token ${Math.min(at, TOKENS)}, 3 channels; dotted: the draws`;
+        `token ${min(at, TOKENS)}, 3 channels; dotted: the draws`;
       curves.replaceChildren(...scale,
         ...lines.map((line, c) => shape(`fl-curve.${COLOURS[c]}`,
-          curve(line.map(v => Math.min(v, most)), WIDE, HIGH, most * 1.05))),
+          curve(line.map(v => min(v, most)), WIDE, HIGH, most * 1.05))),
         ...lines.map((_, c) => shape(`fl-dots.${COLOURS[c]}`, at > 0 ? `M${toX(step.drawn[c])} 0V${HIGH}` : "")));
       latents.paint(way.levels[0].map((v, p) => drawn.has(tokenOf(p)) ? v : 0));
       image.paint(undone < 0 ? [] : pixels.inverse(way.levels[undone]));
@@ -386,7 +392,7 @@
     sides.forEach(side => side.handles = side.humps.map((hump, i) => {
       const where = () => [toX(hump[0]), side.height(hump[0])];
       return handle(plot, `${side.name}, hump ${i + 1}: mean and width`, side.colour, where, (x, y) => {
-        hump[1] = clamp(hump[1] * Math.exp((y - where()[1]) / 80), 0.35, 2.5); // lower is wider
+        hump[1] = clamp(hump[1] * exp((y - where()[1]) / 80), 0.35, 2.5); // lower is wider
         hump[0] = clamp((2 * x / WIDTH - 1) * REACH, -4.5, 4.5);
         update();
       });
@@ -395,9 +401,9 @@
       const both = sides.map(({humps}) =>
         new GaussianMixture(humps.map(() => 0), humps.map(h => h[0]), humps.map(h => Math.log(h[1]))));
       const [logP, logU] = both.map(p => points.map(v => p.logProb([v])));
-      const [widestP, widestU] = sides.map(({humps}) => Math.max(...humps.map(h => h[1])));
+      const [widestP, widestU] = sides.map(({humps}) => max(...humps.map(h => h[1])));
       const proper = (1 + w) / widestP ** 2 > w / widestU ** 2; // the tails decide
-      const raw = logP.map((v, i) => Math.exp(v + w * (v - logU[i]))), mass = sum(raw) / 20;
+      const raw = logP.map((v, i) => exp(v + w * (v - logU[i]))), mass = sum(raw) / 20;
       const exact = raw.map(v => v / mass);
       const uniform = uniforms(1), counts = range(BINS).map(() => 0), draws = Math.ceil(12000 / S);
       const options = {scale: w, weightTemperature: 1, scaleTemperature: 1};
@@ -406,21 +412,21 @@
         const [pool, weights] = weighedCandidates(both, options, [S, S], uniform);
         effective += effectiveSampleSize(weights) / draws;
         pool.forEach(([v], s) => { // no need to pick one: every candidate counts by its weight
-          const bin = Math.floor((v + REACH) / (2 * REACH) * BINS);
-          if (bin in counts) counts[bin] += Math.exp(weights[s]) * BINS / (2 * REACH) / draws;
+          const bin = floor((v + REACH) / (2 * REACH) * BINS);
+          if (bin in counts) counts[bin] += exp(weights[s]) * BINS / (2 * REACH) / draws;
         });
       });
-      const most = Math.max(0.5, ...logP.map(Math.exp), ...counts, ...proper ? exact : []) * 1.05;
+      const most = max(0.5, ...logP.map(exp), ...counts, ...proper ? exact : []) * 1.05;
       set(target, {d: proper ? `${curve(exact, WIDTH, HEIGHT, most)}V${HEIGHT}H0Z` : ""});
       set(samples, {d: bars(counts, WIDTH, HEIGHT, most)});
       set(gauge, {max: 2 * S, value: effective});
       size.textContent = `${number(effective)} of ${2 * S}`;
       lamp.classList.toggle("fl-on", !proper);
-      lampText.textContent = proper ? "Finite integral: p_u’s tails are wide enough." :
-        "No finite integral: the target is not a density.";
+      lampText.replaceChildren(...typeset(proper ? "Finite integral: p_u’s tails are wide enough." :
+        "No finite integral: the target is not a density."));
       sides.forEach((side, i) => {
-        side.height = v => HEIGHT * (1 - Math.exp(both[i].logProb([v])) / most);
-        set(side.line, {d: curve([logP, logU][i].map(Math.exp), WIDTH, HEIGHT, most)});
+        side.height = v => HEIGHT * (1 - exp(both[i].logProb([v])) / most);
+        set(side.line, {d: curve([logP, logU][i].map(exp), WIDTH, HEIGHT, most)});
         side.humps.forEach(([mean, width], j) => side.handles[j].place(`mean ${number(mean)}, width ${number(width)}`));
       });
       const gap = sum(counts.map((v, i) => Math.abs(v - sum(exact.slice(4 * i, 4 * i + 5)) / 5))) * REACH / BINS;
@@ -437,7 +443,7 @@
   // -- d. a race of inverses --
 
   function race(root) {
-    const shade = v => ["--accent", Math.max(0.06, -Math.log10(v + 0.01) / 2)];
+    const shade = v => ["--accent", max(0.06, -Math.log10(v + 0.01) / 2)];
     const names = ["sequential, exact", "Jacobi sweeps, exact", "student, approximate"];
     const lanes = names.slice(0, R.sample.student.length ? 3 : 2).map(text => ({
       text, image: picture(84, `Image, ${text}`), note: label(""),
@@ -480,7 +486,7 @@
       const [sequential, jacobi, student] = lanes.map(lane => lane.passes);
       scrub.value = at;
       lanes.forEach(({frames, passes, image, note, line}) => {
-        const step = Math.min(at, passes);
+        const step = min(at, passes);
         image.paint(pixels.inverse(frames[step]));
         line.style.left = `${100 * (step + 0.5) / (sequential + 1)}%`;
         note.textContent = at >= passes ? `done after ${passes} passes` : `pass ${step} of ${passes}`;
@@ -502,7 +508,7 @@
   function mask(root) {
     const GRID = 48, toy = squares(GRID, GRID, 224, "Density of the toy", v => ["--accent", v / 0.25]);
     const moves = squares(TOKENS, TOKENS, 224, "How far every token of z moves when one of x is nudged",
-      v => ["--accent", v && Math.max(0.08, (Math.log10(v) + 2) / 3)]);
+      v => ["--accent", v && max(0.08, (Math.log10(v) + 2) / 3)]);
     const ask = causal => () => request([middles(examples[R.example], LEVELS), causal], causal);
     const masks = [button("Causal mask", ask(true)), button("Broken mask", ask(false))];
     const figures = make("table.fl-terms");
@@ -515,15 +521,15 @@
     function density(causal, x, y) { // exp(log N(z; 0, I) + the sum of log-scales), right only if the map is triangular
       const scale = v => 0.7 * Math.tanh(v), shift = v => 0.9 * Math.sin(1.5 * v);
       const s = causal ? 0 : scale(y), t = scale(x);
-      const a = (causal ? x : x - shift(y)) * Math.exp(s), b = (y - shift(x)) * Math.exp(t);
-      return Math.exp(s + t - (a * a + b * b) / 2) / (2 * Math.PI);
+      const a = (causal ? x : x - shift(y)) * exp(s), b = (y - shift(x)) * exp(t);
+      return exp(s + t - (a * a + b * b) / 2) / (2 * Math.PI);
     }
     function show(found, causal) {
       const at = i => (i + 0.5) / GRID * 8 - 4, fine = range(320).map(i => (i + 0.5) / 10 - 16);
       const integral = sum(fine.map(x => sum(fine.map(y => density(causal, x, y) / 100))));
       press(causal ? 0 : 1, ...masks);
       moves.paint(found.moves);
-      toy.paint(range(GRID * GRID).map(i => density(causal, at(i % GRID), -at(Math.floor(i / GRID)))));
+      toy.paint(range(GRID * GRID).map(i => density(causal, at(i % GRID), -at(floor(i / GRID)))));
       fill(figures, {"round-trip error": found.error < 1e-3 ? "below 0.001" : number(found.error, 2),
         "integral of the toy": number(integral, 3)});
       say(causal ? "Each token depends on itself and earlier ones: the Jacobian is a triangle, its determinant the " +
@@ -580,7 +586,7 @@
   }
 
   const WIDGETS = {draw, sample, guidance, race, mask, volume};
-  const begin = () => document.querySelectorAll("[data-farmer]").forEach(root => WIDGETS[root.dataset.farmer](root));
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
-  else begin();
+  // The scripts of a page are below its widgets, or deferred.
+  if (location.hash === "#weights") parent.postMessage(FARMER_WEIGHTS, "*");
+  else document.querySelectorAll("[data-farmer]").forEach(root => WIDGETS[root.dataset.farmer](root));
 })();

@@ -1,0 +1,81 @@
+"""Formulas in plain text, as docstrings and the names of rows write them, set as formulas: `p_c (p_c / p_u)^w`.
+
+A letter is italic, what follows its _ or ^ is lowered or raised, mu and sigma are the Greek letters, and a name of the
+code is code. Each is set by itself, so nothing need be known of where a formula begins and ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from docutils import nodes
+
+GREEK = {"mu": "μ", "sigma": "σ", "pi": "π", "phi": "φ", "Phi": "Φ"}
+LARGE = {"sum": "∑", "prod": "∏"}
+SIGNS = {">=": "≥", "<=": "≤", "->": "→", " * ": " · ", " - ": " − ", " o ": " ∘ ", "-": "−"}
+PRIME = "['\u2019]"  # as it is typed, and as typographers' quotes have it
+RAISED = r"\^(?P<raised>\{[^}]*\}|\([^)]*\)|-?\w+)"
+TOKEN = re.compile(
+    rf"""
+    (?<![\w.\\])(?<!\w-)(?<!\w{PRIME})(?:
+        (?P<letter>mu|sigma|[Pp]hi|pi|d[txzXZ]|[B-Zb-z](?!\.\w)|[Aa](?=[_^])|A(?=[ ]=|[ ][a-z]_))
+        (?P<prime>{PRIME}(?!\w))?
+        (?:_(?P<lowered>\{{[^}}]*\}}|<?[A-Za-z0-9]{{1,5}}(?:{PRIME}(?!\w)|,[a-z]\b)?))?
+        (?:{RAISED})?
+        (?P<more>(?:,[\w.+*\u2026]+)*)  # a shape: B,N,D
+    |
+        (?P<function>max|sum|prod|logsumexp|grad)_(?P<over>[a-z]{{1,2}}{PRIME}?)
+    |
+        (?P<code>(?:\w+\.)*\.?[A-Za-z0-9]{{2,}}\w*_\w+(?:\.\w+)*(?:=\w+)?)
+    )(?![\w])
+    |
+    (?<=[\w)\]}}|]){RAISED.replace("raised", "power")}
+    |
+    (?P<sign>[<>]=|(?<=[ ])->|[ ][*o-][ ]|-(?=log\b))
+    """,
+    re.VERBOSE,
+)
+PLAIN = re.compile(rf"\b(?:\w|mu|sigma|pi)_|\^|\b[A-Z]{PRIME}?\s[=~]\s")  # what no prose has
+
+
+def script(text: str) -> str:
+    """What is lowered or raised, without the braces that hold it together."""
+    text = re.sub(r"^\{(.*)\}$|^\((.*)\)$", r"\1\2", text).replace("'", "′").replace("\u2019", "′").replace("-", "−")
+    return re.sub(r"[A-Za-z]+", lambda word: GREEK.get(word[0], word[0]), text)
+
+
+def typeset(text: str) -> Iterator[nodes.Node]:
+    """A text in pieces, those of its formulas as they are set."""
+    end = 0
+    for token in TOKEN.finditer(text):
+        if token.start() > end:
+            yield nodes.Text(text[end : token.start()])
+        end, marked = token.end(), token["lowered"] or token["raised"]
+        if token["letter"]:
+            letter = GREEK.get(token["letter"], token["letter"]) + ("′" if token["prime"] else "")
+            yield nodes.emphasis("", letter if marked else letter + token["more"])
+        if token["code"]:
+            yield nodes.literal("", token["code"])
+        if token["function"]:
+            yield nodes.Text(LARGE.get(token["function"], token["function"]))
+        if token["sign"]:
+            yield nodes.Text(SIGNS[token["sign"]])
+        for below in filter(None, (token["lowered"], token["over"])):
+            yield nodes.subscript("", script(below))
+        for above in filter(None, (token["raised"], token["power"])):
+            yield nodes.superscript("", script(above))
+        if marked and token["more"]:
+            yield nodes.Text(token["more"])
+    if end < len(text):
+        yield nodes.Text(text[end:])
+
+
+def set_formulas(document: nodes.document, everywhere: bool) -> None:
+    """Set the formulas of a page's paragraphs: everywhere, or where one has what no prose has."""
+    for text in list(document.findall(nodes.Text)):
+        plain = text.astext()
+        if isinstance(text.parent, nodes.paragraph | nodes.emphasis | nodes.strong) and (
+            everywhere or PLAIN.search(plain)
+        ):
+            text.parent.replace(text, list(typeset(plain)))
