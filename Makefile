@@ -77,7 +77,7 @@ check: .venv/.installed
 	$(ABLATE) --data mnist-quick --pixels histogram --table 3 4 5 --figure 6b 7 8 --steps-per-run 1600 --seeds 3 --images 1000
 	$(ABLATE) --basis --basis-steps 600 --seeds 3 --samples 200
 	$(ABLATE) --basis --basis-steps 2700 --seconds-per-run 300 --seeds 3 --other-seeds 1 --samples 200 --suffix _long
-	$(ABLATE) --basis --basis-steps 600 --data cifar10-crops --samples 200 --images 1000
+	$(ABLATE) --basis --basis-steps 600 --data cifar10-crops --seeds 3 --samples 200 --images 1000
 	$(BIN)/python -m benchmarks.early_guidance
 	$(BIN)/python -m benchmarks.healthy
 	$(BIN)/python -m benchmarks.live
