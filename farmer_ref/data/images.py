@@ -35,7 +35,7 @@ class Facts(NamedTuple):
     """How an image file was stored."""
 
     mode: str
-    """Pillow's name of its pixels: L, RGB, P, CMYK, I;16, ..."""
+    """Pillow's name of its pixels: `L`, `RGB`, `P`, `CMYK`, `I;16`, ..."""
     size: tuple[int, int]
     """Width and height, as the file has them."""
     animated: bool
@@ -263,7 +263,7 @@ def _label_of(file: Path, num_classes: int) -> int:
 
 
 def read_picture(path: Path, channels: int, size: int) -> Tensor:
-    """Load an image file of exactly size x size pixels as bytes (C,size,size)."""
+    """Load an image file of exactly size by size pixels as bytes (C,size,size)."""
     image, facts = open_image(path, channels)
     if image.size != (size, size):
         raise InputError(

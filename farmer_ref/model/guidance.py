@@ -37,7 +37,7 @@ class Guidance:
     """
 
     scale: Factor = field(default=0.0, kw_only=False)
-    """w. 0 draws from p_c alone, without candidates (Alg. 1 at w = 0 would still let candidates of p_u win)."""
+    """w: 0 draws from p_c alone, without candidates (Alg. 1 at w = 0 would still let candidates of p_u win)."""
     candidates_conditional: Count = 5
     """s_c, candidates of a token from p_c."""
     candidates_unconditional: CountOrNone = 5

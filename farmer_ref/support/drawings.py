@@ -29,7 +29,7 @@ CODE = {"family": "DejaVu Sans Mono", "color": "#5e3c99", "fontsize": 8.5}
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A page of width x height units, each .6 inches, without axes."""
+    """A page of width by height units, each .6 inches, without axes."""
     figure = Figure(figsize=(0.6 * width, 0.6 * height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")

@@ -235,7 +235,7 @@ class _Raised:
 
 
 def pinned(name: str) -> str:
-    """A repository's name with its current commit (owner/name@commit); any other name unchanged.
+    """A repository's name with its current commit (`owner/name@commit`); any other name unchanged.
 
     A command resolves the commit once, uses it throughout, and records it beside its figures.
     """
