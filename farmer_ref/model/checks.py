@@ -15,6 +15,10 @@ from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.support.errors import InputError, require_finite, shown
 
 FARTHEST = 100.0  # images without a negative pixel that reach so far are grey levels
+NOT_FINITE = (
+    "the model's mixture weights are not finite; allowed: weights, guidance and temperatures whose products "
+    "fit into the model's precision"
+)
 
 
 def checked_images(images: Tensor) -> Tensor:
@@ -60,19 +64,15 @@ def checked_labels(
 
 def draw_places(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """`count` places (B,count) of each row of weights (B,n), drawn with replacement in proportion to them."""
-    problem = InputError(
-        "the model's mixture weights are not finite; allowed: weights, guidance and temperatures whose products "
-        "fit into the model's precision"
-    )
     # PyTorch checks the weights of single draws. On a GPU, those of more must be right: else nothing runs there again.
     if count > 1 and not bool(weights.isfinite().all()):
-        raise problem
+        raise InputError(NOT_FINITE)
     try:
         return torch.multinomial(weights, count, replacement=True, generator=generator)
     except RuntimeError as error:
         if "probability" not in str(error):  # PyTorch's word for weights that are not finite, or all 0
             raise
-        raise problem from None
+        raise InputError(NOT_FINITE) from None
 
 
 @contextlib.contextmanager
