@@ -185,6 +185,19 @@ _CIFAR10 = ModelConfig(
     channel_mixing="learned",
     dropout=0.1,
 )
+_CIFAR10_SMALL = dataclasses.replace(  # for a CPU: 2.5M parameters
+    _CIFAR10,
+    flow_blocks=12,
+    flow_layers=1,
+    flow_width=96,
+    prior_layers=3,
+    prior_width=96,
+    head_dim=32,
+    components=32,
+    redundant_components=64,
+    condition_repeats=1,
+    dropout=0.0,
+)
 _IMAGENET64 = dataclasses.replace(
     _CIFAR10,
     image_size=64,
@@ -249,6 +262,19 @@ PRESETS: dict[str, TrainConfig] = {
             validate_every=2000,
             sample_every=5000,
             checkpoint_every=2000,
+        ),
+        _preset(
+            "cifar10-small",
+            _CIFAR10_SMALL,
+            dataset="cifar10",
+            flip=True,
+            steps=10_000,
+            batch_size=16,
+            learning_rate=2e-3,
+            weight_decay=0.05,
+            ema_decay=0.999,
+            validate_every=1000,
+            sample_every=0,
         ),
         _preset(
             "imagenet64",
