@@ -45,6 +45,12 @@ def figure_of(name: str, row: str, measure: str) -> str:
     return cell(rows(name)[row][measure], MEASURES[measure][1])
 
 
+def power_of_ten(value: float) -> str:
+    """A small number as a formula: 8 times ten to the power of -7."""
+    digit, exponent = f"{value:.0e}".split("e")
+    return rf"${digit} \cdot 10^{{{int(exponent)}}}$"
+
+
 def time_limit() -> str:
     """The minutes that `make train` allows."""
     return re.search(r"--max-minutes (\d+)", (ROOT / "Makefile").read_text(encoding="utf-8"))[1]
@@ -100,7 +106,7 @@ def of_healthy_runs() -> dict[str, str]:
         "healthy_command": f"`{record['command']}`",
         "healthy_steps": f"{record['steps']:,}",
         "healthy_bits": f"{sum(values) / len(values):.2f}",
-        "healthy_round_trip": f"{record['round_trip']:.1g}",
+        "healthy_round_trip": power_of_ten(record["round_trip"]),
         "healthy_broken_steps": str(record["broken_steps"]),
         "healthy_unmasked_bits": f"{record['broken']['no mask']['curve']['value'][-1]:.2f}",
         "healthy_same_step_bits": f"{right[record['broken_steps']]:.2f}",
@@ -341,8 +347,8 @@ def rivals() -> str:
                 f"{mean:,.3f} ± {test['standard_error']:,.3f}" if mean else "not finite" if test else "",
             ]
         )
-    heads = ["bits/dim", "flow blocks × layers", "million parameters", "rate", "steps"]
-    heads += [f"after {curve[place]['seconds']:.0f} s" for place in (-5, -3, -1)] + ["test"]
+    heads = ["model", "flow blocks × layers", "million parameters", "rate", "steps"]
+    heads += [f"bits/dim after {curve[place]['seconds']:.0f} s" for place in (-5, -3, -1)] + ["test bits/dim"]
     return f"{source('rivals')}\n\n{table(heads, lines, numbers=True)}"
 
 
@@ -425,10 +431,10 @@ def headline() -> str:
     """What to expect of `make train`."""
     of, record = of_the_digits(), load("digits")
     return (
-        f"Training took {record['training_minutes']['mean']:.1f} minutes on {record['cpu_count']} CPU cores "
-        f"({record['device']}, {record['date']}); slower machines stop after {of['digits_limit']}, with fewer steps. "
-        f"Expect **{of['digits_bits']} bits/dim** on the test split; a classifier trained on real digits assigns "
-        f"**{of['digits_accuracy']}** of samples to the requested digit (mean ± standard deviation over "
+        f"Training stops after {of['digits_limit']} minutes, with fewer steps on a slower machine. From "
+        f"{record['training_minutes']['mean']:.1f} minutes on {record['cpu_count']} CPU cores ({record['device']}, "
+        f"{record['date']}), expect **{of['digits_bits']} bits/dim** on the test split; a classifier trained on real "
+        f"digits assigns **{of['digits_accuracy']}** of samples to the requested digit (mean ± standard deviation over "
         f"{in_words(len(record['runs']))} seeds)."
     )
 

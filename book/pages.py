@@ -27,6 +27,7 @@ BADGES = {
     "inconclusive": "{bdg-light}`? open`",
     "holds weakly": "{bdg-warning}`✓ weakly`",
 }
+WORDS = re.compile(r"[A-Za-z]{3}")
 SEEN = {  # pictures of samples; all others are plots of the rows
     "figure7": "The same digits nine times, with the deviations of their redundant channels scaled by 0 to 4: they "
     "hardly differ",
@@ -68,8 +69,9 @@ def source(name: str) -> str:
 
 
 def table(heads: list[str], rows: list[list[str]], numbers: bool = False) -> str:
-    """Markdown, with all columns but the first aligned to the right if they hold `numbers`; "1 ± 2" does not break."""
-    rule = ["-", *["-:" if numbers else "-"] * (len(heads) - 1)]
+    """Markdown; if it holds `numbers`, columns of them but the first are aligned right; "1 ± 2" does not break."""
+    wordy = [any(WORDS.search(row[place]) for row in rows) for place in range(len(heads))]
+    rule = ["-", *["-:" if numbers and not wordy[place] else "-" for place in range(1, len(heads))]]
     lines = [f"| {' | '.join(cells)} |" for cells in [heads, rule, *rows]]
     return "\n".join(lines).replace(" ± ", "\u00a0±\u00a0")
 

@@ -270,7 +270,7 @@
       set(needle, {d: `M${clamp((total - from) / (to - from), 0, 1) * 250} 73l6 9h-12z`});
       const below = sum(counts.filter((_, i) => from + (i + 0.5) * step < total)) / sum(counts);
       say(note ? note(found, shown, below) :
-        `Of ten digits, ${best} is likeliest (${percent(posterior[best])}). The log p, ${number(total)} nats, is ` +
+        `Of ten digits, ${best} is likeliest (${percent(posterior[best])}). The log p, ${number(total)} nats, is ` +
         (below === 0 ? "lower than that of every real test digit." :
           `higher than that of ${percent(below)} of the real test digits` +
           (below > 0.9 ? ": little ink, few surprises." : ".")));
