@@ -209,7 +209,6 @@ def of_hostile_input() -> dict[str, str]:
     outcomes = tried["outcomes"].values()
     return {
         "fuzz_inputs": f"{tried['inputs']:,}",
-        "fuzz_of": f"{tried['of']:,}",
         "fuzz_refused": f"{sum(counts.get('refused', 0) for counts in outcomes):,}",
         "fuzz_accepted": f"{sum(counts.get('accepted', 0) for counts in outcomes):,}",
         "fuzz_findings": in_words(len(tried["findings"])),

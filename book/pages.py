@@ -20,6 +20,7 @@ from farmer_ref.parameters import NOTES, PAPER, count
 RESULTS = equations.ROOT / "results"
 ORDER = ("table3", "table4", "table5", "figure6a", "figure6b", "figure7", "figure8")
 SETS = {"mnist-quick": "28×28 digits", "digits": "8×8 digits"}  # what the tables are of, the most telling first
+NAMED = {**SETS, "histogram": "histogram pixels", "cifar10-crops": "CIFAR-10", "long": "longer runs"}  # in headings
 JUDGED = ("frechet_distance", "sample_accuracy", "bits_per_dim")  # the first is nearest to the paper's measure
 BADGES = {
     "holds": "{bdg-success}`✓ holds`",
@@ -140,7 +141,7 @@ def claims_table(every: list[dict[str, Any]]) -> str:
         text = f"[{claim['where']}](#{claim['stem']}): {claim['said']}"
         by = [BADGES.get(claim["verdicts"].get(measure), "") for measure in JUDGED]
         if "sharpness" in claim["verdicts"]:
-            text += f"<br>by sharpness {BADGES[claim['verdicts']['sharpness']]}"
+            text += f"<br>measured by sharpness: {BADGES[claim['verdicts']['sharpness']]}"
         rows.append([f"{text}<br>{claim['figures']}" if claim["figures"] else text, *by])
     heads = ["the paper says", *(f"by {MEASURES[measure][0]}" for measure in JUDGED)]
     return f"{counts}\n\n{table(heads, rows)}"
@@ -193,7 +194,8 @@ def comparison(path: Path) -> str:
     """A result of `farmer_ref.ablate` under a heading to link to: table and picture; what is of one seed is folded."""
     record = load(path.stem)
     _, *others = path.stem.split("_")
-    kind = f" ({', '.join([SETS.get(part, part) for part in others])})" if others else ""
+    of = [record["data"], *(part for part in others if part != record["data"])]
+    kind = f" ({', '.join(NAMED.get(part, part) for part in of)})"
     drawn = picture_of(path)
     picture = f"![{seen(path.stem, record)}](results/{drawn.name})" if drawn else ""
     shown = [bases_table(record)] if path in BASES else [measures_table(record), picture]
@@ -225,7 +227,7 @@ def parameters() -> str:
         cells = [f"`{name}`"]
         for part, paper in (("prior", paper_prior), ("flow", paper_flow)):
             millions = ours[part] / 1e6
-            cells += [f"{millions:,.0f}", f"{paper:,}", f"{millions / paper - 1:+.1%}"]
+            cells += [f"{millions:,.0f}", f"{paper:,}", f"{millions / paper - 1:+.1%}".replace("-", "−")]
         rows.append([*cells, f"{ours['total'] / 1e6:,.0f}"])
     heads = ["millions", "AR, counted", "the paper", "difference", "AF, counted", "the paper", "difference", "total"]
     notes = re.sub(r"\b(K_[IR]|[DIR])( = \d+)?\b", r"$\g<0>$", " ".join(NOTES.split()))  # letters as mathematics
