@@ -136,7 +136,8 @@ def costs(folder: Path) -> None:
     notes = (
         f"Computed for {GPU} GPUs of {GPU_BYTES / 1e9:.0f} GB, with {RESERVED_BYTES >> 30} GiB left free. The share of "
         "the bfloat16 peak (MFU) is what a count of this code's operations allows where nothing waits, without and "
-        "with `--compile`, on which the next columns rest: a bound with guessed efficiencies, not a measurement.\n"
+        "with `--compile`: a bound with guessed efficiencies, not a measurement. The columns after it follow from the "
+        "share with `--compile`.\n"
     )
     (folder / "costs.md").write_text("\n".join([*tables, notes]))
     heads = [

@@ -100,8 +100,8 @@ def step_costs(name: str) -> str:
     )
     return (
         f"{name:16s} {flops / 1e9:9,.0f} {states[0] / 2**30:9.1f} {states[1] / 2**30:6.1f} {images[0] / 2**20:7,.0f} "
-        f"{images[1] / 2**20:12,.0f} {one:9d} {one_checkpointed:12d} {each:5d} {each_checkpointed:12d} "
-        f"{utilisation(name, compiled=False):11.0%} {utilisation(name):8.0%} {rate:9.0f} {days:6.1f} "
+        f"{images[1] / 2**20:12,.0f} {one:9,d} {one_checkpointed:12,d} {each:5,d} {each_checkpointed:12,d} "
+        f"{utilisation(name, compiled=False):11.0%} {utilisation(name):8.0%} {rate:9,.0f} {days:6.1f} "
         f"{guided_cache_bytes(preset.model, DRAWN) / 2**30:6.1f}"
     )
 

@@ -170,9 +170,10 @@ def sampling_speeds(seconds: dict[str, dict[str, float]]) -> list[str]:
 
 
 def cell(figure: dict[str, Any], form: str) -> str:
-    """A mean, with its spread where there is one; from 100 on, both without decimals."""
+    """A mean, with its spread if any; from 100 on with one decimal where the spread is below a half, else without."""
     spread = figure["standard_deviation"]
-    form = ".0f" if form.endswith("f") and figure["mean"] >= 100 else form
+    if form.endswith("f") and figure["mean"] >= 100:
+        form = ".1f" if spread is not None and spread < 0.5 else ".0f"
     return f"{figure['mean']:{form}}" + (f" ± {spread:{form}}" if spread is not None else "")
 
 
