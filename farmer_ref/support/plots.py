@@ -27,7 +27,7 @@ from farmer_ref.support.files import read_metrics, replace_file
 WIDEST = 8.4  # inches: what a page of the book shows in its full size, so that text stays legible
 LABEL = 32  # characters of a row's name in a line
 GAP = 4  # points between labels below an axis
-APART = 8  # points between a panel and what is written beside the next one
+APART = 12  # points between a panel and what is written beside the next one
 SYMBOLS = re.compile(r"\b[A-Z]_[A-Z]\b(?:\s~\sN\(0,\sI\))?|\b[IK]\s=\s\d+")  # in the names of rows
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -158,11 +158,10 @@ def crowded(figure: Figure) -> set[Axes]:
 
 
 def texts_of(axes: Axes) -> list[Text]:
-    """What is written in a panel and around it, but for its legend."""
+    """What is written in a panel and around it, but for its legend and the tick labels below it."""
     texts: list[Text] = [axes.title, *axes.texts]
     if axes.axison:
-        ticks = [tick.label1 for axis in (axes.xaxis, axes.yaxis) for tick in labelled(axis)]
-        texts += [axes.xaxis.label, axes.yaxis.label, *ticks]
+        texts += [axes.xaxis.label, axes.yaxis.label, *(tick.label1 for tick in labelled(axes.yaxis))]
     return [text for text in texts if text.get_visible() and text.get_text().strip()]
 
 
