@@ -21,6 +21,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 from pydantic import PositiveInt
 from torch import Tensor
@@ -114,7 +115,8 @@ def show(axes: Any, picture: Any, title: str) -> None:
 def healthy_curves(curves: dict[str, dict[str, Any]]) -> Figure:
     """One panel a preset."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDEST, 2.5), layout="constrained")
+        layout = ConstrainedLayoutEngine(wspace=0.1)  # a share of panels, which are narrow here
+        figure = Figure(figsize=(WIDEST, 2.5), layout=layout)
         for axes, (name, found) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
             axes.plot(found["step"], found["value"], lw=1.3)
             if found["unit"] == "bits_per_dim":

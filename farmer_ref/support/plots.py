@@ -16,6 +16,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, Tick
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator
@@ -275,7 +276,8 @@ def model_at_work(model: Any, image: Tensor, *, label: int, token: int) -> Figur
         z, _ = model.flow(x)
         mixture, _ = model.prior.mixtures(z, torch.tensor([label], device=image.device))
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(WIDEST, 2.8), layout="constrained")
+        layout = ConstrainedLayoutEngine(wspace=0.12)  # a share of panels, which are narrow here
+        figure = Figure(figsize=(WIDEST, 2.8), layout=layout)
         picture, tokens, latents, density = figure.subplots(1, 4, width_ratios=[3, 1.5, 1.5, 3.6])
         picture.imshow(to_bytes(image[None])[0].permute(1, 2, 0).numpy(), cmap="gray", extent=(0, size, size, 0))
         for line in range(0, size + 1, patch):
@@ -290,6 +292,7 @@ def model_at_work(model: Any, image: Tensor, *, label: int, token: int) -> Figur
             axes.set(title=title, xlabel="channel", xticks=range(1, wide + 1))
             axes.set_yticks([1, *range(4, tall + 1, 4)])
         tokens.set_ylabel("token")
+        latents.tick_params(labelleft=False)  # the same tokens
         latents.axhline(token - 0.5, color=COLOURS[6], lw=1)
         latents.axhline(token + 0.5, color=COLOURS[6], lw=1)
         grid = torch.linspace(-4, 4, 400)

@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from book import figures, measured
 from book.formulas import typeset
 from book.smaller import shorter_graphic, shorter_page, shorter_path, unused
 from farmer_ref.parameters import step_costs
+from farmer_ref.support.plots import collisions
 
 BOOK = Path(__file__).parents[2] / "book"
 
@@ -25,6 +27,14 @@ def test_every_part_is_written_and_used(tmp_path):
     costs = (tmp_path / "costs.md").read_text()
     for cell in step_costs("farmer-1.9b-p8").split()[1:]:
         assert f"| {cell} |" in costs, cell
+
+
+def test_figures_of_pages_are_not_crowded(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.update({path.name: figure}))
+    for draw in (figures.one_picture, figures.change_of_variables, figures.drawn):
+        draw(tmp_path)
+    assert {name: found for name, figure in drawn.items() if (found := collisions(figure))} == {}
 
 
 def test_every_number_and_table_is_used():
