@@ -27,7 +27,7 @@ from farmer_ref.model.farmer import Farmer, negative_log_likelihood
 from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
-from farmer_ref.support.plots import STYLE
+from farmer_ref.support.plots import STYLE, WIDEST, save_plot
 from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import settings_class
 
@@ -60,7 +60,7 @@ AXES: dict[str, tuple[str, list[ModelConfig]]] = {
         [dataclasses.replace(BASE, redundant_components=components) for components in (8, 64, 512, 4096)],
     ),
 }
-LABEL_HEIGHT = 0.2  # of a label of the figure, in decades
+LABEL_HEIGHT = 0.3  # of a label of the figure, in decades
 WORKS = ("training step", "sequential sample", "one sweep", "student's pass")
 THEORY = {  # exponents from the smallest to the largest: what does not grow first, then what does
     "N": {"training step": "1 to 2", "sequential sample": "1 to 2", "one sweep": "1 to 2", "student's pass": "1 to 2"},
@@ -175,7 +175,7 @@ def apart(heights: dict[Any, float]) -> dict[Any, float]:
 def draw(found: dict[str, Any]) -> Figure:
     """Seconds above, memory below, a column for each axis; the exponents beside the ends of the lines."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 5.6), layout="constrained")
+        figure = Figure(figsize=(WIDEST, 5.6), layout="constrained")
         panels = figure.subplots(2, len(AXES), sharex="col", sharey="row")
         for column, (axis, (heading, _)) in enumerate(AXES.items()):
             for row, (kind, unit) in enumerate((("seconds", 1000), ("bytes", 2**-20))):
@@ -208,8 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     found = {axis: growth(config, axis) for axis in AXES}
     results = ROOT / "results"
     write_json(results / "growth.json", {**provenance(torch.device("cpu")), "settings": settings, "axes": found})
-    with matplotlib.rc_context({"svg.hashsalt": "farmer"}):
-        draw(found).savefig(results / "growth.svg")
+    save_plot(draw(found), results / "growth.svg")
 
 
 if __name__ == "__main__":

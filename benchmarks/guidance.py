@@ -25,7 +25,7 @@ from farmer_ref.model.guidance import weighed_candidates
 from farmer_ref.model.mixture import GaussianMixture
 from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
-from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids, save_plot
+from farmer_ref.support.plots import COLOURS, STYLE, WIDEST, labelled_grids, save_plot
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
 from farmer_ref.support.settings import Factor, Whole, settings_class
 
@@ -146,20 +146,20 @@ def search_for_what_is_not_finite(config: GuidanceBenchmark, model: Farmer) -> l
 def draw_figure(record: dict) -> Figure:
     """The error over candidates, and both rules over w."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 6.4), layout="constrained")
+        figure = Figure(figsize=(WIDEST, 6.8), layout="constrained")
         axes = figure.subplots(2, 3).flatten()
         one = record["one_dimension"]
         counts = [row["candidates"] for row in one["rows"]]
         axes[0].loglog(counts, [row["error_of_mean_in_stds"] for row in one["rows"]], "o-", label="mean (in std)")
         axes[0].loglog(counts, [row["relative_error_of_std"] for row in one["rows"]], "s-", label="std (relative)")
-        axes[0].set(title="1-D, target with a finite integral", xlabel="candidates of each kind", ylabel="error")
+        axes[0].set(title="1-D, target with\na finite integral", xlabel="candidates of each kind", ylabel="error")
         axes[0].legend(frameon=False, fontsize=8)
         axes[1].semilogx(counts, [row["improper"]["std"] for row in one["rows"]], "o-")
-        axes[1].set(title="1-D, target without one: no limit", xlabel="candidates of each kind", ylabel="std of draws")
+        axes[1].set(title="1-D, target without one:\nno limit", xlabel="candidates of each kind", ylabel="std of draws")
         panels = (
             ("sample_accuracy", "accuracy"),
             ("frechet_distance", "Fréchet distance"),
-            ("diversity", "distance within classes / real"),
+            ("diversity", "distance within classes,\nreal digits: 1"),
         )
         for axis, (name, label) in zip(axes[2:5], panels, strict=True):
             for rule, colour in zip(("resampling", "naive"), COLOURS, strict=False):
@@ -167,7 +167,7 @@ def draw_figure(record: dict) -> Figure:
                 means = [row[name]["mean"] for row in rows]
                 spread = [row[name]["standard_deviation"] or 0.0 for row in rows]
                 axis.errorbar([row["scale"] for row in rows], means, spread, fmt="o-", color=colour, label=rule, ms=4)
-            axis.set(xlabel="guidance scale w", title=label)
+            axis.set(xlabel="guidance scale $w$", title=label)
             axis.legend(frameon=False, fontsize=8)
         axes[4].axhline(1.0, color="grey", ls=":")
         rows = [row for row in record["sweep"] if "effective_sample_size" in row]
@@ -176,7 +176,7 @@ def draw_figure(record: dict) -> Figure:
         axes[5].plot(
             scales, [row["distinct_redundant"]["mean"] for row in rows], "s-", label="distinct redundant, of 16"
         )
-        axes[5].set(xlabel="guidance scale w", title="candidates that count", ylim=(0, 17))
+        axes[5].set(xlabel="guidance scale $w$", title="candidates that count", ylim=(0, 17))
         axes[5].legend(frameon=False, fontsize=8)
     return figure
 

@@ -21,6 +21,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 from pydantic import PositiveInt
 from torch import Tensor
@@ -31,7 +32,7 @@ from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.transformer import transformer_layers
 from farmer_ref.support import cli
 from farmer_ref.support.files import read_metrics, write_json
-from farmer_ref.support.plots import COLOURS, STYLE, class_labels, image_grid
+from farmer_ref.support.plots import COLOURS, STYLE, WIDEST, class_labels, image_grid, save_plot
 from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import settings_class
 from farmer_ref.training.presets import PRESETS
@@ -114,7 +115,8 @@ def show(axes: Any, picture: Any, title: str) -> None:
 def healthy_curves(curves: dict[str, dict[str, Any]]) -> Figure:
     """One panel a preset."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 2.5), layout="constrained")
+        layout = ConstrainedLayoutEngine(wspace=0.1)  # a share of panels, which are narrow here
+        figure = Figure(figsize=(WIDEST, 2.5), layout=layout)
         for axes, (name, found) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
             axes.plot(found["step"], found["value"], lw=1.3)
             if found["unit"] == "bits_per_dim":
@@ -178,8 +180,8 @@ def main(argv: list[str] | None = None) -> None:
     pictures[name] = stages[f"step {config.steps:,}"]
     broken = {name: {**run, "round_trip": finite(run["round_trip"])} for name, run in record["broken"].items()}
     write_json(results / "healthy.json", {**record, "broken": broken})
+    save_plot(healthy_curves(record["healthy"]), results / "healthy.svg")
     with matplotlib.rc_context({"svg.hashsalt": "farmer"}):
-        healthy_curves(record["healthy"]).savefig(results / "healthy.svg")
         broken_runs(right, record["broken"], pictures).savefig(results / "healthy_broken.svg")
         figure = Figure(figsize=(9, 4.1), layout="constrained")
         for axes, (title, picture) in zip(figure.subplots(2, 2).flatten(), stages.items(), strict=True):

@@ -29,7 +29,7 @@ from farmer_ref.evaluation.metrics import PixelClassifier, evaluate_likelihood, 
 from farmer_ref.model.pixels import HistogramPixels
 from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
-from farmer_ref.support.plots import COLOURS, STYLE, save_plot
+from farmer_ref.support.plots import COLOURS, STYLE, WIDEST, save_plot
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
 from farmer_ref.support.settings import Whole, settings_class
 
@@ -126,7 +126,7 @@ def figure(mass: Tensor) -> Figure:
     """One pixel in three coordinates, with what a Gaussian loses on a pixel that is black for certain."""
     lost = lost_bits(mass, 0)
     with matplotlib.rc_context(STYLE):
-        drawn = Figure(figsize=(9.5, 2.9), layout="constrained")
+        drawn = Figure(figsize=(WIDEST, 2.9), layout="constrained")
         for axes, (name, (points, density)) in zip(drawn.subplots(1, 3), pixel_densities(mass).items(), strict=True):
             black = slice(0, POINTS // len(mass))
             axes.fill_between(points[black], density[black], color=COLOURS[1], alpha=0.6, label="black")

@@ -50,7 +50,7 @@ from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.tokens import Dequantiser, Patchify, nats_to_bits_per_dim
 from farmer_ref.support import cli
 from farmer_ref.support.files import read_json, write_json
-from farmer_ref.support.plots import COLOURS, STYLE
+from farmer_ref.support.plots import COLOURS, STYLE, save_plot
 from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import Whole, settings_class
 from farmer_ref.training.config import RunConfig
@@ -507,8 +507,7 @@ def main(argv: list[str] | None = None) -> None:
             record = {**made, "rates": record["rates"]}
             contest(config, built, record, out)
     if config.stage != "rates":
-        with matplotlib.rc_context({"svg.hashsalt": "farmer"}):
-            draw(record).savefig(out.with_suffix(".svg"))
+        save_plot(draw(record), out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

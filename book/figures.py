@@ -26,7 +26,7 @@ from farmer_ref.parameters import (
     utilisation,
 )
 from farmer_ref.support.drawings import drawings
-from farmer_ref.support.plots import COLOURS, STYLE, image_grid, model_at_work
+from farmer_ref.support.plots import COLOURS, STYLE, WIDEST, image_grid, model_at_work
 from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.costs import peak_flops_of, training_flops
 from farmer_ref.training.presets import PRESETS
@@ -89,7 +89,7 @@ def change_of_variables(folder: Path) -> None:
     x, z, density, normal = (values.numpy() for values in (x, z, density, standard.log_prob(z).exp()))
     edges = [200, 300, 400, 500, 600]  # strips of equal width in x, with the same probability in z
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(9.5, 3), layout="constrained")
+        figure = Figure(figsize=(WIDEST, 2.9), layout="constrained")
         data, way, latent = figure.subplots(1, 3)
         for axes, place, height in ((data, x, density), (latent, z, normal)):
             axes.plot(place, height, color=COLOURS[6])

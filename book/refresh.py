@@ -20,6 +20,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks import growth, guidance, healthy, rivals
 from benchmarks.applications import draw_reliability, draw_scores
 from book import measured
 from book.equations import ROOT
@@ -58,14 +59,18 @@ def rejudged(record: dict[str, Any], stem: str) -> dict[str, Any]:
 
 
 def plots() -> Iterator[tuple[Path, Figure]]:
-    """The plots that are drawn again: of every result of `farmer_ref.ablate`, and of the likelihood's uses."""
-    for path in sorted(RESULTS.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    """The plots that are drawn again: all that need no more than their record."""
+    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    for path, record in records.items():
         if "sentences" in record and path.stem.split("_")[0] not in OF_SAMPLES:
             yield path.with_suffix(".svg"), picture(record)
-    uses = json.loads((RESULTS / "applications.json").read_text(encoding="utf-8"))
+    uses = records[RESULTS / "applications.json"]
     yield RESULTS / "anomalies.svg", draw_scores(uses["anomalies"])
     yield RESULTS / "reliability.svg", draw_reliability(uses["classification"])
+    yield RESULTS / "growth.svg", growth.draw(records[RESULTS / "growth.json"]["axes"])
+    yield RESULTS / "guidance.svg", guidance.draw_figure(records[RESULTS / "guidance.json"])
+    yield RESULTS / "healthy.svg", healthy.healthy_curves(records[RESULTS / "healthy.json"]["healthy"])
+    yield RESULTS / "rivals.svg", rivals.draw(records[RESULTS / "rivals.json"])
 
 
 def main(root: Path = ROOT) -> None:

@@ -4,7 +4,7 @@ Of MathJax, the parts stay that the pages load, and of the icons the fonts that 
 become WebP, without loss, where that is smaller, also those inside vector graphics. Notebooks to download have no
 outputs, as students want them. Vector graphics keep two decimals of a point, and 640 parts of the height of a letter.
 In highlighted code and in signatures, names, punctuation and spaces look like the text around them and need no element
-of their own. The change: a formula and the punctuation after it stay on one line.
+of their own. The change: a formula stays on one line with its brackets and the punctuation after it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ USED = (
 ALPHABETS = re.compile(r"MathJax_(?:Fraktur|SansSerif|Script|Calligraphic-Bold)")  # that no formula of the book uses
 ICONS = re.compile(r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')  # what the fonts show without a script
 LONG = 24  # characters of a name that may be broken
+JOINT = re.compile(r"(?<=.{8})(?:_|\.(?=[A-Za-z_]{6}))")  # where; no dot before a file's ending
 WRAPPED = re.compile(r'<span class="pre">([^<]*)</span>')
 PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 VERBATIM = re.compile(r"(<(?:pre|textarea|script)\b.*?</(?:pre|textarea|script)>)", re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[\w.-]+")
-FORMULA = re.compile(r'<span class="math notranslate nohighlight">[^<]*</span>[,.;:?!)]+')  # and what ends it
+MATHEMATICS = r'<span class="math notranslate nohighlight">[^<]*</span>'
+FORMULA = re.compile(rf"[(\[]+{MATHEMATICS}[,.;:?!)\]]*|{MATHEMATICS}[,.;:?!)\]]+")  # and what encloses or ends it
 ATTRIBUTE = re.compile(r' (d|x|y|points|transform)="([^"]*)"')
 LETTER_SHAPE = re.compile(
     r'(<path[^>]* d=")([^"]*)(" transform="scale\()0\.015625(\)")'
@@ -197,14 +199,17 @@ def smaller_pictures(folder: Path) -> dict[str, str]:
 
 
 def word(text: str) -> str:
-    """A word of code: a flag stays on one line, and a long name may break at underscores, except at its beginning."""
+    """A word of code: a flag stays on one line, and a long name may break behind underscores and the dots of modules.
+
+    Browsers themselves break a path behind its slashes; only long names in it get more places, none near the beginning.
+    """
     if text.startswith("--"):
         return f'<span class="flag">{text}</span>'
-    return re.sub(r"(?<=.{8})_", "_<wbr>", text) if len(text) > LONG and "/" not in text else text
+    return "/".join(JOINT.sub(r"\g<0><wbr>", part) if len(part) > LONG else part for part in text.split("/"))
 
 
 def shorter_page(text: str, renamed: dict[str, str]) -> str:
-    """A page with fewer elements in its code, and without indentation; no line begins with a formula's full stop."""
+    """A page with fewer elements in its code, and without indentation, whose formulas keep their punctuation."""
     text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda found: renamed.get(found[0], found[0]), ICONS.sub("", text))
     text = PLAIN.sub(r"\1", WRAPPED.sub(lambda found: word(found[1]), text))
     text = FORMULA.sub(r'<span class="together">\g<0></span>', text)

@@ -212,8 +212,8 @@ print(f"integral of the density: {integral:.2f}")
 # ## The determinant is an area
 #
 # We said that the determinant is a ratio of areas. That can be measured. Take four small squares, move each point of
-# their edges through the flow, and compute the area of what they become. The flow's own $|\det|$, averaged over the
-# square, must be the same number.
+# their edges through the flow, and compute the area of what they become. The flow's own $\lvert\det\rvert$, averaged
+# over the square, must be the same number.
 
 
 # %%

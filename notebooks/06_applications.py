@@ -376,8 +376,8 @@ plt.show()
 # comes first**, and that is the ink again: an empty image has a high density. And digits that stand on their heads are
 # hardly less probable than digits. The model knows much about strokes, and less about what a digit is.
 #
-# The sum hides something. $\log p(x)$ has two parts, $\log p(Z)$ of the latents and $\log|\det|$ of the flow, and they
-# can be unusual while their sum is not.
+# The sum hides something. $\log p(x)$ has two parts, $\log p(Z)$ of the latents and $\log\lvert\det\rvert$ of the flow,
+# and they can be unusual while their sum is not.
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6.8, 3.8), layout="constrained")
@@ -395,7 +395,7 @@ plt.show()
 
 # %% [markdown]
 # Along a dotted line the sum is the same. In this picture the blank page stands apart from all digits: none of them has as
-# large a $\log|\det|$. That suggests better scores than the likelihood:
+# large a $\log\lvert\det\rvert$. That suggests better scores than the likelihood:
 #
 # - *typicality*: how far is $\log p(x)$ from its usual value, above or below?
 # - *terms*: how far are the three terms of $\log p(x)$ from those of training images (Mahalanobis distance)?
@@ -453,11 +453,11 @@ plt.show()
 #
 # <details><summary>Solution</summary>
 #
-# Most pixels are black, those at the border nearly always. There the model is sure and its density is high ($\log|\det|$
-# is large). A digit has strokes, whose grey levels and places vary: their probability is spread over many images, with
-# little for each. So a blank page may well be denser than any one digit, while digits *together* have nearly all of the
-# probability, because there are so many of them. Take a coin that shows heads with probability 0.6 and throw it a
-# thousand times: the most probable sequence is all heads, and nobody will ever see it.
+# Most pixels are black, those at the border nearly always. There the model is sure and its density is high
+# ($\log\lvert\det\rvert$ is large). A digit has strokes, whose grey levels and places vary: their probability is spread
+# over many images, with little for each. So a blank page may well be denser than any one digit, while digits *together*
+# have nearly all of the probability, because there are so many of them. Take a coin that shows heads with probability
+# 0.6 and throw it a thousand times: the most probable sequence is all heads, and nobody will ever see it.
 #
 # So it need not be a mistake. A model may be right that *this* page is denser than *this* digit, and right that it will
 # never draw one.

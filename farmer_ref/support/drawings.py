@@ -180,7 +180,7 @@ def pipeline() -> Figure:
         # What the score is made of.
         arrow(axes, (7.25, y - 0.65), (7.25, 1.95), colour=GREY)
         arrow(axes, (16.05, y - 1.9), (16.05, 1.95), colour=GREY)
-        axes.text(7.25, 1.6, "$\\log\\,|\\det \\partial Z/\\partial X|$", ha="center", va="center")
+        axes.text(7.25, 1.6, "$\\log|\\det\\,\\partial Z/\\partial X|$", ha="center", va="center")
         axes.text(16.05, 1.6, "$\\log p(Z \\mid c)$", ha="center", va="center")
         axes.text(11.65, 1.6, "$+$", ha="center", va="center", fontsize=13)
         axes.text(3.1, 1.6, "$\\log p(\\mathrm{image} \\mid c)\\;=$", ha="center", va="center", fontsize=11)

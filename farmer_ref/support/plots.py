@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import numpy as np
 import torch
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.axis import Tick
+from matplotlib.axis import Axis, Tick
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, PercentFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +28,8 @@ from farmer_ref.support.files import read_metrics, replace_file
 WIDEST = 8.4  # inches: what a page of the book shows in its full size, so that text stays legible
 LABEL = 32  # characters of a row's name in a line
 GAP = 4  # points between labels below an axis
+APART = 12  # points between a panel and what is written beside the next one
+SYMBOLS = re.compile(r"\b[A-Z]_[A-Z]\b(?:\s~\sN\(0,\sI\))?|\b[IK]\s=\s\d+")  # in the names of rows
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE: dict[Any, Any] = {
@@ -33,6 +38,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "figure.constrained_layout.wspace": 0.06,  # what is written beside a panel keeps away from the panel before it
     "figure.dpi": 120,
     "font.size": 10,
     "grid.alpha": 0.3,
@@ -86,6 +92,13 @@ def labelled_grids(
     return figure
 
 
+def set_name(name: str) -> str:
+    """The name of a row in lines of at most `LABEL` characters, its symbols set as mathematics and in one line each."""
+    together = SYMBOLS.sub(lambda symbol: symbol[0].replace(" ", "\u00a0"), name)
+    lines = SYMBOLS.sub(r"$\g<0>$", textwrap.fill(together, LABEL))
+    return lines.replace("\u00a0~\u00a0", r" \sim ").replace("\u00a0", " ")
+
+
 def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     """Rows of figures side by side, one panel per measure (its key in a row, and its heading).
 
@@ -93,23 +106,24 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     timed, a last panel shows the time from noise to image (prior and inverse) as bars, and the forward pass as a mark.
     """
     timed = "seconds_per_image" in rows[0]
-    names = [textwrap.fill(row["name"], LABEL) for row in rows]
+    names = [set_name(row["name"]) for row in rows]
     with matplotlib.rc_context(STYLE):
         count = len(measures) + timed
         height = 1.6 + (0.42 if "\n" in "".join(names) else 0.3) * len(rows)
         figure = Figure(figsize=(min(3 + 2.4 * count, WIDEST), height), layout="constrained")
         panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
         for axes, (measure, heading) in zip(panels, measures.items(), strict=False):
+            share = measure.endswith("accuracy")
+            unit = 100 if share else 1
             for place, row in enumerate(rows):
-                values = row[measure]["seeds"]
+                values = [value * unit for value in row[measure]["seeds"]]
                 if len(values) > 1:
-                    axes.plot(row[measure]["mean"], place, "|", color=COLOURS[1], ms=14, mew=2.5)
+                    axes.plot(row[measure]["mean"] * unit, place, "|", color=COLOURS[1], ms=14, mew=2.5)
                 axes.plot(values, [place] * len(values), "o", color=COLOURS[5], ms=4)
             axes.set_title(heading.replace(" (", "\n("), fontsize=10)
-            share = measure.endswith("accuracy")
             axes.locator_params(axis="x", nbins=3 if share or count > 2 else 4)  # long numbers must not touch
             if share:
-                axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+                axes.xaxis.set_major_formatter("{x:g}%")
         if timed:
             forward, prior, inverse = (
                 [row["seconds_per_image"][part] * 1000 for row in rows] for part in ("forward", "prior", "back")
@@ -127,10 +141,10 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     return figure
 
 
-def ticks_below(axes: Axes) -> list[Tick]:
-    """The ticks of the x axis that are drawn with a label."""
-    low, high = sorted(axes.get_xlim())
-    ticks = [tick for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+def labelled(axis: Axis) -> list[Tick]:
+    """The ticks of an axis that are drawn with a label."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
     return [tick for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
 
 
@@ -138,10 +152,42 @@ def crowded(figure: Figure) -> set[Axes]:
     """Axes with a tick label below them that comes nearer than `GAP` to another, be it of a neighbour."""
     figure.draw_without_rendering()
     margin = GAP / 2 * figure.dpi / 72
-    labels = [(axes, tick.label1) for axes in figure.axes for tick in ticks_below(axes)]
+    labels = [(axes, tick.label1) for axes in figure.axes for tick in labelled(axes.xaxis)]
     boxes = [(axes, label.get_window_extent().padded(margin)) for axes, label in labels]
     pairs = itertools.combinations(boxes, 2)
     return {axes for (one, box), (other, near) in pairs if box.overlaps(near) for axes in (one, other)}
+
+
+def texts_of(axes: Axes) -> list[Text]:
+    """What is written in a panel and around it, but for its legend and the tick labels below it."""
+    texts: list[Text] = [axes.title, *axes.texts]
+    if axes.axison:
+        texts += [axes.xaxis.label, axes.yaxis.label, *(tick.label1 for tick in labelled(axes.yaxis))]
+    return [text for text in texts if text.get_visible() and text.get_text().strip()]
+
+
+def collisions(figure: Figure) -> list[str]:
+    """What of a panel comes nearer than `APART` to the next panel or to what is written there, and what covers what."""
+    figure.draw_without_rendering()
+    point = figure.dpi / 72
+    found = [f"a label below {axes.get_title()!r}" for axes in crowded(figure)]
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    boxes = {axes: [(text.get_text(), text.get_window_extent()) for text in texts_of(axes)] for axes in panels}
+    for axes in panels:
+        pairs = itertools.combinations(boxes[axes], 2)
+        found += [f"{one!r} covers {other!r}" for (one, box), (other, near) in pairs if box.overlaps(near)]
+    for one, other in itertools.permutations(panels, 2):
+        frame = other.get_window_extent()
+        if frame.overlaps(one.get_window_extent()):  # one inside the other, or two on one place
+            continue
+        around = [(f"the panel {other.get_title()!r}", frame), *boxes[other]]
+        found += [
+            f"{text!r} is near {near!r}"
+            for text, box in boxes[one]
+            for near, place in around
+            if box.padded(APART * point, 0).overlaps(place)
+        ]
+    return found
 
 
 def in_lines(text: str, lines: int) -> str:
@@ -158,7 +204,7 @@ def keep_labels_apart(figure: Figure) -> None:
             if axes in named:
                 names = [" ".join(label.get_text().split()) for label in axes.get_xticklabels()]
                 axes.set_xticks(axes.get_xticks(), [in_lines(name, lines) for name in names])
-            elif len(ticks := ticks_below(axes)) > 2:
+            elif len(ticks := labelled(axes.xaxis)) > 2:
                 axes.set_xticks([tick.get_loc() for tick in ticks][::2])
 
 
@@ -230,7 +276,8 @@ def model_at_work(model: Any, image: Tensor, *, label: int, token: int) -> Figur
         z, _ = model.flow(x)
         mixture, _ = model.prior.mixtures(z, torch.tensor([label], device=image.device))
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(10, 3.1), layout="constrained")
+        layout = ConstrainedLayoutEngine(wspace=0.12)  # a share of panels, which are narrow here
+        figure = Figure(figsize=(WIDEST, 2.8), layout=layout)
         picture, tokens, latents, density = figure.subplots(1, 4, width_ratios=[3, 1.5, 1.5, 3.6])
         picture.imshow(to_bytes(image[None])[0].permute(1, 2, 0).numpy(), cmap="gray", extent=(0, size, size, 0))
         for line in range(0, size + 1, patch):
@@ -245,6 +292,7 @@ def model_at_work(model: Any, image: Tensor, *, label: int, token: int) -> Figur
             axes.set(title=title, xlabel="channel", xticks=range(1, wide + 1))
             axes.set_yticks([1, *range(4, tall + 1, 4)])
         tokens.set_ylabel("token")
+        latents.tick_params(labelleft=False)  # the same tokens
         latents.axhline(token - 0.5, color=COLOURS[6], lw=1)
         latents.axhline(token + 0.5, color=COLOURS[6], lw=1)
         grid = torch.linspace(-4, 4, 400)

@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from book import figures, measured
 from book.formulas import typeset
 from book.smaller import shorter_graphic, shorter_page, shorter_path, unused
 from farmer_ref.parameters import step_costs
+from farmer_ref.support.plots import collisions
 
 BOOK = Path(__file__).parents[2] / "book"
 
@@ -25,6 +27,14 @@ def test_every_part_is_written_and_used(tmp_path):
     costs = (tmp_path / "costs.md").read_text()
     for cell in step_costs("farmer-1.9b-p8").split()[1:]:
         assert f"| {cell} |" in costs, cell
+
+
+def test_figures_of_pages_are_not_crowded(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.update({path.name: figure}))
+    for draw in (figures.one_picture, figures.change_of_variables, figures.drawn):
+        draw(tmp_path)
+    assert {name: found for name, figure in drawn.items() if (found := collisions(figure))} == {}
 
 
 def test_every_number_and_table_is_used():
@@ -45,6 +55,15 @@ def test_no_page_types_in_a_measured_number():
     """A mean with its spread, or a percentage with a decimal, is what our measurements look like."""
     for page in BOOK.glob("*.md"):
         assert not re.search(r"\d\s*±|\d\.\d+%", page.read_text(encoding="utf-8")), page
+
+
+def test_bars_around_a_determinant_are_set_as_brackets():
+    """`\\log|\\det|` has a gap behind its first bar; `\\log\\lvert\\det\\rvert` and `\\left|` have none."""
+    root = BOOK.parent
+    for page in [*BOOK.rglob("*.md"), *BOOK.glob("*.yml"), *root.glob("notebooks/**/*.py"), root / "README.md"]:
+        if "_build" not in page.parts:
+            text = page.read_text(encoding="utf-8")
+            assert not re.search(r"(?<!\\left)\|\s*\\det", text), page
 
 
 def test_rounding_a_path_does_not_add_up():
@@ -103,6 +122,16 @@ L 3.1 4.999" transform="translate(1.999 2) scale(0.123456)"/></g>
     assert shorter_page(code, {}) == '<span class="k">def</span> f():'
     formula = '<span class="math notranslate nohighlight">\\(x\\)</span>'
     assert shorter_page(f"{formula}, {formula} y", {}) == f'<span class="together">{formula},</span> {formula} y'
+    assert shorter_page(f"deviations ({formula}) y", {}) == f'deviations <span class="together">({formula})</span> y'
+    assert shorter_page(f"({formula} y)", {}) == f'<span class="together">({formula}</span> y)'
+    names = {
+        "test_a_class_that_the_model_lacks": "test_a_class_<wbr>that_<wbr>the_<wbr>model_<wbr>lacks",
+        "farmer_ref.training.data_parallel": "farmer_ref.<wbr>training.<wbr>data_<wbr>parallel",
+        "data/test_folders.py::test_a_broken_link": "data/test_folders.py::test_<wbr>a_<wbr>broken_<wbr>link",
+        "farmer_ref/evaluation/likelihood.py": "farmer_ref/evaluation/likelihood.py",
+        ".ipynb_checkpoints": ".ipynb_checkpoints",
+    }
+    assert {name: shorter_page(f'<span class="pre">{name}</span>', {}) for name in names} == names
     assert shorter_page("<pre>python --images x</pre>", {}) == '<pre>python <span class="flag">--images</span> x</pre>'
     assert shorter_page("<p>\n    a\n</p>\n<pre>\n    b\n</pre>\n  c", {}) == "<p>\na\n</p>\n<pre>\n    b\n</pre>\nc"
 

@@ -17,7 +17,7 @@ from farmer_ref.data.sets import load_split
 from farmer_ref.evaluate import EvaluateConfig, evaluate
 from farmer_ref.evaluation.metrics import PixelClassifier, sample_values
 from farmer_ref.support.files import PRETRAINED
-from farmer_ref.support.plots import save_plot
+from farmer_ref.support.plots import collisions, save_plot
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "farmer_ref"
@@ -128,7 +128,7 @@ def test_generating_the_results_again_changes_nothing():
 def test_plots_of_results_are_up_to_date_and_their_labels_do_not_touch(tmp_path):
     for path, figure in refresh.plots():
         save_plot(figure, tmp_path / path.name)
-        assert labels_apart(figure), path.name
+        assert labels_apart(figure) and not collisions(figure), path.name
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 

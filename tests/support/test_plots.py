@@ -1,12 +1,13 @@
 """Pictures."""
 
+import matplotlib
 import pytest
 import torch
 from helpers import labels_apart
 from matplotlib.figure import Figure
 
 from farmer_ref import Farmer
-from farmer_ref.support.plots import comparison, labelled_grids, model_at_work, save_plot
+from farmer_ref.support.plots import STYLE, collisions, comparison, labelled_grids, model_at_work, save_plot, set_name
 
 
 def test_labels_below_axes_do_not_touch(tmp_path):
@@ -22,6 +23,33 @@ def test_labels_below_axes_do_not_touch(tmp_path):
     save_plot(figure, tmp_path / "plot.svg")
     assert "\n" in names.get_xticklabels()[0].get_text() and len(numbers.get_xticks()) >= 2
     assert labels_apart(figure)
+
+
+def test_what_is_written_beside_a_panel_keeps_away_from_the_next():
+    for wspace in (STYLE["figure.constrained_layout.wspace"], 0.02):  # ours, and matplotlib's
+        with matplotlib.rc_context({"figure.constrained_layout.wspace": wspace}):
+            figure = Figure(figsize=(6, 2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.set(title="left", xticks=[])
+        right.set(ylabel="density")
+        assert ("'density' is near \"the panel 'left'\"" in collisions(figure)) == (wspace == 0.02)
+    left.set(title="a title as wide as its panel and more")
+    right.set(title="a title as wide beside the other one", ylabel="")
+    assert "'a title as wide beside the other one' is near 'a title as wide as its panel and more'" in collisions(
+        figure
+    )
+    covered = Figure()
+    axes = covered.subplots()
+    for text in ("0.9", "1.0"):
+        axes.annotate(text, (0.5, 0.5))
+    assert collisions(covered) == ["'0.9' covers '1.0'"]
+
+
+def test_symbols_in_names_of_rows_are_mathematics():
+    assert set_name("both, resampling, Z_R ~ N(0, I)") == r"both, resampling, $Z_R \sim N(0, I)$"
+    assert set_name("PCA, I = 12, Z_R ~ N(0, I), 600 steps") == "PCA, $I = 12$, $Z_R \\sim N(0, I)$, 600\nsteps"
+    assert set_name("pixels and a long name, Z_R ~ N(0, I)") == "pixels and a long name,\n$Z_R \\sim N(0, I)$"
+    assert set_name("I = 4, no split") == "$I = 4$, no split" and set_name("x 0.2") == "x 0.2"
 
 
 def test_one_measure_has_a_figure_too():
