@@ -41,6 +41,7 @@ ALPHABETS = re.compile(r"MathJax_(?:Fraktur|SansSerif|Script|Calligraphic-Bold)"
 ICONS = re.compile(r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')  # what the fonts show without a script
 LONG = 24  # characters of a name that may be broken
 WRAPPED = re.compile(r'<span class="pre">([^<]*)</span>')
+LISTED = re.compile(r'(?<=nav-link" href="#)([^"]*"><code[^>]*>)<span class="pre">([^<]*)</span>')  # beside the page
 PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 VERBATIM = re.compile(r"(<(?:pre|textarea|script)\b.*?</(?:pre|textarea|script)>)", re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[\w.-]+")
@@ -203,9 +204,15 @@ def word(text: str) -> str:
     return re.sub(r"(?<=.{8})_", "_<wbr>", text) if len(text) > LONG and "/" not in text else text
 
 
+def listed(found: re.Match[str]) -> str:
+    """A name in the narrow list of the page's names, which may break after an underscore and before a capital."""
+    return found[1] + re.sub(r"(?<=\w_)(?=\w)|(?<=[a-z])(?=[A-Z])", "<wbr>", found[2])
+
+
 def shorter_page(text: str, renamed: dict[str, str]) -> str:
     """A page with fewer elements in its code, and without indentation; no line begins with a formula's full stop."""
     text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda found: renamed.get(found[0], found[0]), ICONS.sub("", text))
+    text = LISTED.sub(listed, text)
     text = PLAIN.sub(r"\1", WRAPPED.sub(lambda found: word(found[1]), text))
     text = FORMULA.sub(r'<span class="together">\g<0></span>', text)
     parts = VERBATIM.split(text)  # every other one is verbatim
