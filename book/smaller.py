@@ -42,6 +42,7 @@ ICONS = re.compile(r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')
 LONG = 24  # characters of a name that may be broken
 JOINT = re.compile(r"(?<=.{8})(?:_|\.(?=[A-Za-z_]{6}))")  # where; no dot before a file's ending
 WRAPPED = re.compile(r'<span class="pre">([^<]*)</span>')
+LISTED = re.compile(r'(?<=nav-link" href="#)([^"]*"><code[^>]*>)<span class="pre">([^<]*)</span>')  # beside the page
 PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 VERBATIM = re.compile(r"(<(?:pre|textarea|script)\b.*?</(?:pre|textarea|script)>)", re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[\w.-]+")
@@ -208,9 +209,15 @@ def word(text: str) -> str:
     return "/".join(JOINT.sub(r"\g<0><wbr>", part) if len(part) > LONG else part for part in text.split("/"))
 
 
+def listed(found: re.Match[str]) -> str:
+    """A name in the narrow list of the page's names, which may break after an underscore and before a capital."""
+    return found[1] + re.sub(r"(?<=\w_)(?=\w)|(?<=[a-z])(?=[A-Z])", "<wbr>", found[2])
+
+
 def shorter_page(text: str, renamed: dict[str, str]) -> str:
     """A page with fewer elements in its code, and without indentation, whose formulas keep their punctuation."""
     text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda found: renamed.get(found[0], found[0]), ICONS.sub("", text))
+    text = LISTED.sub(listed, text)
     text = PLAIN.sub(r"\1", WRAPPED.sub(lambda found: word(found[1]), text))
     text = FORMULA.sub(r'<span class="together">\g<0></span>', text)
     parts = VERBATIM.split(text)  # every other one is verbatim

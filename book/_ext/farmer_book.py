@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
-from book import bibliography, formulas, live
+from book import bibliography, formulas, live, signatures
 from book.equations import CITATION, REPOSITORY, anchor, cited, entries, read
 
 NOT_FARMERS = read()["other_papers"]
@@ -29,16 +29,18 @@ FIELDS = {  # how prose writes a method of an object
     "prior.": "AutoregressivePrior.",
     "student.": "OneStepStudent.",
 }
+CODE_OR_FLAG = re.compile(r"`[^`]+`|(?<![\w-])(?P<flag>--[a-z](?:[\w.-]*\w)?)")
 
 
 def escaped(text: str) -> str:
-    """Plain text as reStructuredText; a *word* stays emphasised."""
+    """Plain text as reStructuredText; *words* stay emphasised, with a full stop that ends them."""
     text = re.sub(r"([\\*|_`])", r"\\\1", text)
-    return re.sub(r"(?<![\w*])\\\*(\w+)\\\*(?![\w*])", r"*\1*", text)
+    return re.sub(r"(?<![\w*])\\\*(\w(?:[^*]*[\w.])?)\\\*(?![\w*])", r"*\1*", text)
 
 
 def inline(text: str, name: str) -> str:
-    """A paragraph of a docstring: `code` in single backquotes, citations of the paper's equations as links."""
+    """A paragraph of a docstring: `code` and flags as code, citations of the paper's equations as links."""
+    text = CODE_OR_FLAG.sub(lambda found: f"`{found['flag']}`" if found["flag"] else found[0], text)
     parts = []
     for position, part in enumerate(re.split(r"`([^`]+)`", text)):
         if position % 2:
@@ -231,6 +233,7 @@ class Slides(SphinxDirective):
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     bibliography.register()
+    signatures.setup(app)
     app.add_directive("live", Live)
     app.add_directive("slides", Slides)
     app.connect("autodoc-process-docstring", plain_docstring)

@@ -32,10 +32,14 @@ class AnomalyScorer:
 
     likelihood: -log p(x), the obvious score. It fails on images *simpler* than those of training: a density can be high
     where no image ever was, and is highest on flat images (Nalisnick et al. 2019a).
+
     typicality: |-log p(x) - H|, H the mean over training images (Nalisnick et al. 2019b, for a single image).
+
     complexity: -log p(x) - L(v), L the compressed length (Serrà et al. 2020): a simple image gets no credit for it.
+
     terms: the Mahalanobis distance of (log p(Z_I), log p(Z_R | Z_I), log|det|) from those of training images. The three
     can be unusual while their sum is not.
+
     terms and complexity: the same with L(v) as a fourth.
     """
 

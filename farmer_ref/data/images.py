@@ -64,7 +64,7 @@ def why_not_read(entry: os.DirEntry) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is hidden (.DS_Store, ._x.png, .ipynb_checkpoints), or one that systems leave behind."""
+    """Whether a name is hidden (`.DS_Store`, `._x.png`, `.ipynb_checkpoints`), or one that systems leave behind."""
     return name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS
 
 

@@ -103,7 +103,7 @@ def judge(table: Table, claim: Claim, by_name: dict[str, dict]) -> dict[str, Any
 
 
 def in_a_row(words: Sequence[str]) -> str:
-    """a, b and c."""
+    """Words in one phrase: `a, b and c`."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: checkpoints/step-N/ with tensors as safetensors and the loop's state as JSON, never a pickle.
+"""Checkpoints of a run: `checkpoints/step-N/`, tensors as safetensors and the loop's state as JSON, never a pickle.
 
 `torch.distributed.checkpoint` writes the tensors, one file per process with its shards; any number of processes can
 read them. A checkpoint is written under a temporary name, flushed, and renamed: killing the processes at any instant

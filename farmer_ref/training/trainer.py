@@ -70,8 +70,8 @@ def set_up(config: RunConfig) -> torch.device:
 def keep_freed_memory() -> None:
     """Keep the memory that a training step frees for the next one, which asks for the same again.
 
-    The C library of Linux returns large blocks to the system, and has each page cleared and mapped anew: up to a tenth
-    of a step. Other systems have no such call.
+    On Linux, glibc returns large blocks to the system and has each page cleared and mapped anew: up to a tenth of a
+    step. Other systems have no such call.
     """
     if sys.platform == "linux":
         set_option = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)  # musl has none

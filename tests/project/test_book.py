@@ -16,12 +16,14 @@ from urllib.parse import unquote, urlsplit
 import browsers
 import pytest
 import yaml
+from docutils import nodes
 from docutils.core import publish_doctree
 
-from book import bibliography, equations, pages
+from book import bibliography, equations, pages, signatures
 from book._ext.farmer_book import plain_docstring
 from book.build import build
 from farmer_ref.evaluation import verdicts
+from farmer_ref.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 DOCSTRINGS = equations.docstrings()
@@ -185,6 +187,27 @@ def test_examples_in_docstrings_stay_code():
     assert document[1].astext() == example
 
 
+def test_flags_are_code_and_words_in_stars_are_emphasised():
+    """Typographers' dashes are for prose: --fid is two hyphens."""
+    lines = ["With --fid and --model.flow-width, `x --y`. *Start.* Of *two words* and 2 * x * y, f(*job), *.png."]
+    plain_docstring(None, "function", "draw", None, None, lines)
+    (paragraph,) = publish_doctree("\n".join(lines))
+    assert [node.astext() for node in paragraph.findall(nodes.literal)] == ["--fid", "--model.flow-width", "x --y"]
+    assert [node.astext() for node in paragraph.findall(nodes.emphasis)] == ["Start.", "two words"]
+    assert paragraph.astext().endswith("2 * x * y, f(*job), *.png.")
+
+
+def test_signatures_have_plain_types_and_short_defaults():
+    field = "FieldInfo(annotation=NoneType, required=True, metadata=[Ge(ge=1), Le(le=9)])"
+    assert signatures.plain_type(f"~typing.Annotated[int, {field}] | None") == "int | None"
+    assert signatures.plain_type(f"list[~typing.Annotated[~package.Name, {field}]]") == "list[~package.Name]"
+    assert signatures.plain_type("Count | None", TrainConfig) == "int | None"
+    long = f"Guidance({', '.join(f'temperature_{number}=1.0' for number in range(9))})"
+    assert signatures.plain_parameters(
+        f"(a: dict[str, ~typing.Any] = <factory>, *b: int, c: int = 3, d: D = {long})"
+    ) == ("(a: dict[str, ~typing.Any]=..., *b: int, c: int=3, d: D=...)")
+
+
 # -- pages as files ----------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +276,20 @@ def test_no_formula_of_a_docstring_is_plain_text(html):
         for paragraph in re.findall(r"<p\b[^>]*>(.*?)</p>", article, re.DOTALL):
             text = re.sub(r"<[^>]*>", "", re.sub(r"<(code|a|sup)\b.*?</\1>", "", paragraph, flags=re.DOTALL))
             assert not re.search(r"\w_\w|\^|\b(?:mu|sigma)\b", text), (path.name, text)
+
+
+def test_signatures_are_for_readers(html):
+    """No limits beside a type, nothing of pydantic's own, no value longer than a line, no alias in pieces."""
+    for path in (html / "api").glob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        assert "ConfigDict" not in page, path
+        for head in re.findall(r"<dt class=\"sig[^>]*>.*?</dt>", page, re.DOTALL):
+            text = re.sub(r"<[^>]*>", "", head)
+            assert not re.search(r"Annotated|FieldInfo|factory|~typing", text), (path, text)
+            value = re.search(r"<em class=\"property\"> = (.*?)</em>", head, re.DOTALL)
+            assert len(re.sub(r"<[^>]*>", "", value[1] if value else "")) < signatures.LINE, (path, text)
+        aliases = re.findall(r"<p>alias of (.*?)</p>", page)
+        assert all(re.fullmatch(r"<code\b.*</code>", alias) for alias in aliases), (path, aliases)
 
 
 def test_answers_are_folded(html):

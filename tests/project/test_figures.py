@@ -85,6 +85,10 @@ FORMULAS = {
     "noise_std * e, e.g. farmer_ref.model.flow.x": "`noise_std` · <e>, e.g. `farmer_ref.model.flow.x`",
     "(.ipynb_checkpoints), 03_class7.png": "(`.ipynb_checkpoints`), `03_class7.png`",
     "Ctrl-C, A.2, I/O": "Ctrl-C, A.2, <I>/<O>",
+    "(B,heads,N,1), (count,H,W,3) of (B,N+1)": "(<B>,heads,<N>,1), (count,<H,W>,3) of (<B,N>+1)",
+    "-log2 P(v), levels 0..L-1, (-s, s)": "−log[2] <P>(<v>), levels 0..<L>−1, (−<s>, <s>)",
+    "(sum w)^2 / sum w^2, the sum of all": "(∑ <w>){2} / ∑ <w>{2}, the sum of all",
+    "models/proj/givt/parallel_decode.py, ~ dx/dz": "`models/proj/givt/parallel_decode.py`, ~ <dx>/<dz>",
 }
 
 
@@ -133,6 +137,8 @@ L 3.1 4.999" transform="translate(1.999 2) scale(0.123456)"/></g>
     }
     assert {name: shorter_page(f'<span class="pre">{name}</span>', {}) for name in names} == names
     assert shorter_page("<pre>python --images x</pre>", {}) == '<pre>python <span class="flag">--images</span> x</pre>'
+    name = '<a class="nav-link" href="#a.b"><code class="x"><span class="pre">{}</span></code></a>'
+    assert ">_keep_<wbr>the<wbr>Labels()<" in shorter_page(name.format("_keep_theLabels()"), {})
     assert shorter_page("<p>\n    a\n</p>\n<pre>\n    b\n</pre>\n  c", {}) == "<p>\na\n</p>\n<pre>\n    b\n</pre>\nc"
 
 
