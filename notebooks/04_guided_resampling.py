@@ -513,8 +513,8 @@ plt.show()
 
 # %% tags=["nbval-check-output"]
 nearest = min(sweep, key=lambda row: row["frechet_distance"]["mean"])
-print(f"8×8 digits: the Fréchet distance is least at w = {nearest['scale']:g}")
-print("28×28 digits, after 1,600 steps of training, Fréchet distance:")
+print(f"8×8 digits: least Fréchet distance at w = {nearest['scale']:g}")
+print("28×28 digits after 1,600 steps, Fréchet distance:")
 early = json.loads((ROOT / "results/table3_mnist-quick_histogram.json").read_text())["rows"]
 by_name = {row["name"]: row["frechet_distance"]["mean"] for row in early}
 print(f"  no guidance       {by_name['split, both']:.0f}")

@@ -23,6 +23,7 @@ if "google.colab" in sys.modules:  # on the hosted service: fetch the project fi
 
 # %%
 import json
+import textwrap
 
 import matplotlib.pyplot as plt
 import torch
@@ -113,9 +114,10 @@ plt.show()
 # %% tags=["nbval-check-output"]
 sizes = {name: model.config for name, model in models.items()}
 sizes["farmer-1.1b-p16"] = PRESETS["farmer-1.1b-p16"].model  # of the paper
+print("model            blocks × tokens    steps")
 for name, size in sizes.items():
     sequential = size.flow_blocks * (size.tokens - 1)
-    print(f"{name:16} {size.flow_blocks:2} blocks of {size.tokens:3} tokens: {sequential:5,} steps")
+    print(f"{name:16} {size.flow_blocks:6} × {size.tokens:3} {sequential:11,}")
 
 # %% [markdown]
 # ## Why one step may be enough
@@ -206,7 +208,7 @@ for split in ("train", "validation"):
 # faster?
 #
 # (A little noise on the student's starting point, $\tilde Z^n = Z^n + s\varepsilon$ with $s$ up to 0.3, teaches it to
-# forgive its own errors.)
+# recover from its own errors.)
 
 
 # %%
@@ -315,7 +317,7 @@ plt.show()
 # %% [markdown]
 # The last level, $Z^0$, is the image, and its errors are where digits have their strokes. (There, presumably, the teacher's
 # $\mu$ and $\sigma$ depend most on the tokens before, which the student has to guess.) The border is black and easy. At the
-# levels before, tokens are no pixels any more, and their errors are spread in other ways.
+# levels before, tokens are no longer pixels, and their errors are spread in other ways.
 #
 # Now samples. The same latents, decoded exactly (196 tokens, one after another) and by the student. Mid-grey in the last
 # row means no difference; differences are enlarged four times.
@@ -448,10 +450,11 @@ plt.show()
 # (`results/inverses.json`):
 
 # %% tags=["nbval-check-output"]
+print("times as fast as sequential:")
 for row in json.loads((ROOT / "results/inverses.json").read_text())["matrix"]["rows"]:
     if row["method"] in ("jacobi", "student"):
         ratio = row["speedup_over_sequential"]["median"]
-        print(f"batch {row['batch']:2}, {row['method']:8} {ratio:5.1f} times as fast as sequential")
+        print(f"  batch {row['batch']:2}, {row['method']:8} {ratio:5.1f}")
 
 # %% [markdown]
 # For such a model, the parallel inverse ("jacobi") does not pay on a CPU, as it does more arithmetic to save latency. A
@@ -463,10 +466,10 @@ for row in json.loads((ROOT / "results/inverses.json").read_text())["matrix"]["r
 # %% tags=["nbval-check-output"]
 for number in (4, 5):
     sentence = json.loads((ROOT / f"results/table{number}.json").read_text())["sentences"][-1]
-    print(sentence.replace("; ", ";\n").replace("sample, ", "sample,\n"))
+    print(textwrap.fill(f"Table {number}: {sentence}", 48))
 for file in ("distillation", "distillation_losses"):
     record = json.loads((ROOT / f"results/{file}.json").read_text())
-    print(f"\nstudents after {record['steps']} steps (form/loss), RMS error in grey levels:")
+    print(f"\nstudents after {record['steps']} steps (form/loss),\nRMS error in grey levels:")
     for name, row in record["table"].items():
         mean, spread = (row["sample_error"][key] * 17 / 2 for key in ("mean", "standard_deviation"))
         print(f"{name:18} {mean:.3f} ± {spread:.3f}")

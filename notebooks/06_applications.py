@@ -123,7 +123,8 @@ with_context = -given_the_rest.gather(1, pixel[:, None]).mean().item()
 train, classes = split(small, "digits", "train")
 counts = 1 + torch.bincount(train[:, 0, 4, 3].long(), minlength=17)
 alone = -(counts[pixel] / counts.sum()).log().mean().item()
-print(f"the pixel costs {alone:.2f} nats by itself, {with_context:.2f} given label and context")
+print(f"the pixel by itself costs {alone:.2f} nats")
+print(f"given label and context:  {with_context:.2f} nats")
 assert with_context < alone - 0.3
 
 # %% [markdown]
@@ -162,10 +163,10 @@ print(f"  completions, given the label:       {with_label['completions_read_as_c
 print(f"  halves of other samples, pasted in: {with_label['pasted_samples_read_as_class']:.0%}")
 print(f"  completions, label not given:       {without_label['completions_read_as_class']:.0%}")
 several = without_label["digits_read_as_several_classes"]
-print(f"digits completed as several classes, label not given: {several:.0%}")
+print(f"completed as several classes:         {several:.0%}")
 rank = inpainting["samples"]["mean_rank_of_log_prob"]
 error = inpainting["samples"]["standard_error_of_a_mean_rank"]
-print(f"share of completions less dense than the truth: {rank:.2f} ± {error:.2f} (ideal: 0.5)")
+print(f"less dense than the truth: {rank:.2f} ± {error:.2f} (ideal: 0.5)")
 
 # %% [markdown]
 # (These shares come from `results/applications.json`, with 20 to 100 digits and 16 particles.) Given the label, to be
@@ -412,7 +413,7 @@ for name, score in of_digits.items():
     print(f"{name:20} {'mostly' if share > 0.5 else 'seldom'}")
 
 # %% [markdown]
-# How good are these scores? The table has their *AUROC*: the share of pairs in which the strange image has a higher
+# How good are these scores? The heat map has their *AUROC*: the share of pairs in which the strange image has a higher
 # score than the usual one; 0.5 is chance. ("Faint" has a quarter of its ink. MNIST is strange to a model of
 # Fashion-MNIST, and the other way round. The first two columns look at pixels, without our model. Measured with models
 # in linear pixels.)

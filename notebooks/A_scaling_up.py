@@ -330,17 +330,17 @@ assert back["float32"] < min(back["layers"], back["weights"])
 assert max(back.values()) < 1
 
 # %% [markdown]
-# All of them come back to a fraction of a grey level. Only $\mu$ and $\sigma$ are off, because a network in bfloat16 rounds
-# differently token by token than in one pass. (Autocast leaves the inverse alone, so "layers" shows what bfloat16 did on
-# the forward pass.) Training goes no further than "layers": projections, heads and densities switch autocast off around
-# themselves, and the layers, which have nearly all of the operations, run in bfloat16.
+# All of them come back to within a fraction of a grey level. Only $\mu$ and $\sigma$ are off, because a network in
+# bfloat16 rounds differently token by token than in one pass. (Autocast leaves the inverse alone, so "layers" shows what
+# bfloat16 did on the forward pass.) Training goes no further than "layers": projections, heads and densities switch
+# autocast off around themselves, and the layers, which have nearly all of the operations, run in bfloat16.
 #
 # ## Start it
 #
 # One GPU; eight of one machine; four machines of eight (the same command on each); and, without a GPU, two processes
 # that share the digits:
 #
-# ```
+# ```bash
 # python -m farmer_ref.train --preset cifar10 --out runs/cifar10 --compile
 # torchrun --standalone --nproc-per-node 8 -m farmer_ref.train --preset farmer-1.1b-p16 \
 #     --dataset folder:data/imagenet --compile --out runs/farmer-1.1b
