@@ -30,6 +30,7 @@ LABEL = 32  # characters of a row's name in a line
 GAP = 4  # points between labels below an axis
 APART = 12  # points between a panel and what is written beside the next one
 SYMBOLS = re.compile(r"\b[A-Z]_[A-Z]\b(?:\s~\sN\(0,\sI\))?|\b[IK]\s=\s\d+")  # in the names of rows
+FACTOR = re.compile(r"\bx (?=\d)")  # there, too
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE: dict[Any, Any] = {
@@ -94,7 +95,7 @@ def labelled_grids(
 
 def set_name(name: str) -> str:
     """The name of a row in lines of at most `LABEL` characters, its symbols set as mathematics and in one line each."""
-    together = SYMBOLS.sub(lambda symbol: symbol[0].replace(" ", "\u00a0"), name)
+    together = SYMBOLS.sub(lambda symbol: symbol[0].replace(" ", "\u00a0"), FACTOR.sub("×\u00a0", name))
     lines = SYMBOLS.sub(r"$\g<0>$", textwrap.fill(together, LABEL))
     return lines.replace("\u00a0~\u00a0", r" \sim ").replace("\u00a0", " ")
 
@@ -102,10 +103,13 @@ def set_name(name: str) -> str:
 def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     """Rows of figures side by side, one panel per measure (its key in a row, and its heading).
 
-    A row has a name and, for every measure, a mean and the values of all seeds, drawn as small dots. If the rows were
-    timed, a last panel shows the time from noise to image (prior and inverse) as bars, and the forward pass as a mark.
+    A row has a name and, for every measure, a mean and the values of all seeds, drawn as small dots. A measure that is
+    the same in all rows has no panel. If the rows were timed, a last panel shows the time from noise to image (prior
+    and inverse) as bars, and the forward pass as a mark.
     """
     timed = "seconds_per_image" in rows[0]
+    varied = {name: head for name, head in measures.items() if len({tuple(row[name]["seeds"]) for row in rows}) > 1}
+    measures = varied or measures
     names = [set_name(row["name"]) for row in rows]
     with matplotlib.rc_context(STYLE):
         count = len(measures) + timed
@@ -133,7 +137,7 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
             panels[-1].barh(places, inverse, height=0.5, left=prior, color=COLOURS[0], label="inverse")
             panels[-1].plot(forward, places, "|", color=COLOURS[6], ms=14, mew=2.5, label="forward")
             panels[-1].set_title("ms per image\n(lower is better)", fontsize=10)
-            panels[-1].legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+            figure.legend(frameon=False, fontsize=8, loc="outside lower right", ncols=3)
         panels[0].set_yticks(range(len(rows)), names)
         panels[0].margins(y=0.6 / len(rows))
         panels[0].invert_yaxis()
