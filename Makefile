@@ -71,6 +71,7 @@ check: .venv/.installed
 	$(BIN)/python -m farmer_ref.distill --run runs/mnist --form inverse --batch-size 32 --learning-rate 2e-3 --ema-decay 0.99 --max-minutes 12
 	$(BIN)/python -m benchmarks.mnist --stage student --preset mnist --run runs/mnist --samples 500
 	$(BIN)/python -m benchmarks.mnist --stage guidance --preset mnist --samples 500 --seed 2
+	$(BIN)/python -m benchmarks.cifar10
 	$(BIN)/python -m benchmarks.denoise
 	$(BIN)/python -m benchmarks.pixels --steps 1000 --samples 300
 	$(ABLATE) --table 3 4 5 --figure 6a 6b 7 8 --steps-per-run 2500 --seeds 3
