@@ -96,12 +96,12 @@ def draw(record: dict[str, Any]) -> Figure:
         figure = Figure(figsize=(7, 3.6), layout="constrained")
         axes = figure.subplots()
         seen = [line["step"] * size / 1000 for line in points]
-        axes.plot(seen, [line["validation_bits_per_dim"] for line in points], marker="o", ms=4, label="validation")
-        for colour, published in zip(COLOURS[1:], record["published"], strict=False):
-            label = f"{published['model']}: {published['bits_per_dim']}"
-            axes.axhline(published["bits_per_dim"], color=colour, linestyle="--", lw=1.2, label=label)
-        axes.set(xlabel="training images seen, in thousands", ylabel="bits/dim")
-        axes.legend(frameon=False)
+        axes.plot(seen, [line["validation_bits_per_dim"] for line in points], marker="o", ms=4)
+        for published in record["published"]:
+            axes.axhline(published["bits_per_dim"], color=COLOURS[6], linestyle="--", lw=1)
+            label = f"{published['model']}, {published['bits_per_dim']:g}"
+            axes.annotate(label, (0, published["bits_per_dim"]), (4, 2), textcoords="offset points", va="bottom")
+        axes.set(xlabel="training images seen, in thousands", ylabel="bits/dim", xlim=(0, None))
     return figure
 
 

@@ -62,7 +62,7 @@ def time_limit() -> str:
 def numbers() -> dict[str, str]:
     """Every number that a page's text uses, by name."""
     digits = (of_the_digits, of_the_sizes, of_healthy_runs, of_sampling, of_the_tables, of_the_uses)
-    others = (of_the_pixels, of_mnist, of_guided_mnist, of_the_rivals, of_hostile_input)
+    others = (of_the_pixels, of_mnist, of_guided_mnist, of_the_rivals, of_cifar10, of_hostile_input)
     found = {name: text for kind in (*digits, *others) for name, text in kind().items()}
     return {name: text.replace(" ± ", "\u00a0±\u00a0") for name, text in found.items()}
 
@@ -164,10 +164,14 @@ def of_the_tables() -> dict[str, str]:
         "flow_accuracy": ("table4", "autoregressive flow", "sample_accuracy"),
         "coupling_accuracy": ("table4", "coupling flow", "sample_accuracy"),
         "student_accuracy": ("table4", STUDENT, "sample_accuracy"),
+        "one_frechet": ("figure6a", "K = 1", "frechet_distance"),
+        "best_frechet": ("figure6a", "K = 64", "frechet_distance"),
+        "most_frechet": ("figure6a", "K = 256", "frechet_distance"),
     }
     return {
         **{f"quick_{key}": figure_of(table + quick, row, name) for key, (table, row, name) in cells.items()},
         "quick_steps": f"{load('table3' + quick)['steps_per_run']:,}",
+        "quick_components_seeds": in_words(load("figure6a" + quick)["seeds"]),
         "quick_parameters": f"{million / 1e6:.1f}",
         "table_steps": f"{table3['steps_per_run']:,}",
         "table_seeds": in_words(table3["seeds"]),
@@ -358,6 +362,35 @@ def published() -> str:
     return table(heads, rows)
 
 
+def of_cifar10() -> dict[str, str]:
+    """The small model of CIFAR-10."""
+    record = load("cifar10-small")
+    test = record["test"]
+    threads = record["settings"]["threads"] or record["cpu_count"]
+    nearest = min(record["published"], key=lambda row: abs(row["bits_per_dim"] - test["bits_per_dim"]))
+    ahead = test["bits_per_dim"] - nearest["bits_per_dim"]
+    return {
+        "cifar10_parameters": f"{record['parameters'] / 1e6:.1f}",
+        "cifar10_bits": f"{test['bits_per_dim']:.3f}",
+        "cifar10_error": f"{test['standard_error']:.3f}",
+        "cifar10_steps": f"{record['training_steps']:,}",
+        "cifar10_minutes": f"{record['training_minutes']:.0f}",
+        "cifar10_threads": f"{in_words(threads)} thread{'s' if threads > 1 else ''}",
+        "cifar10_epochs": f"{record['epochs']:.1f}",
+        "cifar10_images": f"{record['training_images']:,}",
+        "cifar10_machine": machine_of(record),
+        "cifar10_nearest": nearest["model"],
+        "cifar10_gap": f"{abs(ahead):.3f} bits/dim {'lower' if ahead > 0 else 'higher'}",
+    }
+
+
+def published_cifar10() -> str:
+    """Published bits/dim on CIFAR-10."""
+    heads = ["published, not measured here", "bits/dim", "remark"]
+    rows = [[row["model"], f"{row['bits_per_dim']:g}", row["note"]] for row in load("cifar10-small")["published"]]
+    return table(heads, rows)
+
+
 def of_the_uses() -> dict[str, str]:
     """Inpainting, editing, anomalies, classification."""
     measured = load("applications")
@@ -420,6 +453,7 @@ def parts() -> dict[str, str]:
         "mnist_guidance": mnist_guidance(),
         "rivals": rivals(),
         "published": published(),
+        "published_cifar10": published_cifar10(),
         "presets": presets(),
         "result_files": result_files(),
         "minutes": minutes(),
@@ -608,7 +642,7 @@ def minutes() -> str:
         record = load(name)
         spent, steps = record["training_minutes"]["mean"], record["settings"]["steps"]
         lines.append([f"train `{name}`", machine_of(record), f"{steps:,}", f"{spent:.1f}"])
-    for name in ("mnist", "mnist-p2"):
+    for name in ("mnist", "mnist-p2", "cifar10-small"):
         record = load(name)
         steps, spent = f"{record['training_steps']:,}", f"{record['training_minutes']:.0f}"
         lines.append([f"train `{name}`", machine_of(record), steps, spent])

@@ -20,7 +20,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import growth, guidance, healthy, rivals
+from benchmarks import cifar10, growth, guidance, healthy, rivals
 from benchmarks.applications import draw_reliability, draw_scores
 from book import measured
 from book.equations import ROOT
@@ -67,6 +67,7 @@ def plots() -> Iterator[tuple[Path, Figure]]:
     uses = records[RESULTS / "applications.json"]
     yield RESULTS / "anomalies.svg", draw_scores(uses["anomalies"])
     yield RESULTS / "reliability.svg", draw_reliability(uses["classification"])
+    yield RESULTS / "cifar10-small.svg", cifar10.draw(records[RESULTS / "cifar10-small.json"])
     yield RESULTS / "growth.svg", growth.draw(records[RESULTS / "growth.json"]["axes"])
     yield RESULTS / "guidance.svg", guidance.draw_figure(records[RESULTS / "guidance.json"])
     yield RESULTS / "healthy.svg", healthy.healthy_curves(records[RESULTS / "healthy.json"]["healthy"])
