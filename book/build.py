@@ -61,13 +61,14 @@ def build(out: Path) -> Path:
         (source / "_generated" / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     live.write(source / "_static" / "live", MODEL)
     (source / "logo.svg").write_text(logo(), encoding="utf-8")
+    html = out / "_build" / "html"
+    shutil.rmtree(html / "_images", ignore_errors=True)  # Sphinx keeps those of earlier builds
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     command += ["build", str(source), "--path-output", str(out), "--all", "-q", "-W", "-n", "--keep-going"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode or "WARNING" in done.stderr:
         raise SystemExit(f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}\nThe book has warnings or errors: see above.")
-    html = out / "_build" / "html"
     (html / "_static" / "live" / "live.html").replace(html / "live.html")
     make_smaller(html)
     return html
