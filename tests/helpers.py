@@ -139,7 +139,7 @@ def labels_apart(figure: Figure) -> bool:
     boxes = []
     for axes in figure.axes:
         low, high = axes.get_xlim()
-        places = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        places = zip(axes.get_xticks(), axes.get_xticklabels(), strict=False)  # a shared axis has no labels
         boxes += [label.get_window_extent() for place, label in places if low <= place <= high and label.get_text()]
     margin = figure.dpi / 72
     return not any(one.padded(margin).overlaps(two.padded(margin)) for one, two in itertools.combinations(boxes, 2))

@@ -124,10 +124,8 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
                 if len(values) > 1:
                     axes.plot(row[measure]["mean"] * unit, place, "|", color=COLOURS[1], ms=14, mew=2.5)
                 axes.plot(values, [place] * len(values), "o", color=COLOURS[5], ms=4)
-            axes.set_title(heading.replace(" (", "\n("), fontsize=10)
+            axes.set_title(heading.replace(" (", f"{', %' if share else ''}\n("), fontsize=10)
             axes.locator_params(axis="x", nbins=3 if share or count > 2 else 4)  # long numbers must not touch
-            if share:
-                axes.xaxis.set_major_formatter("{x:g}%")
         if timed:
             forward, prior, inverse = (
                 [row["seconds_per_image"][part] * 1000 for row in rows] for part in ("forward", "prior", "back")
