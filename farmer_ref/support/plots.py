@@ -29,7 +29,7 @@ WIDEST = 8.4  # inches: what a page of the book shows in its full size, so that 
 LABEL = 32  # characters of a row's name in a line
 GAP = 4  # points between labels below an axis
 APART = 12  # points between a panel and what is written beside the next one
-SYMBOLS = re.compile(r"\b[A-Z]_[A-Z]\b(?:\s~\sN\(0,\sI\))?|\b[IK]\s=\s\d+")  # in the names of rows
+SYMBOLS = re.compile(r"(?<!\$)\b[A-Z]_[A-Z]\b(?:\s~\sN\(0,\sI\))?|(?<!\$)\b[IK]\s=\s\d+")  # in the names of rows
 FACTOR = re.compile(r"\bx (?=\d)")  # there, too
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]

@@ -49,6 +49,7 @@ def test_symbols_in_names_of_rows_are_mathematics():
     assert set_name("both, resampling, Z_R ~ N(0, I)") == r"both, resampling, $Z_R \sim N(0, I)$"
     assert set_name("PCA, I = 12, Z_R ~ N(0, I), 600 steps") == "PCA, $I = 12$, $Z_R \\sim N(0, I)$, 600\nsteps"
     assert set_name("pixels and a long name, Z_R ~ N(0, I)") == "pixels and a long name,\n$Z_R \\sim N(0, I)$"
+    assert set_name("$Z_R$: N(0, I)") == "$Z_R$: N(0, I)"  # which are set already
     assert set_name("I = 4, no split") == "$I = 4$, no split" and set_name("x 0.2") == "× 0.2"
 
 
