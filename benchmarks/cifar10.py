@@ -16,11 +16,12 @@ import torch
 from matplotlib.figure import Figure
 from pydantic import PositiveFloat, PositiveInt
 
+from benchmarks.mnist import curve_of, parameters
 from farmer_ref import Farmer, Guidance, train
 from farmer_ref.data.sets import load_split
 from farmer_ref.evaluation.metrics import evaluate_likelihood
 from farmer_ref.support import cli
-from farmer_ref.support.files import read_metrics, replace_file, write_json
+from farmer_ref.support.files import replace_file, write_json
 from farmer_ref.support.plots import COLOURS, STYLE, class_labels, image_grid, save_plot
 from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import settings_class
@@ -68,14 +69,13 @@ def measured(config: Cifar10Config) -> dict[str, Any]:
     options = {"data_root": config.data_root, "download": config.download}
     images = len(load_split("cifar10", "train", model.config, **options))
     test = evaluate_likelihood(model, load_split("cifar10", "test", model.config, **options), draws=1)
-    keys = ("step", "seconds", "bits_per_dim", "validation_bits_per_dim")
-    curve = [{key: line[key] for key in keys if key in line} for line in read_metrics(run)]
+    curve = curve_of(run)
     generator = torch.Generator().manual_seed(settings.seed)
     samples = model.sample(class_labels(10, ROWS), Guidance(scale=1.0), generator=generator)
     grid = image_grid(model.dequantiser.without_noise(samples), columns=10, cell=64)
     replace_file(ROOT / "results" / f"{PRESET}_samples.png", lambda path: grid.save(path, format="PNG"))
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters(model),
         "training_images": images,
         "training_steps": state.step,
         "training_minutes": state.seconds / 60,

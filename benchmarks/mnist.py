@@ -15,7 +15,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -134,6 +134,13 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def curve_of(run: Path) -> list[dict[str, Any]]:
+    """The likelihoods in a run's log, over steps and seconds."""
+    lines = [line for line in read_metrics(run) if "bits_per_dim" in line or "validation_bits_per_dim" in line]
+    keys = ("step", "seconds", "bits_per_dim", "validation_bits_per_dim")
+    return [{key: line[key] for key in keys if key in line} for line in lines]
+
+
 def halves(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Floating-point weights in float16; integers stay as they are."""
     return {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
@@ -180,14 +187,11 @@ def make_model(config: MnistConfig) -> None:
             evaluate_likelihood(model, test, draws=config.draws, importance_weighted=config.draws > 1)
         ),
     } | sample_figures(config, model, test)
-    curve = [line for line in read_metrics(run) if "bits_per_dim" in line or "validation_bits_per_dim" in line]
-    keys = ("step", "seconds", "bits_per_dim", "validation_bits_per_dim")
-    curve = [{key: line[key] for key in keys if key in line} for line in curve]
     shape = {**made, "settings": dataclasses.asdict(settings)}
     grid = image_grid(grid_of(config, model), columns=10, cell=56)
     replace_file(ROOT / "results" / f"{config.preset}_samples.png", lambda path: grid.save(path, format="PNG"))
     write_json(target / "record.json", {**made, **figures})
-    write_json(ROOT / "results" / f"{config.preset}.json", {**shape, **figures, "curve": curve})
+    write_json(ROOT / "results" / f"{config.preset}.json", {**shape, **figures, "curve": curve_of(run)})
     print(json.dumps(figures, indent=2))
 
 

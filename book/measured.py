@@ -355,11 +355,13 @@ def rivals() -> str:
     return f"{source('rivals')}\n\n{table(heads, lines, numbers=True)}"
 
 
-def published() -> str:
-    """Published bits/dim on MNIST."""
-    heads = ["published, not measured here", "bits/dim", "kind", "remark"]
-    rows = [[row["model"], f"{row['bits_per_dim']:g}", row["kind"], row["note"]] for row in load("rivals")["published"]]
-    return table(heads, rows)
+def published(name: str) -> str:
+    """Published bits/dim that stand beside a result."""
+    heads = {"model": "published, not measured here", "bits_per_dim": "bits/dim", "kind": "kind", "note": "remark"}
+    rows = load(name)["published"]
+    known = [key for key in heads if key in rows[0]]
+    cells = [[f"{row[key]:g}" if key == "bits_per_dim" else row[key] for key in known] for row in rows]
+    return table([heads[key] for key in known], cells)
 
 
 def of_cifar10() -> dict[str, str]:
@@ -382,13 +384,6 @@ def of_cifar10() -> dict[str, str]:
         "cifar10_nearest": nearest["model"],
         "cifar10_gap": f"{abs(ahead):.3f} bits/dim {'lower' if ahead > 0 else 'higher'}",
     }
-
-
-def published_cifar10() -> str:
-    """Published bits/dim on CIFAR-10."""
-    heads = ["published, not measured here", "bits/dim", "remark"]
-    rows = [[row["model"], f"{row['bits_per_dim']:g}", row["note"]] for row in load("cifar10-small")["published"]]
-    return table(heads, rows)
 
 
 def of_the_uses() -> dict[str, str]:
@@ -452,8 +447,8 @@ def parts() -> dict[str, str]:
         "mnist_models": mnist_models(),
         "mnist_guidance": mnist_guidance(),
         "rivals": rivals(),
-        "published": published(),
-        "published_cifar10": published_cifar10(),
+        "published": published("rivals"),
+        "published_cifar10": published("cifar10-small"),
         "presets": presets(),
         "result_files": result_files(),
         "minutes": minutes(),

@@ -139,7 +139,9 @@ def labels_apart(figure: Figure) -> bool:
     boxes = []
     for axes in figure.axes:
         low, high = axes.get_xlim()
-        places = zip(axes.get_xticks(), axes.get_xticklabels(), strict=False)  # a shared axis has no labels
+        if not (labels := axes.get_xticklabels()):  # another panel below has those of a shared axis
+            continue
+        places = zip(axes.get_xticks(), labels, strict=True)
         boxes += [label.get_window_extent() for place, label in places if low <= place <= high and label.get_text()]
     margin = figure.dpi / 72
     return not any(one.padded(margin).overlaps(two.padded(margin)) for one, two in itertools.combinations(boxes, 2))
