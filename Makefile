@@ -83,7 +83,7 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.healthy
 	$(BIN)/python -m benchmarks.live
 	$(BIN)/python -m benchmarks.threads
-	$(BIN)/python -m benchmarks.cpu_training --before a9edf06
+	$(BIN)/python -m benchmarks.cpu_training --before a9edf06 --compiled
 	$(BIN)/python -m benchmarks.latency --compiled
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.course

@@ -141,6 +141,7 @@ _MNIST = ModelConfig(  # for a CPU: 1.8M parameters, D = 16
     pixels="histogram",
     channel_mixing="learned",
 )
+_MNIST_NOISE = dataclasses.replace(_MNIST, dequantisation="gaussian", pixels="linear", channel_mixing="none")
 _MNIST_P2 = dataclasses.replace(_MNIST, patch_size=2, informative=3, redundant_components=32)
 _MNIST_RUN: dict[str, Any] = {
     "dataset": "mnist",
@@ -245,6 +246,7 @@ PRESETS: dict[str, TrainConfig] = {
         ),
         _preset("mnist", _MNIST, **_MNIST_RUN),
         _preset("mnist-p2", _MNIST_P2, **{**_MNIST_RUN, "batch_size": 16, "steps": 10_000}),
+        _preset("mnist-noise", _MNIST_NOISE, **_MNIST_RUN),
         _preset("mnist-quick", _MNIST_QUICK, **{**_MNIST_RUN, "batch_size": 16, "steps": 1600, "ema_decay": 0.998}),
         _preset("mnist-large", _MNIST_LARGE, dataset="mnist", **_MNIST_LARGE_RUN),
         _preset("fashion-mnist", _MNIST_LARGE, dataset="fashion-mnist", **_MNIST_LARGE_RUN),
