@@ -136,9 +136,10 @@ def parameters(module: nn.Module) -> int:
 
 def curve_of(run: Path) -> list[dict[str, Any]]:
     """The likelihoods in a run's log, over steps and seconds."""
-    lines = [line for line in read_metrics(run) if "bits_per_dim" in line or "validation_bits_per_dim" in line]
-    keys = ("step", "seconds", "bits_per_dim", "validation_bits_per_dim")
-    return [{key: line[key] for key in keys if key in line} for line in lines]
+    log = read_metrics(run)
+    unit = "bits_per_dim" if any("bits_per_dim" in line for line in log) else "nats_per_dim"
+    keys = ("step", "seconds", unit, f"validation_{unit}")
+    return [{key: line[key] for key in keys if key in line} for line in log if line.keys() & set(keys[2:])]
 
 
 def halves(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -175,12 +176,13 @@ def make_model(config: MnistConfig) -> None:
     model = Farmer.from_pretrained(target)
     validation, test = split_of(config, "validation"), split_of(config, "test")
     made = {**provenance(torch.device("cpu")), "remark": config.remark}
+    unit = "bits_per_dim" if model.config.dequantisation == "uniform" else "nats_per_dim"
     figures = {
         "parameters": parameters(model),
         "training_steps": state.step,
         "training_minutes": state.seconds / 60,
-        "validation_bits_per_dim": {
-            name: evaluate_likelihood(m, validation, draws=1, limit=1000).bits_per_dim
+        f"validation_{unit}": {
+            name: getattr(evaluate_likelihood(m, validation, draws=1, limit=1000), unit)
             for name, m in (("float32", whole), ("float16", model))
         },
         "test": dataclasses.asdict(

@@ -31,7 +31,7 @@ from farmer_ref.training.config import RunConfig
 from farmer_ref.training.costs import require_room
 from farmer_ref.training.presets import DISTILLATIONS
 from farmer_ref.training.runs import Run, check_resumed
-from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
+from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, images_at_a_time, set_up
 
 DESCRIPTION = """Train a one-step student of a trained flow. --preset is read first: the defaults below are its values.
 
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     config = dataclasses.replace(config, run=pinned(config.run))  # one commit of a repository throughout
     device = set_up(config)
     teacher = Run.open(config.run)
-    images = config.batch_size // (config.accumulate * parallel.world_size())
+    images = images_at_a_time(config)
     require_room(teacher.model_config, device, images=images, backward=True)
     model = teacher.load().to(device).requires_grad_(False)
     flip = teacher.training is not None and teacher.training.flip

@@ -28,7 +28,7 @@ from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.costs import require_room, state_bytes, training_flops
 from farmer_ref.training.presets import PRESETS
 from farmer_ref.training.runs import Run, check_resumed, run_record, saved_settings
-from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, set_up
+from farmer_ref.training.trainer import MovingAverage, Trainer, autocast, images_at_a_time, set_up
 
 DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults below are its values.
 
@@ -213,7 +213,7 @@ class Training:
             self.average.module(),
             self.validation,
             draws=4,
-            batch_size=self.config.batch_size,
+            batch_size=images_at_a_time(self.config),
             limit=1000,
             noise_std=self.model.dequantiser.noise_std_at(progress),
         )
@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
     require_room(
         config.model,
         device,
-        images=config.batch_size // (config.accumulate * processes),
+        images=images_at_a_time(config),
         state=state_bytes(least_parameters(config.model), processes if config.parallel == "fsdp" else 1),
         backward=True,
     )

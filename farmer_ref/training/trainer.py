@@ -58,13 +58,26 @@ def set_up(config: RunConfig) -> torch.device:
         f"a multiple of {share} ({parallel.world_size()} processes, {config.accumulate} parts each)",
     )
     if config.compile:
-        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-        found = shutil.which(compiler) is not None or os.name == "nt"  # Windows: cl, which its own shell sets up
-        require(
-            found, "compile", True, f"False, or with a C++ compiler: there is no {compiler} here (CXX names another)"
-        )
+        require_compiler(device)
     keep_freed_memory()
     return device
+
+
+def images_at_a_time(config: RunConfig) -> int:
+    """The images of one part of the batch on one process."""
+    return config.batch_size // (config.accumulate * parallel.world_size())
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise `InputError` without what `torch.compile` needs: a C++ compiler on a CPU, one of C for Triton on a GPU."""
+    if device.type == "cuda":
+        variable, language, usual = "CC", "C", ["gcc", "clang"]
+    else:
+        variable, language, usual = "CXX", "C++", ["clang++" if sys.platform == "darwin" else "g++"]
+    names = [os.environ[variable]] if os.environ.get(variable) else usual
+    found = any(map(shutil.which, names)) or os.name == "nt"  # Windows: cl, which its own shell sets up
+    need = f"False, or with a {language} compiler: there is no {' or '.join(names)} here ({variable} names another)"
+    require(found, "compile", True, need)
 
 
 def keep_freed_memory() -> None:
@@ -303,7 +316,7 @@ class Trainer:
         )
         threads = choose_threads(
             self.model,
-            images=self.config.batch_size // (self.config.accumulate * parallel.world_size()),
+            images=images_at_a_time(self.config),
             tokens=self.tokens,
             device=self.device,
             wanted=self.config.threads,

@@ -1,6 +1,7 @@
 """Checkpoints: an interrupted or killed run goes on, on a CPU bit for bit."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from helpers import QUICK, assert_same, contents, fails_with_one_line, stop_afte
 from farmer_ref import InputError, sample, train
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.runs import Run
-from farmer_ref.training.trainer import Trainer
+from farmer_ref.training.trainer import Trainer, require_compiler
 
 
 @pytest.mark.parametrize("changes", [[], ["--model.dropout", "0.2", "--model.dequantisation", "gaussian"]])
@@ -132,3 +133,24 @@ def test_training_works_in_a_thread(tmp_path):
 def test_compiling_without_a_compiler_is_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     fails_with_one_line(capsys, train.main, [*QUICK, "--compile", "--out", tmp_path], "there is no no-such-compiler")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows' compiler is on no path")
+def test_compiling_for_a_gpu_asks_for_what_triton_uses(monkeypatch, tmp_path):
+    """A C compiler: CC, gcc or clang. A C++ compiler is neither needed nor enough."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    cuda = torch.device("cuda")
+
+    def install(name):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+
+    install("g++")
+    with pytest.raises(InputError, match="there is no gcc or clang here"):
+        require_compiler(cuda)
+    install("clang")
+    require_compiler(cuda)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(InputError, match="there is no no-such-compiler here"):
+        require_compiler(cuda)
