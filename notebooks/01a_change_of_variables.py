@@ -238,7 +238,7 @@ for place in ([-1.05, 1.0], [-0.15, -0.15], [1.4, -0.9], [0.4, 1.3]):
     assert abs(squares[-1][2] / squares[-1][3] - 1) < 0.03
 
 # %% tags=["hide-input"]
-figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.1), layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.5), layout="constrained")
 draw_plane(panels[0], moons, "x: four squares", shades=("0.75", "0.75"))
 draw_plane(panels[1], flow(moons)[0], "z: what they become", shades=("0.75", "0.75"))
 for k, (before, after, measured, computed) in enumerate(squares):
@@ -246,7 +246,7 @@ for k, (before, after, measured, computed) in enumerate(squares):
     panels[0].fill(*before[::4].T, color=colour, zorder=3)
     name = f"area × {measured:.2f}; mean |det| = {computed:.2f}"
     panels[1].fill(*after[::4].T, color=colour, zorder=3, label=name)
-_ = figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+_ = figure.legend(loc="outside lower left", frameon=False, fontsize=9)
 
 # %% [markdown]
 # The two squares on a moon (orange, pink) grow, so $p(x)$ is high there. The green one, between the moons, is drawn out
