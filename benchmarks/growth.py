@@ -197,7 +197,7 @@ def draw(found: dict[str, Any]) -> Figure:
             panels[1][column].set_xlabel(heading)
         panels[0][0].set_ylabel("milliseconds")
         panels[1][0].set_ylabel("MiB")
-        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
     return figure
 
 

@@ -472,7 +472,7 @@ def splits(config: RivalsConfig, *names: str) -> list[ImageSet]:
 def draw(record: dict[str, Any]) -> Figure:
     """Validation bits/dim over processor seconds, on a logarithmic axis; the legend has the last points."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.subplots()
         for colour, (name, found) in zip(COLOURS, record["contenders"].items(), strict=False):
             seconds = [point["seconds"] for point in found["curve"]]
@@ -482,7 +482,7 @@ def draw(record: dict[str, Any]) -> Figure:
         axes.set_xticks([60 * record["settings"]["minutes"] * share for share in SHARES])
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.legend(frameon=False)
+        figure.legend(frameon=False, loc="outside lower left")
     return figure
 
 

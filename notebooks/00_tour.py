@@ -66,8 +66,8 @@ model_at_work(small, images[3], label=int(labels[3]), token=11)
 
 # %% [markdown]
 # 1. Whole grey levels become real numbers: a little noise is added to each (**dequantisation**, notebook 02b).
-# 2. The image is cut into $N = 16$ patches of 2×2 pixels. Each patch is a **token** with $D = 4$ channels. (In the second
-#    panel, orange is dark and purple is bright. Black pixels differ from one another because of the noise.)
+# 2. The image is cut into $N = 16$ patches of 2×2 pixels. Each patch is a **token** with $D = 4$ channels. (Among the
+#    *tokens X*, orange is dark and purple is bright. Black pixels differ from one another because of the noise.)
 # 3. An **autoregressive flow** maps the tokens $X$ to **latents** $Z$ of the same size. The map can be undone exactly.
 # 4. A **prior**, a causal transformer, reads the latents one after another. Before it reads the next one, it predicts it
 #    by a density, a **mixture** of Gaussians. The curves are its prediction for token 11 (between the black lines), one

@@ -238,7 +238,7 @@ for place in ([-1.05, 1.0], [-0.15, -0.15], [1.4, -0.9], [0.4, 1.3]):
     assert abs(squares[-1][2] / squares[-1][3] - 1) < 0.03
 
 # %% tags=["hide-input"]
-figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.1), layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.5), layout="constrained")
 draw_plane(panels[0], moons, "x: four squares", shades=("0.75", "0.75"))
 draw_plane(panels[1], flow(moons)[0], "z: what they become", shades=("0.75", "0.75"))
 for k, (before, after, measured, computed) in enumerate(squares):
@@ -246,7 +246,7 @@ for k, (before, after, measured, computed) in enumerate(squares):
     panels[0].fill(*before[::4].T, color=colour, zorder=3)
     name = f"area × {measured:.2f}; mean |det| = {computed:.2f}"
     panels[1].fill(*after[::4].T, color=colour, zorder=3, label=name)
-_ = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+_ = figure.legend(loc="outside lower left", frameon=False, fontsize=9)
 
 # %% [markdown]
 # The two squares on a moon (orange, pink) grow, so $p(x)$ is high there. The green one, between the moons, is drawn out
@@ -342,10 +342,10 @@ draw_matrices(
 )
 
 # %% [markdown]
-# White is exactly zero. One block is triangular, as promised: nothing above the diagonal. (Look closely at the left
-# panel: along the diagonal, where a token meets itself in a square of 4×4 channels, only the diagonal is filled. Notebook
-# 01b comes back to that.) Two blocks that read in opposite directions fill everything, so the flow as a whole is not
-# causal. Its log-determinant is a sum all the same. Here is that sum, spread over the digit:
+# White is exactly zero. One block is triangular, as promised: nothing above the diagonal. (Look closely at the first
+# panel, "one block, all channels": along the diagonal, where a token meets itself in a square of 4×4 channels, only the
+# diagonal is filled. Notebook 01b comes back to that.) Two blocks that read in opposite directions fill everything, so
+# the flow as a whole is not causal. Its log-determinant is a sum all the same. Here is that sum, spread over the digit:
 
 # %%
 assert of_block.triu(1).abs().max() == 0
@@ -385,7 +385,7 @@ assert abs(sum(part.sum() for part in sums).item() - summed) < 1e-8
 # [![What the mask is for](../results/live_mask.png)](https://github.com/farmer-ref/farmer_ref#the-course) Operate this figure in the book: `make book`, then `book/_build/html/live.html#mask`.
 #
 # The triangle rests on one thing, the causal mask of the attention together with the shift by one. A common bug is to
-# lose it: then every position sees all tokens, its own included (right).
+# lose it: then every position sees all tokens, its own included ("no mask").
 
 # %% tags=["hide-input"]
 causal_masks()
@@ -412,7 +412,7 @@ axes.plot(leaky_losses, label="without the mask")
 axes.axhline(entropy, color="0.4", ls="--", lw=1.2)
 axes.text(steps, entropy - 0.2, "entropy of the moons", color="0.4", ha="right", va="top")
 axes.set(xlabel="step", ylabel="loss, nats per point", ylim=(min(leaky_losses) - 0.3, 3.2))
-_ = axes.legend(frameon=False)
+_ = figure.legend(frameon=False, loc="outside lower left", ncols=2)
 
 # %% [markdown]
 # The loss is *splendid*. It jumps, but nothing crashes, and after a dozen steps the broken flow has left the healthy one

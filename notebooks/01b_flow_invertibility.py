@@ -62,9 +62,9 @@ latents, _ = shipped.flow(tokens)
 # $$z_i = (x_i - \mu(x_{<i})) \odot \sigma(x_{<i}) \qquad\Longleftrightarrow\qquad
 # x_i = z_i \oslash \sigma(x_{<i}) + \mu(x_{<i})$$
 #
-# ($\oslash$ divides channel by channel.) The two look alike, but there is a difference. On the left, all of $x$ is known,
-# so all tokens are computed at once. On the right, $\mu$ and $\sigma$ need the earlier tokens of $x$, which are what we
-# are looking for.
+# ($\oslash$ divides channel by channel.) The two look alike, but there is a difference. In the first, all of $x$ is
+# known, so all tokens are computed at once. In the second, $\mu$ and $\sigma$ need the earlier tokens of $x$, which are
+# what we are looking for.
 
 # %% tags=["hide-input"]
 flow_block()
@@ -391,7 +391,7 @@ for name, learned in shares.items():
     axes.plot(range(0, 251, 10), learned, label=name)
 axes.axhline(1, color="0.4", ls="--", lw=1.2)
 axes.set(xlabel="step", ylabel=f"learned, of {possible:.1f} nats", ylim=(-0.3, 1.1))
-_ = axes.legend(frameon=False)
+_ = axes.legend(frameon=False, loc=(0.17, 0.3))  # where there are no curves
 
 # %% tags=["nbval-check-output"]
 assert shares["1 block"][-1] < 0.05

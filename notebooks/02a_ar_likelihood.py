@@ -120,7 +120,7 @@ axes.set(
     ylabel="density",
 )
 axes.set(xlim=(-3.5, 3.5))
-_ = axes.legend(frameon=False)
+_ = axes.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
 # The latents have a narrow peak and a broad shoulder, and one Gaussian must bridge the two. Whatever $K$ is, the area below
@@ -179,7 +179,7 @@ for token, above, below in zip(moments, *rows, strict=True):
     below.set(xlabel=f"latent, channel {channel + 1}", xlim=(-3.5, 3.5), ylim=0)
 rows[1, 0].set_ylabel("density")
 meanings = ["the place alone", "after reading", "where the latent is"]
-_ = figure.legend(rows[1, 0].lines, meanings, loc="outside lower center", ncols=3, frameon=False)
+_ = figure.legend(rows[1, 0].lines, meanings, loc="outside lower left", ncols=2, frameon=False)
 
 # %% [markdown]
 # Reading moves the mixture, and mostly makes it narrower: the prior commits itself. That is a risk, too: before token 2, the
@@ -474,11 +474,12 @@ print("and images become", "less" if worse_images else "more", "probable.")
 assert last[1] > both[0, 1]  # trained on both terms, the model learns
 
 # %% [markdown]
-# Without the log-determinant, the flow shrinks everything towards a point, which is perfectly predictable. The left curve
-# would climb until the widths of the mixtures cannot become any smaller (the code keeps them above $e^{-7}$). Meanwhile the
-# model of images is ruined: the flow shrinks faster than the mixtures can follow, so the right curve falls, and the later
-# rise does not make up for it. The log-determinant charges for shrinking exactly what shrinking gains.
-# What remains worth learning is *structure*: latents that are easier to predict at the same volume.
+# Without the log-determinant, the flow shrinks everything towards a point, which is perfectly predictable. The orange
+# curve of $\log p(Z \mid c)$ would climb until the widths of the mixtures cannot become any smaller (the code keeps
+# them above $e^{-7}$). Meanwhile the model of images is ruined: the flow shrinks faster than the mixtures can follow,
+# so the orange curve of $\log p(\text{image} \mid c)$ falls, and the later rise does not make up for it. The
+# log-determinant charges for shrinking exactly what shrinking gains. What remains worth learning is *structure*:
+# latents that are easier to predict at the same volume.
 #
 # ## How many components?
 #

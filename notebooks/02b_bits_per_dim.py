@@ -90,14 +90,14 @@ kinds = {"whole levels, no noise": torch.full((1, L), 0.5), "dequantised": noise
 scores = {name: [bits_of_levels(width, u) for width in widths] for name, u in kinds.items()}
 
 # %% tags=["hide-input", "hide-output"]
-figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
 for (name, bits), style in zip(scores.items(), ("--", "-"), strict=True):
     axes.semilogx(widths, bits, style, label=name)
 axes.axhline(entropy, color=COLOURS[6], lw=1, ls=":", label="entropy of the levels")
 axes.set(
     title="A Gaussian on each grey level", xlabel="its width σ", ylabel="“bits/dim”", ylim=(-2, 8)
 )
-_ = axes.legend(frameon=False)
+_ = figure.legend(frameon=False, loc="outside lower left")
 
 # %% tags=["nbval-check-output", "hide-output"]
 assert min(scores["whole levels, no noise"]) < 0 < entropy < min(scores["dequantised"])
@@ -222,7 +222,7 @@ sigmas = torch.logspace(-2.5, -0.7, 19).tolist()
 noisy_scores = [bits_of_noisy_levels(sigma) for sigma in sigmas]
 
 # %% tags=["hide-input"]
-figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
+figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
 axes.semilogx(sigmas, noisy_scores, label="the perfect density")
 axes.axhline(entropy, color=COLOURS[6], lw=1, ls=":", label="entropy of the levels")
 axes.axvline(
@@ -231,7 +231,7 @@ axes.axvline(
 axes.set(
     title="Gaussian noise, converted all the same", xlabel="σ of the noise", ylabel="“bits/dim”"
 )
-_ = axes.legend(frameon=False)
+_ = figure.legend(frameon=False, loc="outside lower left")
 
 # %% [markdown]
 # The less noise, the better the "score", which soon falls below the entropy. It measures the noise and not the model. The
@@ -288,7 +288,7 @@ for axes, coordinate, name in zip(panels, (x, y), ("linear, $x$", "histogram, $y
     )
     axes.set(title=name, xlabel="coordinate of a pixel")
 panels[0].set(ylabel="density", xticks=[-1, 0, 1])
-panels[0].legend(frameon=False)
+panels[0].legend(frameon=False, loc="upper center")
 plt.show()
 
 # %% [markdown]
@@ -329,7 +329,7 @@ axes.plot(0, histogram, "s", color=COLOURS[1], label="histogram, N(0, 1)")
 axes.axhline(entropy, color=COLOURS[6], lw=1, ls=":", label="entropy of the levels")
 axes.set_xticks(range(5), [str(K) for K in components])
 axes.set(title="A single pixel", xlabel="components of the mixture", ylabel="bits/dim")
-_ = axes.legend(frameon=False)
+_ = axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.2, 1))
 
 # %% [markdown]
 # In the histogram's coordinate one Gaussian reaches the entropy. In the linear scale it takes many components to

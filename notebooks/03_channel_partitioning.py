@@ -92,12 +92,13 @@ for image, latent, row in zip(images[2:5], z[2:5], rows, strict=True):
         axes.set_axis_off()
 for channel in range(16):
     rows[0, 1 + channel + (channel > 7)].set_title(channel + 1, fontsize=8)
-figure.suptitle("channels of $Z_I$ (left) and of $Z_R$ (right)", fontsize=10)
+figure.suptitle("channels of $Z_I$ (1 to 8) and of $Z_R$ (9 to 16)", x=0.01, ha="left", fontsize=10)
 plt.show()
 
 # %% [markdown]
-# You can see a digit in neither half. The flow has taken from each token what other tokens tell of it, and what is left
-# looks like noise, a little paler on the right. By eye nobody could say which half matters. Three experiments can.
+# Orange is negative, purple is positive. You can see a digit in neither half. The flow has taken from each token what
+# other tokens tell of it, and what is left looks like noise, a little paler in $Z_R$. By eye nobody could say which
+# half matters. Three experiments can.
 #
 # ## Exchange it
 #
@@ -212,7 +213,7 @@ for shift, (name, values) in zip((-0.2, 0.2), shares.items(), strict=True):
 axes.axhline(0.1, color=COLOURS[6], lw=1, ls=":", label="guessing")
 axes.set_xticks([0, 1], ["channels 1–8 ($Z_I$)", "channels 9–16 ($Z_R$)"])
 axes.set(ylim=(0, 1.25), ylabel="classified correctly", title="What a linear classifier reads")
-_ = axes.legend(frameon=False, ncols=3, loc="upper center")
+_ = axes.legend(frameon=False, ncols=3, loc="upper left", columnspacing=1)
 
 # %% [markdown]
 # The two halves of the pixels are equals, those of the latents are not: training has moved part of what tells the class
@@ -346,7 +347,7 @@ chosen = {
 }
 rows = [row | {"name": chosen[row["name"]]} for row in tables["table3"] if row["name"] in chosen]
 comparison(
-    rows + tables["figure6b"], {"bits_per_dim": "test bits/dim", "sample_accuracy": "accuracy"}
+    rows + tables["figure6b"], {"bits_per_dim": "test bits/dim", "sample_accuracy": "accuracy, %"}
 )
 
 # %% [markdown]

@@ -95,13 +95,13 @@ P_U = [0.4, 0.6], [-0.5, 1.5], [0.8, 0.9]
 assert torch.allclose(target(P_C, P_U, w=0), log_density(P_C, grid).exp())  # w = 0: p_c itself
 
 # %% tags=["hide-input"]
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 left.plot(grid, log_density(P_C, grid).exp(), label="$p_c$")
 left.plot(grid, log_density(P_U, grid).exp(), "--", label="$p_u$")
 for w, style in ((1, ":"), (4, "-.")):
     left.plot(grid, target(P_C, P_U, w), style, label=f"target, w = {w}")
 left.set(title="The target moves away from $p_u$", xlim=(-4, 4), xlabel="z", ylabel="density")
-left.legend(frameon=False)
+figure.legend(frameon=False, loc="outside lower left", ncols=2)
 right.plot(grid, (log_density(P_C, grid) - log_density(P_U, grid)).exp(), color=COLOURS[6])
 right.axhline(1, color="0.5", lw=1, ls="--")
 right.set(
@@ -110,7 +110,7 @@ right.set(
 plt.show()
 
 # %% [markdown]
-# The left bump of $p_c$ stands where the ratio is largest (right panel), so it grows with $w$; the other one fades. Both
+# The left bump of $p_c$ stands where the ratio $p_c / p_u$ is largest, so it grows with $w$; the other one fades. Both
 # bumps become narrower.
 #
 # If $p_c$ and $p_u$ are single Gaussians, with means $\mu_c, \mu_u$ and standard deviations $\sigma_c, \sigma_u$, then
@@ -234,7 +234,9 @@ def histograms(panels, curve, label, reach=3.5):
         axis.plot(grid, curve, color=COLOURS[6], lw=1.2, label=label)
         axis.set(title=name, xlabel="z", xlim=(-reach, reach))
     axes[0].set_ylabel("density")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False
+    )
     plt.show()
 
 
@@ -269,7 +271,7 @@ axes.set(
 )
 axes.set_xticks(counts, [str(n) for n in counts])
 axes.minorticks_off()
-axes.legend(frameon=False)
+axes.legend(frameon=False, loc="lower left")
 plt.show()
 
 # %% [markdown]
@@ -322,14 +324,14 @@ for D in channels:
     print(f"D = {D:3}: {count[-1]:3.0f} count; 256 tokens share {taken[-1]:3.0f} vectors")
 
 # %% tags=["hide-input", "hide-output"]
-figure, axes = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.6, 3.9), layout="constrained")
 axes.semilogy(channels, count, "o-", label="effective sample size")
 axes.semilogy(channels, taken, "s--", label="vectors that 256 tokens took")
 every = torch.linspace(0, 700, 200)
 law = 1000 * torch.exp(-((2 * 0.1) ** 2) * every)
 axes.semilogy(every, law, "k:", lw=1.2, label=r"$1000\,e^{-w^2 \delta^2 D}$")
 axes.set(title="A pool of 1,000 candidates", xlabel="channels D", ylabel="number", ylim=(0.5, 1500))
-axes.legend(frameon=False)
+figure.legend(frameon=False, loc="outside lower left")
 plt.show()
 
 # %% [markdown]
@@ -508,7 +510,7 @@ for axes, (key, (title, unit)) in zip(panels, measures.items(), strict=True):
             label=rule,
         )
     axes.set(title=title, xlabel="guidance scale w", ylabel=unit)
-panels[2].legend(frameon=False)
+panels[0].legend(frameon=False, loc="lower right")
 plt.show()
 
 # %% tags=["nbval-check-output"]

@@ -98,7 +98,7 @@ for place, parts in enumerate(times.values()):
 axes.set_yticks(range(3), times)
 axes.invert_yaxis()
 axes.set(title="Eight images, on this machine", xlabel="times as long as the flow's forward pass")
-figure.legend(frameon=False, loc="outside right")
+figure.legend(frameon=False, loc="outside lower left", ncols=2)
 plt.show()
 
 # %% [markdown]
@@ -157,8 +157,8 @@ above = [values.triu(1).max().item() for values in norms]
 assert above[0] < 1e-9 < above[1]
 
 # %% [markdown]
-# On the left everything above the diagonal is zero: $x_i$ depends on $z_1, \dots, z_i$, and on nothing later. A network
-# may learn that function. On the right, a student has: it finds the same pattern below the diagonal. It also looks a
+# In the exact inverse everything above the diagonal is zero: $x_i$ depends on $z_1, \dots, z_i$, and on nothing later.
+# A network may learn that function. The student has: it finds the same pattern below the diagonal. It also looks a
 # little at later tokens, which it need not do.
 #
 # ## Two forms of a student
@@ -244,12 +244,12 @@ assert errors[f"inverse form, {steps} steps"][-1] < errors[f"forward form, {step
 labelled_grids(pictures, columns=10, across=1)
 
 # %% tags=["hide-input", "hide-output"]
-figure, chart = plt.subplots(figsize=(6.5, 3), layout="constrained")
+figure, chart = plt.subplots(figsize=(5, 3.2), layout="constrained")
 levels = [rf"$Z^{t}$" for t in (3, 2, 1, 0)]
 for (name, error), style in zip(errors.items(), ("s:", "o-", "s:", "o-"), strict=True):
     chart.plot(levels, error, style, ms=5, color=COLOURS["inverse" in name], label=name)
 chart.set(title="Validation images", xlabel="level reached", ylabel="relative error", yscale="log")
-figure.legend(frameon=False, loc="outside right")
+chart.legend(frameon=False, fontsize=9, loc=(0.02, 0.38))  # between the curves
 plt.show()
 
 # %% [markdown]
@@ -281,13 +281,13 @@ from_teacher = [
 ]
 
 # %% tags=["hide-input"]
-figure, axes = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
+figure, axes = plt.subplots(figsize=(5, 2.8), layout="constrained")
 inputs = {"the student's level": own_path, "the teacher's level": from_teacher}
 for place, (name, found) in zip((-0.2, 0.2), inputs.items(), strict=True):
     axes.bar([i + place for i in range(4)], relative_errors(found, path), 0.36, label=name)
 axes.set(title="The shipped student, 28×28", xlabel="level reached", ylabel="relative error")
 axes.set_xticks(range(4), levels)
-figure.legend(title="a block is given", frameon=False, loc="outside right")
+axes.legend(title="a block is given", frameon=False, loc="upper left")
 plt.show()
 
 # %% [markdown]
@@ -440,7 +440,7 @@ axes.invert_yaxis()
 axes.set(title="On this machine", xlabel="times as fast as token by token", xscale="log")
 axes.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
 axes.margins(x=0.1)
-figure.legend(frameon=False, loc="outside right")
+figure.legend(frameon=False, loc="outside lower left", ncols=2)
 plt.show()
 
 # %% [markdown]

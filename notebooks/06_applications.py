@@ -232,7 +232,7 @@ figure, axes = plt.subplots(figsize=(5.6, 2.6), layout="constrained")
 for (name, walk), style in zip(walks.items(), ("o-", "s--"), strict=True):
     axes.plot(large.log_prob(walk).cpu(), style, ms=5, label=name)
 axes.set(title="How probable the steps of a walk are", xlabel="step", ylabel="log p(x) (nats)")
-axes.legend(frameon=False)
+axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.12, 0.8))
 plt.show()
 
 # %%
@@ -381,7 +381,7 @@ plt.show()
 # and they can be unusual while their sum is not.
 
 # %% tags=["hide-input"]
-figure, axes = plt.subplots(figsize=(6.8, 3.8), layout="constrained")
+figure, axes = plt.subplots(figsize=(6, 4.4), layout="constrained")
 for (name, term), marker, colour in zip(terms.items(), "ox^sDvP*", [*COLOURS, "0.5"], strict=True):
     latent = (term.informative + term.redundant).cpu()
     axes.scatter(term.logdet.cpu(), latent, 26, marker=marker, color=colour, label=name)
@@ -391,7 +391,7 @@ for total in range(0, 6000, 500):
     axes.plot([low, high], [total - low, total - high], "k:", lw=0.7)
 axes.set(xlim=(low, high), ylim=(bottom, top))
 axes.set(xlabel="log|det| (nats)", ylabel="log p(Z) (nats)", title="The two parts of log p(x)")
-axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+figure.legend(frameon=False, fontsize=9, loc="outside lower left", ncols=3, columnspacing=1)
 plt.show()
 
 # %% [markdown]

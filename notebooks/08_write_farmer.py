@@ -512,7 +512,7 @@ for mean, sigma, name, style in ((0.5, 0.6, "$p_c$", "-"), (0.0, 1.0, "$p_u$", "
 plt.hist(guided.flatten(), 60, density=True, color="0.8", label="guided, $w = 1$")
 plt.xlabel("z")
 plt.ylabel("density")
-_ = plt.legend(frameon=False)
+_ = plt.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
 # ## 6 · The prior, and the split
@@ -727,7 +727,7 @@ figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
 axes.plot(curve, label="training batches")
 axes.axhline(score, color=COLOURS[1], ls="--", label=f"test split, at the end: {score:.2f}")
 axes.set(xlabel="step", ylabel="bits/dim", ylim=(1.8, 3.2))
-_ = axes.legend(frameon=False)
+_ = axes.legend(frameon=False, loc="lower left")
 
 # %%
 labelled_grids(

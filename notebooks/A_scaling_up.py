@@ -77,14 +77,15 @@ def stacked_bar(axes, row, parts):
 counts = {name: count(preset.model) for name, preset in presets.items()}
 
 # %% tags=["hide-input", "hide-output"]
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.7), sharey=True, layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.1), sharey=True, layout="constrained")
 for row, parts in enumerate(counts.values()):
     heads = [parts[head] / 1e6 for head in ("token_head", "redundant_head")]
     stacked_bar(left, row, [parts["prior"] / 1e6 - sum(heads), *heads])
     stacked_bar(right, row, [parts["flow"] / 1e6])
 for axes, part in ((left, 0), (right, 1)):
     axes.plot([PAPER[name][part] for name in presets], range(4), "k|", ms=22, mew=2.5)
-left.legend(["the paper", "layers", "token head", "shared head"], fontsize=8, markerscale=0.5)
+legend = ["the paper", "layers", "token head", "shared head"]
+figure.legend(legend, ncols=2, frameon=False, loc="outside lower left", markerscale=0.5)
 left.set(title="prior (AR)", xlabel="million parameters", xlim=(0, 800), ylim=(3.6, -0.6))
 right.set(title="flow (AF)", xlabel="million parameters")
 left.set_yticks(range(4), names)
@@ -161,7 +162,7 @@ for row, (patch, parts) in enumerate(shares.items()):
     text = f"{3 * totals[patch] / 1e9:,.0f} GFLOP an image"
     axes.text(1.02, row, text, va="center", backgroundcolor="w")
 legend = ["flow, matrices", "flow, attention", "prior, and projections of both"]
-figure.legend(legend, ncols=3, loc="outside lower center", fontsize=8)
+figure.legend(legend, frameon=False, loc="outside lower left", fontsize=9)
 axes.set(title="Operations of a training step, 1.1B", xlim=(0, 1.36), ylim=(3.6, -0.6))
 axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
 axes.set_yticks(range(4), [f"patch {p}, N = {(256 // p) ** 2:,}" for p in shares])
@@ -202,15 +203,16 @@ for axes, processes in zip(panels, (1, 8), strict=True):
     axes.axvline(80e9 / GiB, color="k", ls="--", lw=1.2)
     axes.set(title={1: "one GPU, or DDP", 8: "FSDP on 8"}[processes], xlabel="GiB on each GPU")
 legend = ["80 GB", "weights, gradients", "moments", "moving average", "activations of 32 images"]
-figure.legend(legend, ncols=5, fontsize=8, loc="outside lower center")
+figure.legend(legend, ncols=2, frameon=False, loc="outside lower left", fontsize=9, columnspacing=1)
 panels[0].set_yticks(range(8), [f"{name[7:]}{', checkpoints' * c}" for name, c in rows])
 panels[0].invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# Activations, if there are no checkpoints: half as much again as the whole state at patch 16, and about six times as much
-# at patch 8 (left panel). With checkpoints the state takes more, or the two are level. So there are two remedies, each for
-# its own shortage: checkpoints for the activations, and for the state the second of these two ways to share the work.
+# Activations, if there are no checkpoints: half as much again as the whole state at patch 16, and about six times as
+# much at patch 8 (on one GPU). With checkpoints the state takes more, or the two are level. So there are two remedies,
+# each for its own shortage: checkpoints for the activations, and for the state the second of these two ways to share
+# the work.
 #
 # | strategy | each GPU holds | gradients | choose it where |
 # |-|-|-|-|

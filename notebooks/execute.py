@@ -23,6 +23,8 @@ sys.path.append(str(HERE.parent))
 from book.smaller import shorter_graphic  # noqa: E402  (of the clone, which is not installed)
 
 SVG = "image/svg+xml"
+# The last state of a progress bar: the client has removed those before it.
+PROGRESS = re.compile(r"^.*\d%\|.*\| \d+/\d+ \[.*\]", re.MULTILINE)
 
 
 def read_source(path: Path) -> nbformat.NotebookNode:
@@ -45,7 +47,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
         if "raises-exception" in cell.metadata.get("tags", []):
             cell.outputs = []
         messages = "".join(output.text for output in cell.outputs if output.get("name") == "stderr")
-        if re.sub(r"\r[^\r\n]*", "", messages).strip():
+        if PROGRESS.sub("", messages).strip():
             raise SystemExit(f"a cell writes to standard error:\n{cell.source}\n\n{messages}")
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.outputs:

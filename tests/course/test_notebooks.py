@@ -2,6 +2,8 @@
 
 import ast
 import builtins
+import contextlib
+import importlib
 import re
 import textwrap
 
@@ -66,6 +68,18 @@ def test_a_notebook_was_run_to_its_end_without_a_complaint(name):
         assert {output.output_type for output in cell.outputs} <= {"stream", "display_data", "execute_result"}
         assert all(output.get("name") != "stderr" for output in cell.outputs)
         assert not (CHECKED in cell.metadata.get("tags", []) and not cell.outputs)
+
+
+@pytest.mark.parametrize("after", ["", "UserWarning: slow\n"])
+def test_a_progress_bar_is_no_complaint(after, monkeypatch):
+    monkeypatch.syspath_prepend(NOTEBOOKS)
+    execute = importlib.import_module("execute")
+    bar = "tour: 100%|██████████| 250/250 [00:20<00:00, 12.33step/s, bits_per_dim=2.17]\n"
+    stream = nbformat.v4.new_output("stream", name="stderr", text=bar + after)
+    cell = nbformat.v4.new_code_cell("train()", outputs=[stream])
+    with pytest.raises(SystemExit, match="UserWarning") if after else contextlib.nullcontext():
+        execute.tidy(nbformat.v4.new_notebook(cells=[cell]))
+        assert not cell.outputs
 
 
 @pytest.mark.parametrize("name", NAMES)
