@@ -17,6 +17,7 @@ from farmer_ref.evaluation.tables import MEASURES
 from farmer_ref.evaluation.verdicts import cell
 from farmer_ref.parameters import count
 from farmer_ref.support.hub import PATIENCE, STALLED
+from farmer_ref.support.record import made_on, readable
 from farmer_ref.training.presets import PRESETS
 
 COORDINATES = ("linear", "histogram")
@@ -460,9 +461,9 @@ def headline() -> str:
     of, record = of_the_digits(), load("digits")
     return (
         f"Training stops after {of['digits_limit']} minutes, with fewer steps on a slower machine. From "
-        f"{record['training_minutes']['mean']:.1f} minutes on {record['cpu_count']} CPU cores ({record['device']}, "
-        f"{record['date']}), expect **{of['digits_bits']} bits/dim** on the test split; a classifier trained on real "
-        f"digits assigns **{of['digits_accuracy']}** of samples to the requested digit (mean ± standard deviation over "
+        f"{record['training_minutes']['mean']:.1f} minutes on {record['cpu_count']} CPU cores ({made_on(record)}), "
+        f"expect **{of['digits_bits']} bits/dim** on the test split; a classifier trained on real digits assigns "
+        f"**{of['digits_accuracy']}** of samples to the requested digit (mean ± standard deviation over "
         f"{in_words(len(record['runs']))} seeds)."
     )
 
@@ -627,7 +628,7 @@ def result_files() -> str:
 
 def machine_of(record: dict[str, Any]) -> str:
     """The device of a result, and the machine's cores."""
-    return f"{record['device']}, {in_words(record['cpu_count'])} cores"
+    return f"{readable(record['device'])}, {in_words(record['cpu_count'])} cores"
 
 
 def minutes() -> str:
