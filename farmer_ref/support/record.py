@@ -82,7 +82,7 @@ def processor() -> str:
 
 
 def readable(device: str) -> str:
-    """A recorded device as people write it: "Intel(R) Xeon(R) Processor, family 6" is "Intel Xeon, family 6"."""
+    """A recorded device without trade marks and needless words, to be shown."""
     return re.sub(r"\((?:R|TM)\)|(?: CPU| Processor)(?=,| @|$)", "", device)
 
 
