@@ -168,18 +168,18 @@ def sessions() -> str:
     for number, session in enumerate(SESSIONS, 1):
         notebook = found[session.notebook]
         link = f"[{session.notebook}](../notebooks/{notebook.stem}.ipynb)"
-        questions = ", ".join(f"question {question}" for question in session.questions)
+        questions = ", ".join(f"question\u00a0{question}" for question in session.questions)
         tasks = []
         if session.home:
             tasks.append(f"[{session.home}](../notebooks/{found[session.home].stem}.ipynb) with {session.home}.1")
-        tasks += [f"exercise {exercise}" for exercise in session.exercises]
+        tasks += [f"exercise\u00a0{exercise}" for exercise in session.exercises]
         tasks += [f"read `farmer_ref/model/{session.code}`"] if session.code else []
         minutes = in_class(session, number, notebook, seconds[notebook.stem])
         rows.append(
             [
                 f"[{number} · {session.topic}](session_{number}.md)",
                 link,
-                f"exercise {session.notebook}.1; {questions}" + ("; projects" if session.presented else ""),
+                f"exercise\u00a0{session.notebook}.1; {questions}" + ("; projects" if session.presented else ""),
                 f"{minutes} of {LESSON}",
                 "; ".join([*tasks, session.also] if session.also else tasks),
                 str(at_home(session, found)),
@@ -195,14 +195,14 @@ def marks() -> str:
         [
             linked(notebook) if exercise is notebook.exercises[0] else "",
             str(exercise.number),
-            exercise.kind,
+            exercise.kind.replace(" ", "\u00a0"),
             str(exercise.minutes or ""),
             str(exercise.marks or ""),
         ]
         for notebook in notebooks()
         for exercise in notebook.exercises
     ]
-    return table(["notebook", "exercise", "kind", "minutes", "marks"], rows)
+    return table(["notebook", "exercise", "kind", "minutes", "marks"], rows, numbers=True)
 
 
 def parts() -> dict[str, str]:

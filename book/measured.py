@@ -17,6 +17,7 @@ from farmer_ref.evaluation.tables import MEASURES
 from farmer_ref.evaluation.verdicts import cell
 from farmer_ref.parameters import count
 from farmer_ref.support.hub import PATIENCE, STALLED
+from farmer_ref.support.record import made_on, readable
 from farmer_ref.training.presets import PRESETS
 
 COORDINATES = ("linear", "histogram")
@@ -77,6 +78,7 @@ def of_the_digits() -> dict[str, str]:
         "digits_steps": f"{settings['steps']:,}",
         "digits_draws": f"{runs[0]['draws']}",
         "digits_limit": time_limit(),
+        "digits_seeds": in_words(len(runs)),
         "digits_nothing": f"{math.log2(settings['model']['levels']):.2f}",
         "digits_real_accuracy": f"{runs[0]['real_image_accuracy']:.1%}",
         "noise_accuracy": cell(noise["sample_accuracy"], ".1%"),
@@ -147,8 +149,9 @@ def of_the_tables() -> dict[str, str]:
     bits |= {row["name"]: row["bits_per_dim"]["mean"] for row in long["rows"]}
     short, longer = "600 steps", "2700 steps"
 
-    def worth(basis: str, steps: str) -> float:
-        return bits[f"{basis}, I = 12, Z_R ~ N(0, I), {steps}"] - bits[f"{basis}, I = 12, {steps}"]
+    def worth(basis: str, steps: str) -> str:
+        gain = bits[f"{basis}, I = 12, Z_R ~ N(0, I), {steps}"] - bits[f"{basis}, I = 12, {steps}"]
+        return f"{gain:.3f}".replace("-", "−")
 
     quick, million = "_mnist-quick_histogram", count(PRESETS["mnist-quick"].model)["total"]
     cells = {
@@ -179,10 +182,10 @@ def of_the_tables() -> dict[str, str]:
         "table_student_frechet": figure_of("table4", STUDENT, "frechet_distance"),
         "paper_unguided": paper_fid("split, both"),
         "paper_guided": paper_fid("both, resampling"),
-        "shared_worth_pca_short": f"{worth('PCA', short):.3f}",
-        "shared_worth_pca_long": f"{worth('PCA', longer):.3f}",
-        "shared_worth_pixels_short": f"{worth('pixels', short):.3f}",
-        "shared_worth_pixels_long": f"{worth('pixels', longer):.3f}",
+        "shared_worth_pca_short": worth("PCA", short),
+        "shared_worth_pca_long": worth("PCA", longer),
+        "shared_worth_pixels_short": worth("pixels", short),
+        "shared_worth_pixels_long": worth("pixels", longer),
         "split_cost_pixels_long": f"{bits[f'pixels, I = 12, {longer}'] - bits[f'pixels, no split, {longer}']:.2f}",
         "basis_steps": short.split()[0],
         "basis_long_steps": f"{int(longer.split()[0]):,}",
@@ -459,10 +462,10 @@ def headline() -> str:
     """What to expect of `make train`."""
     of, record = of_the_digits(), load("digits")
     return (
-        f"Training stops after {of['digits_limit']} minutes, with fewer steps on a slower machine. From "
-        f"{record['training_minutes']['mean']:.1f} minutes on {record['cpu_count']} CPU cores ({record['device']}, "
-        f"{record['date']}), expect **{of['digits_bits']} bits/dim** on the test split; a classifier trained on real "
-        f"digits assigns **{of['digits_accuracy']}** of samples to the requested digit (mean ± standard deviation over "
+        f"Training stops after {of['digits_limit']} minutes, with fewer steps on a slower machine. After "
+        f"{record['training_minutes']['mean']:.1f} minutes on {record['cpu_count']} CPU cores ({made_on(record)}), "
+        f"expect **{of['digits_bits']} bits/dim** on the test split; a classifier trained on real digits assigns "
+        f"**{of['digits_accuracy']}** of samples to the requested digit (mean ± standard deviation over "
         f"{in_words(len(record['runs']))} seeds)."
     )
 
@@ -627,7 +630,7 @@ def result_files() -> str:
 
 def machine_of(record: dict[str, Any]) -> str:
     """The device of a result, and the machine's cores."""
-    return f"{record['device']}, {in_words(record['cpu_count'])} cores"
+    return f"{readable(record['device'])}, {in_words(record['cpu_count'])} cores"
 
 
 def minutes() -> str:

@@ -17,6 +17,7 @@ from farmer_ref.evaluation.tables import MEASURES
 from farmer_ref.evaluation.verdicts import cell, picture_of, section
 from farmer_ref.parameters import NOTES, PAPER, count
 from farmer_ref.support.plots import FACTOR
+from farmer_ref.support.record import made_on
 
 RESULTS = equations.ROOT / "results"
 ORDER = ("table3", "table4", "table5", "figure6a", "figure6b", "figure7", "figure8")
@@ -67,7 +68,7 @@ def link(name: str) -> str:
 def source(name: str) -> str:
     """Where a result comes from: its command, machine and file."""
     record = load(name)
-    return f"`{record['command']}` ({record['device']}, {record['date']}; {link(name)})"
+    return f"`{record['command']}` ({made_on(record)}; {link(name)})"
 
 
 def table(heads: list[str], rows: list[list[str]], numbers: bool = False) -> str:

@@ -1,14 +1,16 @@
 """Signatures of the reference as a reader needs them: plain types, no value longer than a line, few broken lines.
 
 Sphinx shows what Python knows: the limits in `Annotated[int, Field(ge=2)]`, which messages and `--help` say in words,
-values of any length, and what pydantic tells of each of its classes.
+marks such as `Positional[str]`, the modules of an alias's types, values of any length, and what pydantic tells of each
+of its classes.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 from docutils import nodes
 from sphinx import addnodes
@@ -17,26 +19,33 @@ from sphinx.ext.autodoc import AttributeDocumenter
 
 LINE = 84  # characters that fit side by side at 1,280 pixels, "[source]" among them
 TYPE = "   :type: "  # how autodoc hands on the type of an attribute
+MARKS = (
+    "Positional",
+    "Unpack",
+    "ClassVar",
+)  # around a type: they concern the command line, a type checker, a dataclass
+MODULE = re.compile(r"\bfarmer_ref\.(?:\w+\.)+(?=[A-Z])")  # before the name of a class
 
 
 class Plain(ast.NodeTransformer):
     """Types without what is said beside them, and parameters without a default that is longer than a line.
 
-    `aliases` are names of such types, with the name of the type alone.
+    `aliases` are names of such types and of choices, with the type alone or the choices.
     """
 
     def __init__(self, aliases: dict[str, str]) -> None:
         self.aliases = aliases
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        """Count = Annotated[int, ...] is int."""
-        return ast.Name(self.aliases.get(node.id, node.id))
+        """Count = Annotated[int, ...] is int, and Kind = Literal["a", "b"] the latter."""
+        return ast.parse(self.aliases.get(node.id, node.id), mode="eval").body
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        """Annotated[int, ...] is int."""
+        """Annotated[int, ...] and Positional[int] are int."""
         self.generic_visit(node)
         annotated = isinstance(node.slice, ast.Tuple) and ast.unparse(node.value).endswith("Annotated")
-        return node.slice.elts[0] if annotated else node
+        marked = ast.unparse(node.value).split(".")[-1] in MARKS
+        return node.slice.elts[0] if annotated else node.slice if marked else node
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         """~int is int: Sphinx marks names so whose module is not shown."""
@@ -69,10 +78,12 @@ def plain_parameters(text: str, cls: Any = None) -> str:
 
 
 def aliases_of(cls: Any) -> dict[str, str]:
-    """The names that the modules of a class and of its bases have for types of which more is said."""
+    """The names that the modules of a class and of its bases have for types of which more is said, and for choices."""
     modules = [vars(sys.modules[base.__module__]) for base in getattr(cls, "__mro__", ())]
-    named = [(name, value) for module in modules for name, value in module.items() if get_origin(value) is Annotated]
-    return {name: value.__origin__.__name__ for name, value in named}
+    named = [(name, value) for module in modules for name, value in module.items()]
+    plain = {name: value.__origin__.__name__ for name, value in named if get_origin(value) is Annotated}
+    choices = {name: f"Literal{list(value.__args__)}" for name, value in named if get_origin(value) is Literal}
+    return plain | choices
 
 
 def plain_signature(
@@ -117,6 +128,9 @@ def fit_lines(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         for value in list(signature.findall(addnodes.desc_annotation)):
             if value.astext().startswith(" = ") and len(value.astext()) > LINE:
                 signature.remove(value)
+            for text in list(value.findall(nodes.Text)):
+                if (short := MODULE.sub("", text)) != text:
+                    text.parent.replace(text, nodes.Text(short))
         for parameters in signature.findall(addnodes.desc_parameterlist):
             parameters["multi_line_parameter_list"] = len(signature.astext()) > LINE
 

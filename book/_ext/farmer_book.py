@@ -29,6 +29,9 @@ FIELDS = {  # how prose writes a method of an object
     "prior.": "AutoregressivePrior.",
     "student.": "OneStepStudent.",
 }
+STARTS = re.compile(
+    r"`\w+`(?:, [^:`]{1,20})?: |Raises "
+)  # a line on one argument, or on errors: a paragraph of its own
 CODE_OR_FLAG = re.compile(r"`[^`]+`|(?<![\w-])(?P<flag>--[a-z](?:[\w.-]*\w)?)")
 
 
@@ -64,6 +67,7 @@ def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
     for line in lines:
         example = blocks[-1] and blocks[-1][0].startswith(">>> ")  # whatever it prints, up to an empty line
         other = not example and blocks[-1] and line.startswith("  ") != blocks[-1][-1].startswith("  ")
+        other = other or (not example and STARTS.match(line))
         if other or not line.strip():
             blocks.append([])
         if line.strip():

@@ -15,6 +15,7 @@ from scipy.stats import t as student_t
 
 from farmer_ref.evaluation.results import is_result, read_result
 from farmer_ref.evaluation.tables import HIGHER_IS_BETTER, MEASURES, TIMED_BATCH, Claim, Table
+from farmer_ref.support.record import made_on
 
 # Of several rows in one claim, the weakest verdict decides; any other is inconclusive.
 WEAKEST = {"does not hold": 2, "holds": 0}
@@ -218,8 +219,8 @@ def section(path: Path) -> list[str]:
     lines = [f"## {record['title']}{kind}", "", *([record["note"], ""] if record["note"] else [])]
     lines += [
         f"`{record['command']}` (data: {record['data']}, {record['pixels']} pixels; {limit} a run, {seeds}, "
-        f"{record['samples']:,} samples each; {record['device']}, {record['date']}; [{path.name}]({path.name}))",
-        *(f"and before it `{old['command']}` ({old['device']}, {old['date']})" for old in record.get("kept", ())),
+        f"{record['samples']:,} samples each; {made_on(record)}; [{path.name}]({path.name}))",
+        *(f"and before it `{old['command']}` ({made_on(old)})" for old in record.get("kept", ())),
         "",
         f"| variant | {' | '.join(heading for heading, _ in MEASURES.values())} | steps | the paper |",
         "|-|" + "-|" * (len(MEASURES) + 2),

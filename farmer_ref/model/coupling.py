@@ -66,9 +66,9 @@ class CouplingFlow(Flow):
 
     The order is that of Jet's public code (big_vision, models/proj/jet/jet.py): two blocks couple channels, in halves
     that a fixed random permutation chooses, then one couples tokens, on a checkerboard whose colours take turns. Where
-    Jet permutes anew for each of its many blocks, the second of our two has the halves of the first, swapped: so few
-    blocks reach all channels. Jet's scale is 2 sigmoid(raw), ours the bounded exponential of the AF's blocks, so that
-    Table 4 compares nothing but the kind of flow. Glow's learned channel mixing is available here, too.
+    Jet permutes anew for each of its many blocks, the second of our two has the halves of the first, swapped, so that
+    few blocks reach all channels. Jet's scale is 2 sigmoid(raw), ours the bounded exponential of the AF's blocks, so
+    that Table 4 compares nothing but the kind of flow. Glow's learned channel mixing is available here, too.
     """
 
     def __init__(self, tokens: int, channels: int, *, blocks: int, **options: Any):

@@ -1,7 +1,7 @@
 """Linear layers that use all of the processor: by oneDNN where PyTorch's matrix products do not.
 
-PyTorch multiplies matrices by Intel's MKL, which on AMD processors leaves AVX-512 alone; oneDNN, which PyTorch brings
-along for convolutions, does not: twice as fast where a processor computes 512 bits at once. The same numbers to
+PyTorch multiplies matrices by Intel's MKL, which does not use AVX-512 on AMD processors. oneDNN, which PyTorch includes
+for convolutions, does: it is twice as fast on a processor that computes 512 bits at once. The results are equal to
 rounding.
 """
 

@@ -64,10 +64,10 @@ class LinearPixels(nn.Module):
         super().__init__()
 
     def fit(self, values: Tensor) -> None:
-        """Nothing."""
+        """Nothing to fit."""
 
     def check_fitted(self) -> None:
-        """Nothing."""
+        """Nothing to check."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The images themselves, and zeros (B,)."""

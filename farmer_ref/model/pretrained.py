@@ -146,7 +146,7 @@ def _flow_of(folder: Path) -> AutoregressiveFlow:
 
 @torch.no_grad()
 def fingerprint(flow: AutoregressiveFlow) -> Tensor:
-    """One number per block (n,), another one for other weights, such as those of a flow that was trained further."""
+    """One number per block (n,), which changes with the weights: a flow that was trained further has others."""
     return torch.stack([terms.sum() for terms in _fingerprint_terms(flow)]).float()
 
 

@@ -162,7 +162,7 @@ def bucket_of(length: int, capacity: int) -> int:
 class FixedMemory:
     """What recorded steps of one shape read and write, at addresses that stay, with the graphs that know them.
 
-    Whoever takes it has it alone, and gives it back: blocks of one shape use the same memory in turn.
+    One user at a time takes it and gives it back: blocks of one shape use the same memory in turn.
     """
 
     _free: ClassVar[list[FixedMemory]] = []

@@ -1,6 +1,6 @@
 """Models on the Hugging Face Hub: a repository owner/name holds a run folder's config.json and safetensors.
 
-`PyTorchModelHubMixin` does not do: it falls back to a pickle where a repository has no safetensors; it silently accepts
+`PyTorchModelHubMixin` is unfit: it falls back to a pickle where a repository has no safetensors; it silently accepts
 weights that do not fit (strict=False); it queries the network even for a model that ships with the package; its format
 is not that of our config.json, which also holds the run's settings; and importing it takes longer than the rest of this
 package. `huggingface_hub` itself does the work: it is imported when a repository is requested, and only config.json and

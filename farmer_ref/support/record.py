@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -78,3 +79,13 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     exact = any(character.isdigit() for character in name) or "cpu family" not in fields
     return name if exact else f"{name}, family {fields['cpu family']}, model {fields['model']}"
+
+
+def readable(device: str) -> str:
+    """A recorded device without trade marks and needless words, to be shown."""
+    return re.sub(r"\((?:R|TM)\)|(?: CPU| Processor)(?=,| @|$)", "", device)
+
+
+def made_on(record: dict[str, Any]) -> str:
+    """The device and the date of a result."""
+    return f"{readable(record['device'])}, {record['date']}"

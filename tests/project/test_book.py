@@ -22,6 +22,7 @@ from docutils.core import publish_doctree
 from book import bibliography, equations, pages, signatures
 from book._ext.farmer_book import plain_docstring
 from book.build import build
+from farmer_ref.distill import DistillConfig
 from farmer_ref.evaluation import verdicts
 from farmer_ref.training.config import TrainConfig
 
@@ -202,6 +203,9 @@ def test_signatures_have_plain_types_and_short_defaults():
     assert signatures.plain_type(f"~typing.Annotated[int, {field}] | None") == "int | None"
     assert signatures.plain_type(f"list[~typing.Annotated[~package.Name, {field}]]") == "list[~package.Name]"
     assert signatures.plain_type("Count | None", TrainConfig) == "int | None"
+    assert signatures.plain_type("StudentForm", DistillConfig) == "Literal['forward', 'inverse']"
+    assert signatures.plain_type("~tyro.conf.Positional[str]") == "str"
+    assert signatures.plain_type("~typing.Unpack[~package.Options]") == "~package.Options"
     long = f"Guidance({', '.join(f'temperature_{number}=1.0' for number in range(9))})"
     assert signatures.plain_parameters(
         f"(a: dict[str, ~typing.Any] = <factory>, *b: int, c: int = 3, d: D = {long})"
@@ -285,8 +289,9 @@ def test_signatures_are_for_readers(html):
         assert "ConfigDict" not in page, path
         for head in re.findall(r"<dt class=\"sig[^>]*>.*?</dt>", page, re.DOTALL):
             text = re.sub(r"<[^>]*>", "", head)
-            assert not re.search(r"Annotated|FieldInfo|factory|~typing", text), (path, text)
+            assert not re.search(r"Annotated|FieldInfo|factory|~typing|Positional|Unpack|ClassVar", text), (path, text)
             value = re.search(r"<em class=\"property\"> = (.*?)</em>", head, re.DOTALL)
+            assert not (value and signatures.MODULE.search(value[1])), (path, text)
             assert len(re.sub(r"<[^>]*>", "", value[1] if value else "")) < signatures.LINE, (path, text)
         aliases = re.findall(r"<p>alias of (.*?)</p>", page)
         assert all(re.fullmatch(r"<code\b.*</code>", alias) for alias in aliases), (path, aliases)

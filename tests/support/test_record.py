@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from farmer_ref.support.record import git, processor, provenance
+from farmer_ref.support.record import git, processor, provenance, readable
 
 
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
@@ -27,3 +27,17 @@ def test_a_processor_whose_name_says_little_has_its_family_and_model(monkeypatch
     monkeypatch.setattr(Path, "exists", lambda path: True)
     monkeypatch.setattr(Path, "read_text", lambda path: f"{core}\n{core}")
     assert processor() == expected
+
+
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [
+        ("Intel(R) Xeon(R) Processor", "Intel Xeon"),
+        ("Intel(R) Xeon(R) Processor, family 6, model 207", "Intel Xeon, family 6, model 207"),
+        ("Intel(R) Core(TM) i7-8700 CPU @ 3.20GHz", "Intel Core i7-8700 @ 3.20GHz"),
+        ("AMD EPYC, family 25, model 17", "AMD EPYC, family 25, model 17"),
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3"),
+    ],
+)
+def test_a_device_is_shown_without_its_trade_marks(recorded, shown):
+    assert readable(recorded) == shown
