@@ -70,6 +70,8 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.mnist --stage model --preset mnist --run runs/mnist --samples 500
 	$(BIN)/python -m farmer_ref.distill --run runs/mnist --form inverse --batch-size 32 --learning-rate 2e-3 --ema-decay 0.99 --max-minutes 12
 	$(BIN)/python -m benchmarks.mnist --stage student --preset mnist --run runs/mnist --samples 500
+	$(BIN)/python -m farmer_ref.train --preset mnist-noise --out runs/mnist-noise --max-minutes 65 --resume
+	$(BIN)/python -m benchmarks.mnist --stage model --no-ship --preset mnist-noise --run runs/mnist-noise --samples 500
 	$(BIN)/python -m benchmarks.mnist --stage guidance --preset mnist --samples 500 --seed 2
 	$(BIN)/python -m benchmarks.cifar10
 	$(BIN)/python -m benchmarks.denoise

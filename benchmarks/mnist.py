@@ -4,7 +4,7 @@
 `images` picks the images that ship (data set `mnist-small`) and writes them as one PNG mosaic with their labels.
 `model` copies a trained run into the package under the name of its preset, in half precision, and measures it once on
 the test split: results/<preset>.json, with a grid of samples. The run is that of
-`python -m farmer_ref.train --preset mnist-p2`.
+`python -m farmer_ref.train --preset mnist-p2`. With `--no-ship` it is measured and stays where it is.
 `student` does so with the run's student (`python -m farmer_ref.distill`).
 `guidance` draws samples of the shipped model with several scales and temperatures: results/<preset>_guidance.json.
 """
@@ -73,6 +73,8 @@ class MnistConfig:
     """The trained run (stages model and student)."""
     preset: str = "mnist-p2"
     """The preset it was trained with, whose name the shipped model has."""
+    ship: bool = True
+    """Copy the run into the package; else it is only measured (stage model)."""
     remark: str = ""
     """For the record: what about the run differs from its preset."""
     data_root: str = "data"
@@ -163,17 +165,19 @@ def make_images(config: MnistConfig) -> None:
 
 
 def make_model(config: MnistConfig) -> None:
-    """Ship the run's averaged weights in half precision, with what they score; results/<preset>.json."""
+    """What the run's averaged weights score, results/<preset>.json; shipped in half precision, unless told not to."""
     run = Path(config.run)
     preset, state, target = PRESETS[config.preset], last_state(run), PRETRAINED / config.preset
     settings = dataclasses.replace(
         saved_settings(run), preset=config.preset, out=preset.out, data_root=preset.data_root, resume=False
     )
-    whole = Farmer.from_pretrained(run)
-    target.mkdir(exist_ok=True)
-    write_config(target, run_record(settings))
-    write_weights(target / "model.safetensors", halves(read_weights(run / "model.safetensors")))
-    model = Farmer.from_pretrained(target)
+    models = {"float32": Farmer.from_pretrained(run)}
+    if config.ship:
+        target.mkdir(exist_ok=True)
+        write_config(target, run_record(settings))
+        write_weights(target / "model.safetensors", halves(read_weights(run / "model.safetensors")))
+        models["float16"] = Farmer.from_pretrained(target)
+    model = models["float16" if config.ship else "float32"]
     validation, test = split_of(config, "validation"), split_of(config, "test")
     made = {**provenance(torch.device("cpu")), "remark": config.remark}
     unit = "bits_per_dim" if model.config.dequantisation == "uniform" else "nats_per_dim"
@@ -182,8 +186,7 @@ def make_model(config: MnistConfig) -> None:
         "training_steps": state.step,
         "training_minutes": state.seconds / 60,
         f"validation_{unit}": {
-            name: getattr(evaluate_likelihood(m, validation, draws=1, limit=1000), unit)
-            for name, m in (("float32", whole), ("float16", model))
+            name: getattr(evaluate_likelihood(m, validation, draws=1, limit=1000), unit) for name, m in models.items()
         },
         "test": dataclasses.asdict(
             evaluate_likelihood(model, test, draws=config.draws, importance_weighted=config.draws > 1)
@@ -192,7 +195,8 @@ def make_model(config: MnistConfig) -> None:
     shape = {**made, "settings": dataclasses.asdict(settings)}
     grid = image_grid(grid_of(config, model), columns=10, cell=56)
     replace_file(ROOT / "results" / f"{config.preset}_samples.png", lambda path: grid.save(path, format="PNG"))
-    write_json(target / "record.json", {**made, **figures})
+    if config.ship:
+        write_json(target / "record.json", {**made, **figures})
     write_json(ROOT / "results" / f"{config.preset}.json", {**shape, **figures, "curve": curve_of(run)})
     print(json.dumps(figures, indent=2))
 
