@@ -90,7 +90,7 @@ model_at_work(small, images[3], label=int(labels[3]), token=11)
 # One label in ten is replaced by a **null class** on the way, so that the model can also do without a label.
 #
 # *Predict first:* a pixel has 17 levels. How many bits does a model that knows nothing need for it? And how many does
-# one need after some twenty seconds of training on a laptop?
+# one need after less than a minute of training on a laptop?
 #
 # This is the command that you would type, `python -m farmer_ref.train --preset digits --out ...`, with fewer steps:
 
