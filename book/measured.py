@@ -63,7 +63,7 @@ def time_limit() -> str:
 def numbers() -> dict[str, str]:
     """Every number that a page's text uses, by name."""
     digits = (of_the_digits, of_the_sizes, of_healthy_runs, of_sampling, of_the_tables, of_the_uses)
-    others = (of_the_pixels, of_mnist, of_noisy_mnist, of_guided_mnist, of_the_rivals, of_cifar10, of_hostile_input)
+    others = (of_the_pixels, of_mnist, of_guided_mnist, of_the_rivals, of_cifar10, of_hostile_input)
     found = {name: text for kind in (*digits, *others) for name, text in kind().items()}
     return {name: text.replace(" ± ", "\u00a0±\u00a0") for name, text in found.items()}
 
@@ -228,8 +228,8 @@ def of_hostile_input() -> dict[str, str]:
 
 
 def of_mnist() -> dict[str, str]:
-    """The models of 28x28 digits that ship, and the classifier that judges their samples."""
-    measured, coarse, judge = (load(name) for name in ("mnist-p2", "mnist", "mnist_classifier"))
+    """The models of 28x28 digits, of which the noisy one does not ship, and the classifier of their samples."""
+    measured, coarse, noisy, judge = (load(name) for name in ("mnist-p2", "mnist", "mnist-noise", "mnist_classifier"))
     test = measured["test"]
     return {
         "mnist_parameters": f"{measured['parameters'] / 1e6:.1f}",
@@ -241,21 +241,13 @@ def of_mnist() -> dict[str, str]:
         "mnist_accuracy": f"{measured['guidance_scale']['0']['accuracy']:.1%}",
         "mnist_judge": f"{judge['accuracy']['test']:.1%}",
         "mnist_coarse_bits": f"{coarse['test']['bits_per_dim']:.3f}",
+        "mnist_coarse_steps": f"{coarse['training_steps']:,}",
         "mnist_coarse_accuracy": f"{coarse['guidance_scale']['0']['accuracy']:.1%}",
+        "mnist_coarse_guided": f"{coarse['guidance_scale']['1']['accuracy']:.1%}",
+        "mnist_noisy_steps": f"{noisy['training_steps']:,}",
+        "mnist_noisy_accuracy": f"{noisy['guidance_scale']['0']['accuracy']:.1%}",
+        "mnist_noisy_guided": f"{noisy['guidance_scale']['1']['accuracy']:.1%}",
     }
-
-
-def of_noisy_mnist() -> dict[str, str]:
-    """The preset `mnist-noise`, which does not ship, beside `mnist`, which does."""
-    found = {}
-    for name in ("mnist-noise", "mnist"):
-        record, short = load(name), "noise" if name == "mnist-noise" else "uniform"
-        found |= {
-            f"{short}_mnist_steps": f"{record['training_steps']:,}",
-            f"{short}_mnist_accuracy": f"{record['guidance_scale']['0']['accuracy']:.1%}",
-            f"{short}_mnist_guided": f"{record['guidance_scale']['1']['accuracy']:.1%}",
-        }
-    return found
 
 
 def mnist_models() -> str:

@@ -19,11 +19,8 @@ from sphinx.ext.autodoc import AttributeDocumenter
 
 LINE = 84  # characters that fit side by side at 1,280 pixels, "[source]" among them
 TYPE = "   :type: "  # how autodoc hands on the type of an attribute
-MARKS = (
-    "Positional",
-    "Unpack",
-    "ClassVar",
-)  # around a type: they concern the command line, a type checker, a dataclass
+# Around a type: they concern the command line, a type checker, a dataclass.
+MARKS = ("Positional", "Unpack", "ClassVar")
 MODULE = re.compile(r"\bfarmer_ref\.(?:\w+\.)+(?=[A-Z])")  # before the name of a class
 
 

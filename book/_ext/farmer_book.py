@@ -29,9 +29,8 @@ FIELDS = {  # how prose writes a method of an object
     "prior.": "AutoregressivePrior.",
     "student.": "OneStepStudent.",
 }
-STARTS = re.compile(
-    r"`\w+`(?:, [^:`]{1,20})?: |Raises "
-)  # a line on one argument, or on errors: a paragraph of its own
+# A line on one argument, or on errors: a paragraph of its own.
+STARTS = re.compile(r"`\w+`(?:, [^:`]{1,20})?: |Raises ")
 CODE_OR_FLAG = re.compile(r"`[^`]+`|(?<![\w-])(?P<flag>--[a-z](?:[\w.-]*\w)?)")
 
 
