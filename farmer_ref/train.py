@@ -34,18 +34,22 @@ DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults be
 
 Presets: {presets}. With --resume, the defaults are those of the run itself."""
 FITTED_PATCHES = 200_000  # a PCA, or a histogram, needs no more
-KEPT_BY_RESUME = ["preset", "seed", "batch_size", "flip", "label_dropout"]  # else the run is another one
+KEPT_BY_RESUME = ["preset", "init_from", "seed", "batch_size", "flip", "label_dropout"]  # else the run is another one
+
+CHANGED_BY_INIT_FROM = ("class_names", "dropout", "dequantisation", "noise_start", "noise_final")  # not the weights
 
 
 def settings(argv: list[str] | None = None) -> TrainConfig:
     """The run's configuration from the command line, over its preset's (or, resuming, over its own)."""
-    known, _ = cli.first_pass(argv, preset="digits", resume=False, out=None)
+    known, _ = cli.first_pass(argv, preset="digits", resume=False, out=None, init_from="")
     if known.preset not in PRESETS:
         raise InputError(f"preset is {known.preset!r}; allowed: {', '.join(PRESETS)}")
     default = PRESETS[known.preset]
     folder = Path(known.out or default.out)
     if known.resume and (folder / "config.json").is_file():
         default = saved_settings(folder)
+    elif known.init_from:
+        default = dataclasses.replace(default, model=Run.open(known.init_from).model_config)
     description = DESCRIPTION.format(presets=", ".join(PRESETS))
     return cli.parse("farmer_ref.train", default, description, argv)
 
@@ -142,7 +146,9 @@ class Training:
         torch.manual_seed(random_seed(config.seed, "weights"))
         self.model = Farmer(config.model).to(device)
         self.resuming = config.resume and bool(checkpoints(run))
-        if (config.model.patch_basis == "pca" or config.model.pixels == "histogram") and not self.resuming:
+        if not self.resuming and config.init_from:
+            self.start_from(config.init_from)
+        elif not self.resuming and (config.model.patch_basis == "pca" or config.model.pixels == "histogram"):
             self.fit_to_data()
         self.distributed_model = parallel.distribute(
             self.model,
@@ -152,6 +158,15 @@ class Training:
             device=device,
         )
         self.average = MovingAverage(self.model, lambda: Farmer(config.model), decay=config.ema_decay)
+
+    def start_from(self, name: str) -> None:
+        """Take the averaged weights of a trained model, and with them its PCA basis and its pixels' histograms."""
+        trained = Run.open(name).load()
+        for field in dataclasses.fields(ModelConfig):
+            before, now = getattr(trained.config, field.name), getattr(self.config.model, field.name)
+            if field.name not in CHANGED_BY_INIT_FROM:
+                require(before == now, f"model.{field.name}", now, f"{before!r}, as in {name}, where the run begins")
+        self.model.load_state_dict(trained.state_dict())
 
     def fit_to_data(self) -> None:
         """Count the histograms of the pixels and fit the PCA basis on training images, the same for all processes."""

@@ -142,16 +142,19 @@ def first_pass(argv: list[str] | None, **defaults: str | bool | None) -> tuple[a
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, default in defaults.items():
+        spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))  # tyro takes both
         if default is False:
-            parser.add_argument(f"--{name}", action="store_true")
+            parser.add_argument(*spellings, action="store_true")
         else:
-            parser.add_argument(f"--{name}", default=default)
+            parser.add_argument(*spellings, default=default)
     try:
         return parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
-        name = str(error.argument_name).removeprefix("--")
+        name = str(error.argument_name).split("/")[0].removeprefix("--").replace("-", "_")
         value = "" if defaults[name] is False else " VALUE"
-        raise InputError(f"{name} cannot be parsed ({error.message}); allowed: --{name}{value}") from None
+        raise InputError(
+            f"{name} cannot be parsed ({error.message}); allowed: --{name.replace('_', '-')}{value}"
+        ) from None
 
 
 def split_run_and_guidance(default_run: str, argv: list[str] | None) -> tuple[str, list[str]]:

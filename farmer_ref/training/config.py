@@ -105,5 +105,8 @@ class TrainConfig(RunConfig):
     """Share of labels replaced by the null class, for guidance."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes (torchrun) share the model: each holds a copy, or a shard of every weight."""
+    init_from: str = ""
+    """The trained model to start from, instead of random weights: a run folder, a model that ships, or owner/name of
+    the Hub. The model's settings are then its own."""
     guidance: Guidance = field(default_factory=Guidance)
     """How samples of this model are drawn, here and by default in `sample`."""

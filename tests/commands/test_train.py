@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from helpers import QUICK, fails_with_one_line, folder_of_images
 
 from farmer_ref import train
@@ -78,6 +79,34 @@ def test_resuming_where_there_is_no_run_is_said(capsys, tmp_path):
     """A mistyped folder is no run: a new one begins there, as the first job of a queue needs it, and not in silence."""
     train.main([*QUICK, "--steps", "1", "--out", str(tmp_path / "mistyped"), "--resume"])
     assert "no checkpoint to resume: a new run begins, of the preset tiny" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_a_trained_model(capsys, tmp_path):
+    """Its averaged weights and its histogram, and its settings before those of the preset; further training moves them.
+
+    A learning rate that rounds away leaves the weights as they were, which random ones would not be.
+    """
+    run = ["--preset", "tiny", "--init-from", "digits", "--threads", "1", "--steps", "1", "--warmup-steps", "0"]
+    still = ["--learning-rate", "1e-30", "--final-learning-rate", "0", "--weight-decay", "0", "--sample-every", "0"]
+    train.main([*run, *still, "--out", str(tmp_path / "still")])
+    digits, begun = Run.open("digits").load(), Run.open(tmp_path / "still").load()
+    assert begun.config == digits.config
+    assert all(torch.equal(weight, begun.state_dict()[name]) for name, weight in digits.state_dict().items())
+    train.main([*run, "--sample-every", "0", "--out", str(tmp_path / "moved")])
+    moved = Run.open(tmp_path / "moved").load()
+    assert not torch.equal(moved.prior.positions, digits.prior.positions)
+    capsys.readouterr()
+    resumed = ["--out", tmp_path / "moved", "--resume", "--init-from", "digits-noise"]
+    fails_with_one_line(capsys, train.main, resumed, "init_from is 'digits-noise'; allowed: 'digits'")
+
+
+def test_another_model_than_the_one_to_start_from_is_refused(capsys, tmp_path):
+    run = ["--preset", "tiny", "--out", tmp_path / "run", "--init-from"]
+    fails_with_one_line(capsys, train.main, [*run, "none"], "'none'", "allowed")
+    wider = [*run, "digits", "--model.prior-width", "128", "--model.dropout", "0.3"]
+    fails_with_one_line(capsys, train.main, wider, "model.prior_width is 128; allowed: 64, as in digits")
+    fails_with_one_line(capsys, train.main, [*run, "mnist"], "image_size is 28")
+    fails_with_one_line(capsys, train.main, run, "init_from cannot be parsed", "--init-from VALUE")
 
 
 @pytest.mark.parametrize("name", ["shard-00001-model-00001-of-00001.safetensors", "state.json"])
