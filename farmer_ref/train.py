@@ -36,7 +36,7 @@ Presets: {presets}. With --resume, the defaults are those of the run itself."""
 FITTED_PATCHES = 200_000  # a PCA, or a histogram, needs no more
 KEPT_BY_RESUME = ["preset", "init_from", "seed", "batch_size", "flip", "label_dropout"]  # else the run is another one
 
-CHANGED_BY_INIT_FROM = ("class_names", "dropout", "dequantisation", "noise_start", "noise_final")  # not the weights
+CHANGED_BY_INIT_FROM = ("class_names", "dropout", "dequantisation", "noise_start", "noise_final", "noise_width")
 
 
 def settings(argv: list[str] | None = None) -> TrainConfig:
@@ -166,7 +166,10 @@ class Training:
             before, now = getattr(trained.config, field.name), getattr(self.config.model, field.name)
             if field.name not in CHANGED_BY_INIT_FROM:
                 require(before == now, f"model.{field.name}", now, f"{before!r}, as in {name}, where the run begins")
-        self.model.load_state_dict(trained.state_dict())
+        weights, noise = trained.state_dict(), self.model.noise.state_dict(prefix="noise.")
+        if trained.config.noise_width != self.config.model.noise_width:  # begun anew, which has no effect yet
+            weights = {name: weight for name, weight in weights.items() if not name.startswith("noise.")} | noise
+        self.model.load_state_dict(weights)
 
     def fit_to_data(self) -> None:
         """Count the histograms of the pixels and fit the PCA basis on training images, the same for all processes."""

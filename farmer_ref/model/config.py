@@ -88,6 +88,8 @@ class ModelConfig:
     """Coordinates of the pixels: linear in [-1, 1], or normal scores by the training pixels' histogram (ours)."""
     dequantisation: Literal["uniform", "gaussian"] = "uniform"
     """Noise on the pixels: uniform (a bound on discrete bits/dim) or annealed Gaussian (samples, the paper)."""
+    noise_width: NonNegativeInt = 0
+    """Channels of a ConvNet that fits the uniform noise to the image: variational dequantisation (ours); 0 for none."""
     noise_start: PositiveFloat = 0.1
     """Gaussian noise at the start of training, for images in [-1, 1]."""
     noise_final: PositiveFloat = 0.005
@@ -124,6 +126,12 @@ class ModelConfig:
             "pixels",
             self.pixels,
             "linear with Gaussian noise (a histogram is one of grey levels)",
+        )
+        require(
+            not self.noise_width or self.dequantisation == "uniform",
+            "noise_width",
+            self.noise_width,
+            "0 with Gaussian noise (learned noise moves pixels within their grey levels)",
         )
         noise, most = self.noise_final, self.noise_start
         require(noise <= most, "noise_final", noise, f"above 0 and at most noise_start ({most})")

@@ -27,6 +27,7 @@ from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.flow import AutoregressiveFlow, Flow
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.jacobi import inverse_jacobi
+from farmer_ref.model.noise import LearnedNoise
 from farmer_ref.model.pixels import PIXELS
 from farmer_ref.model.pretrained import Pretrained
 from farmer_ref.model.prior import AutoregressivePrior
@@ -84,6 +85,7 @@ class Farmer(Pretrained, nn.Module):
         self.dequantiser = Dequantiser(
             config.dequantisation, config.levels, noise_start=config.noise_start, noise_final=config.noise_final
         )
+        self.noise = LearnedNoise(config.channels, config.levels, config.noise_width)
         self.pixels = PIXELS[config.pixels](config.channels, config.levels)
         self.patchify = Patchify(
             config.image_size, config.channels, patch_size=config.patch_size, basis=config.patch_basis
@@ -115,8 +117,7 @@ class Farmer(Pretrained, nn.Module):
         """The terms of log p(images | labels), each (B,), nats: what training maximises   (Eq. 6)."""
         x, log_slope = self.to_tokens(images)
         z, logdet = self.flow(x, labels, training)
-        prior = self.prior.log_prob_parts(z, labels, training)
-        return LikelihoodTerms(prior.informative, prior.redundant, logdet + log_slope)
+        return LikelihoodTerms(*self.prior.log_prob_parts(z, labels, training), logdet + log_slope)
 
     def likelihood_terms(self, images: Tensor, labels: Tensor | None = None) -> LikelihoodTerms:
         """`forward` with its arguments checked: .informative, .redundant, .logdet, each (B,), and .total."""
@@ -140,15 +141,16 @@ class Farmer(Pretrained, nn.Module):
     def to_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B,C,H,W) to tokens x (B,N,D), the flow's input, and the log-determinant of that step (B,).
 
-        It is 0 except in the histogram's coordinates (`pixels`, ours).
+        It is 0 except in the histogram's coordinates (`pixels`, ours) and with learned noise (`noise`, ours).
         """
         self.patchify.check_images(images)
-        images, log_slope = self.pixels(images.to(self.patchify.dtype))
-        return self.patchify(images), log_slope
+        images, log_moved = self.noise(images.to(self.patchify.dtype))
+        images, log_slope = self.pixels(images)
+        return self.patchify(images), log_moved + log_slope
 
     def to_images(self, x: Tensor) -> Tensor:
         """The inverse of `to_tokens`: tokens (B,N,D) to images (B,C,H,W)."""
-        return self.pixels.inverse(self.patchify.inverse(x))
+        return self.noise.inverse(self.pixels.inverse(self.patchify.inverse(x)))
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images to latents z (B,N,D) and log|det| (B,)."""

