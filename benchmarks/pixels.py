@@ -1,7 +1,8 @@
-"""Pixels in [-1, 1] against pixels through their own histogram, on digits: `python -m benchmarks.pixels`.
+"""Pixels in [-1, 1], through their own histogram, and with learned noise, on digits: `python -m benchmarks.pixels`.
 
-Both train with the digits preset at equal steps and several seeds. Bits/dim and the accuracy of samples, with guidance
-and without, are of the validation split: the test split chooses nothing. Writes results/pixels.json.
+All train with the digits preset at equal steps and several seeds. Bits/dim and the accuracy of samples, with guidance
+and without, are of the validation split: the test split chooses nothing. Writes results/pixels.json; with `--rows`,
+the other rows stay as that file has them.
 
 `--figure-only` draws results/pixels.svg, which needs no training: one pixel in three coordinates (linear, logit,
 histogram), and what the best Gaussian loses in each.
@@ -28,12 +29,17 @@ from farmer_ref.data.sets import ImageSet, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier, evaluate_likelihood, frechet_distance, sample_values
 from farmer_ref.model.pixels import HistogramPixels
 from farmer_ref.support import cli
+from farmer_ref.support.errors import require
 from farmer_ref.support.files import write_json
 from farmer_ref.support.plots import COLOURS, STYLE, WIDEST, save_plot
 from farmer_ref.support.record import ROOT, mean_and_spread, provenance
 from farmer_ref.support.settings import Whole, settings_class
 
-COORDINATES = ("linear", "histogram")
+ROWS = {
+    "linear": {"pixels": "linear", "noise-width": 0},
+    "histogram": {"pixels": "histogram", "noise-width": 0},
+    "histogram, learned noise": {"pixels": "histogram", "noise-width": 16},
+}
 FIGURES = ("bits_per_dim", "sample_accuracy", "guided_sample_accuracy", "frechet_distance")
 DATA = {"digits": "digits", "mnist-small": "mnist"}  # whose histograms are looked at, and the presets of their models
 POINTS = 400_000  # of the numerical integrals
@@ -43,8 +49,10 @@ POINTS = 400_000  # of the numerical integrals
 class PixelsConfig:
     """What is compared, and for how long."""
 
+    rows: tuple[str, ...] = tuple(ROWS)
+    """What to train."""
     seeds: tuple[Whole, ...] = (0, 1, 2)
-    """One training run per seed and kind of coordinates."""
+    """One training run per seed and row."""
     steps: PositiveInt = 2000
     """Training steps of each run."""
     draws: PositiveInt = 16
@@ -58,12 +66,17 @@ class PixelsConfig:
     figure_only: bool = False
     """Draw the figure, and train nothing."""
 
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            require(row in ROWS, "rows", row, "; ".join(ROWS))
 
-def train_and_score(config: PixelsConfig, pixels: str, seed: int, folder: Path) -> dict[str, float]:
-    """Train the digits preset in these coordinates, and measure it on the validation split."""
+
+def train_and_score(config: PixelsConfig, row: str, seed: int, folder: Path) -> dict[str, float]:
+    """Train the digits preset with the pixels of a row, and measure it on the validation split."""
     quiet = ["--validate-every", "0", "--sample-every", "0", "--device", "cpu"]
-    shape = ["--preset", "digits", "--steps", str(config.steps), "--model.pixels", pixels, "--seed", str(seed)]
-    train.main([*shape, *quiet, "--out", str(folder)])
+    model_flags = [text for name, value in ROWS[row].items() for text in (f"--model.{name}", str(value))]
+    run = ["--preset", "digits", "--steps", str(config.steps), "--seed", str(seed), "--out", str(folder)]
+    train.main([*run, *model_flags, *quiet])
     model = Farmer.from_pretrained(folder)
     real, validation = (load_split("digits", split, model.config) for split in ("train", "validation"))
     classifier, labels = PixelClassifier(real), torch.arange(config.samples) % model.config.num_classes
@@ -139,26 +152,29 @@ def figure(mass: Tensor) -> Figure:
 
 def main(argv: list[str] | None = None) -> None:
     """Train, measure, write; or draw."""
-    config = cli.parse("benchmarks.pixels", PixelsConfig(), "Two coordinates of the pixels, on digits.", argv)
+    config = cli.parse(
+        "benchmarks.pixels", PixelsConfig(), "Two coordinates of the pixels, and learned noise, on digits.", argv
+    )
     torch.set_num_threads(config.threads)
     masses = {name: histogram_of(load_split(name, "train", PRESETS[preset].model)) for name, preset in DATA.items()}
     save_plot(figure(masses["mnist-small"]), ROOT / "results" / "pixels.svg")
     if config.figure_only:
         return
-    made, rows = provenance(torch.device("cpu")), {}
+    path, made = ROOT / "results" / "pixels.json", provenance(torch.device("cpu"))
+    lost = {name: lost_bits(mass, 0) for name, mass in masses.items()}
+    kept = {} if set(config.rows) == {*ROWS} else json.loads(path.read_text(encoding="utf-8"))
+    rows = {row: kept[row] for row in ROWS if row in kept}
     with tempfile.TemporaryDirectory() as temporary:
-        for pixels in COORDINATES:
+        for row in config.rows:
             runs: list[dict[str, Any]] = []
             for seed in config.seeds:
-                runs.append(train_and_score(config, pixels, seed, Path(temporary) / f"{pixels}-{seed}"))
-                print(json.dumps({"pixels": pixels, "seed": seed, **runs[-1]}), flush=True)
-            rows[pixels] = {
+                runs.append(train_and_score(config, row, seed, Path(temporary) / f"{len(rows)}-{seed}"))
+                print(json.dumps({"row": row, "seed": seed, **runs[-1]}), flush=True)
+            rows[row] = {
                 name: mean_and_spread([run[name] for run in runs]) | {"seeds": [run[name] for run in runs]}
                 for name in FIGURES
-            }
-    lost = {name: lost_bits(mass, 0) for name, mass in masses.items()}
-    out = {**made, "settings": dataclasses.asdict(config), "lost_bits": lost, **rows}
-    write_json(ROOT / "results" / "pixels.json", out)
+            } | {"made": made}
+    write_json(path, {**made, "settings": dataclasses.asdict(config), "lost_bits": lost, **rows})
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ def load(run: str) -> tuple[Farmer, OneStepStudent | None]:
     require(config.channels == 1, "channels", config.channels, "1")
     require(config.num_classes > 1, "num_classes", config.num_classes, "2 or more")
     require(not config.flow_sees_class, "flow_sees_class", config.flow_sees_class, "False")
+    require(not config.noise_width, "noise_width", config.noise_width, "0")
     student = (pretrained_folder(run) / "student.safetensors").is_file()
     return model, OneStepStudent.from_pretrained(run, model.flow) if student else None
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from farmer_ref.model.pixels import normal_quantile
 from farmer_ref.model.precision import full_precision
 
 EDGE = 1e-7  # u runs from EDGE to 1 - EDGE: float32 places a pixel in its cell no better
@@ -58,10 +59,12 @@ class LearnedNoise(nn.Module):
             return images, images.new_zeros(images.shape[0])
         level, u = self._place(images)
         shift, log_scale = self._shift_and_log_scale(level, images.dtype)
-        before = torch.special.ndtri(u.clamp(EDGE, 1 - EDGE))
+        exporting = torch.compiler.is_exporting()  # ONNX has no Phi^-1, and its runtime has Phi in float32 alone
+        before = (normal_quantile if exporting else torch.special.ndtri)(u.clamp(EDGE, 1 - EDGE))
         after = shift + log_scale.exp() * before
         log_slope = log_scale + 0.5 * (before.square() - after.square())
-        moved = self._images(level, torch.special.ndtr(after), images.dtype)
+        place = torch.special.ndtr(after.to(images.dtype) if exporting else after)
+        moved = self._images(level, place.double(), images.dtype)
         inside = (images >= -1) & (images <= 1)  # others stay, for the next step to refuse
         return torch.where(inside, moved, images), (log_slope * inside).sum((1, 2, 3)).to(images.dtype)
 

@@ -37,7 +37,7 @@ BYTES_PER_PARAMETER = 20  # float32: the weight, its gradient, two moments of Ad
 
 
 def forward_flops(config: ModelConfig) -> int:
-    """FLOPs of log p of one image, matrix products only (attention included). Backward takes twice as many."""
+    """FLOPs of log p of one image, products only (attention and convolutions included). Backward takes twice as many."""
     tokens, channels = config.tokens, config.token_channels
     informative = config.informative or channels
     redundant = channels - informative
@@ -59,7 +59,9 @@ def forward_flops(config: ModelConfig) -> int:
     if redundant and config.redundant_prior == "shared":
         prior += 2 * config.prior_width * config.redundant_components * (1 + 2 * redundant)
     basis = 0 if config.patch_basis == "pixel" else square
-    return basis + config.flow_blocks * block + prior
+    noise = 2 * config.image_size**2 * config.noise_width * (9 * 3 * config.channels + 9 * config.noise_width)
+    noise += 2 * config.image_size**2 * config.noise_width * 2 * config.channels
+    return noise + basis + config.flow_blocks * block + prior
 
 
 def training_flops(config: ModelConfig) -> int:

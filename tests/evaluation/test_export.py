@@ -110,9 +110,9 @@ def test_steps_alone_invert_the_flow_and_give_the_density_of_the_prior(changes):
         assert torch.allclose(shared.unsqueeze().log_prob(redundant).sum(1), wanted.redundant, atol=1e-12)
 
 
-@pytest.mark.parametrize("pixels", ["linear", "histogram"])
-def test_onnx_files_equal_the_model(tmp_path, pixels):
-    model = small_model(flow_blocks=1, channel_mixing="learned", pixels=pixels).float()
+@pytest.mark.parametrize(("pixels", "noise_width"), [("linear", 0), ("histogram", 0), ("histogram", 4)])
+def test_onnx_files_equal_the_model(tmp_path, pixels, noise_width):
+    model = small_model(flow_blocks=1, channel_mixing="learned", pixels=pixels, noise_width=noise_width).float()
     if pixels == "histogram":
         with pytest.raises(InputError, match="not fitted"):
             graphs(model)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import jacobian, small_model
 
-from farmer_ref import Farmer, bits_per_dim
+from farmer_ref import bits_per_dim
 from farmer_ref.model.noise import LearnedNoise
 from farmer_ref.support.errors import InputError
 
@@ -16,7 +16,7 @@ LEVELS = 5
 def trained(channels: int = 2, spread: float = 1.0) -> LearnedNoise:
     """A map whose weights are no longer zero."""
     torch.manual_seed(0)
-    noise = LearnedNoise(channels, LEVELS, 6).double()
+    noise = LearnedNoise(channels, LEVELS, 6).double().requires_grad_(False)
     with torch.no_grad():
         for parameter in noise.parameters():
             parameter.normal_(std=spread / math.sqrt(parameter[0].numel()))
@@ -59,12 +59,37 @@ def test_the_log_slope_is_that_of_the_map():
 
 
 def test_the_density_it_gives_to_uniform_noise_integrates_to_one():
-    """q(u' | v) = du/du' over one pixel's cell, the others fixed."""
-    noise, places = trained(spread=2.0), (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
-    x = images_of(grey_levels(1)).repeat(len(places), 1, 1, 1)
-    x[:, 0, 2, 3] = 2 * (3 + places) / LEVELS - 1  # u' at equal distances
-    u = noise.inverse(x)
-    _, log_slope = noise(u)
-    density = (-log_slope + log_slope[0] - log_slope[0]).exp()
-    others = noise(u)[1] - 0  # the other pixels' part is the same in all rows
-    assert density.std() > 0 and others.shape == density.shape
+    """q(u' | v) = du/du' of an image of one pixel, for each of its grey levels, at equally distant u'."""
+    noise, places = trained(channels=1, spread=2.0), (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    for level in range(LEVELS):
+        u = noise.inverse((2 * (level + places) / LEVELS - 1).view(-1, 1, 1, 1))
+        density = (-noise(u)[1]).exp()
+        assert density.std() > 0.1 and density.mean() == pytest.approx(1, abs=1e-3)
+
+
+def test_outside_of_the_pixels_nothing_moves():
+    noise, x = trained(channels=1), torch.tensor([-1.5, 2.0], dtype=torch.float64).view(-1, 1, 1, 1)
+    moved, log_slope = noise(x)
+    assert torch.equal(moved, x) and not log_slope.any()
+
+
+@pytest.mark.parametrize("pixels", ["linear", "histogram"])
+def test_a_model_with_learned_noise(pixels):
+    model, values = small_model(pixels=pixels, levels=LEVELS, noise_width=6), grey_levels(30)
+    model.pixels.fit(values)
+    x, labels = images_of(values[:2]), torch.tensor([0, 1])
+    z, logdet = model.encode(x)
+    assert (model.decode(z) - x).abs().max() < 1e-7
+    matrix = jacobian(lambda image: model.encode(image)[0], x[:1])
+    assert abs(logdet[0] - torch.linalg.slogdet(matrix).logabsdet) < 1e-7
+    assert torch.allclose(model.log_prob(x, labels), model.prior.log_prob(z, labels) + logdet, atol=1e-9)
+    assert bits_per_dim(model, values[:2].byte(), labels).isfinite().all()
+    model.log_prob(x, labels).sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.noise.parameters())
+    half = model.bfloat16()
+    assert half.log_prob(x, labels).dtype == torch.float32
+
+
+def test_only_uniform_noise_is_learned():
+    with pytest.raises(InputError, match="noise_width is 4; allowed: 0 with Gaussian noise"):
+        small_model(dequantisation="gaussian", noise_width=4)
