@@ -60,10 +60,13 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.distillation --students inverse/hidden inverse/output inverse/projected --steps 2000 \
 		--out distillation_losses
 	$(BIN)/python -m benchmarks.distillation --students inverse/hidden --seeds 0 --steps 4000 --dropout 0.1 --out student
-	$(BIN)/python -m farmer_ref.train --preset mnist-p2 --out runs/mnist-p2 --max-minutes 98 --resume
+	$(BIN)/python -m farmer_ref.train --preset mnist-p2 --model.noise-width 0 --out runs/mnist-p2-uniform --max-minutes 98 \
+		--resume
+	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 -m farmer_ref.train --preset mnist-p2 \
+		--init-from runs/mnist-p2-uniform --model.noise-width 16 --batch-size 32 --out runs/mnist-p2 --max-minutes 90 --resume
 	$(BIN)/python -m benchmarks.mnist --stage classifier
 	$(BIN)/python -m benchmarks.mnist --stage images
-	$(BIN)/python -m benchmarks.mnist --stage model --samples 500
+	$(BIN)/python -m benchmarks.mnist --stage model --samples 500 --draws 4
 	$(BIN)/python -m farmer_ref.distill --run runs/mnist-p2 --form inverse --batch-size 16 --learning-rate 2e-3 --ema-decay 0.99 --max-minutes 11
 	$(BIN)/python -m benchmarks.mnist --stage student --samples 500
 	$(BIN)/python -m farmer_ref.train --preset mnist --out runs/mnist --max-minutes 97 --resume

@@ -32,6 +32,7 @@ from farmer_ref.support import cli
 from farmer_ref.support.files import (
     CHECKSUM,
     PRETRAINED,
+    pretrained_folder,
     read_metadata,
     read_metrics,
     read_weights,
@@ -44,6 +45,7 @@ from farmer_ref.support.plots import image_grid
 from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import Whole, settings_class
 from farmer_ref.training.checkpoint import last_state
+from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.runs import Run, run_record, saved_settings
 
 BESIDE = PRETRAINED / "mnist"  # the images and the classifier
@@ -171,7 +173,7 @@ def make_model(config: MnistConfig) -> None:
     settings = dataclasses.replace(
         saved_settings(run), preset=config.preset, out=preset.out, data_root=preset.data_root, resume=False
     )
-    models = {"float32": Farmer.from_pretrained(run)}
+    models, before = {"float32": Farmer.from_pretrained(run)}, trained_before(settings)
     if config.ship:
         target.mkdir(exist_ok=True)
         write_config(target, run_record(settings))
@@ -185,12 +187,14 @@ def make_model(config: MnistConfig) -> None:
         "parameters": parameters(model),
         "training_steps": state.step,
         "training_minutes": state.seconds / 60,
+        **({"before": before} if before else {}),
         f"validation_{unit}": {
             name: getattr(evaluate_likelihood(m, validation, draws=1, limit=1000), unit) for name, m in models.items()
         },
         "test": dataclasses.asdict(
             evaluate_likelihood(model, test, draws=config.draws, importance_weighted=config.draws > 1)
         ),
+        **({"noise": noise_figures(model, validation)} if model.config.noise_width else {}),
     } | sample_figures(config, model, test)
     shape = {**made, "settings": dataclasses.asdict(settings)}
     grid = image_grid(grid_of(config, model), columns=10, cell=56)
@@ -199,6 +203,29 @@ def make_model(config: MnistConfig) -> None:
         write_json(target / "record.json", {**made, **figures})
     write_json(ROOT / "results" / f"{config.preset}.json", {**shape, **figures, "curve": curve_of(run)})
     print(json.dumps(figures, indent=2))
+
+
+def trained_before(settings: TrainConfig) -> dict[str, Any]:
+    """The steps and minutes of the run that this one began with: a run folder, or a model that ships."""
+    if not settings.init_from:
+        return {}
+    folder = pretrained_folder(settings.init_from)
+    if (folder / "record.json").is_file():
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        return {name: record[name] for name in ("commit", "training_steps", "training_minutes")}
+    state = last_state(folder)
+    return {"training_steps": state.step, "training_minutes": state.seconds / 60}
+
+
+def noise_figures(model: Farmer, split: ImageSet) -> dict[str, dict[str, float]]:
+    """The mean shift and scale of the learned noise, of black pixels and of others, over 500 images."""
+    values = split.values[:500]
+    with torch.no_grad():
+        shift, log_scale = model.noise.shift_and_log_scale(values.double(), torch.float32)
+    return {
+        name: {"shift": float(shift[chosen].mean()), "scale": float(log_scale[chosen].exp().mean())}
+        for name, chosen in {"black": values == 0, "other": values > 0}.items()
+    }
 
 
 def sample_figures(config: MnistConfig, model: Farmer, test: ImageSet, **options: object) -> dict[str, object]:

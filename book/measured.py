@@ -20,7 +20,7 @@ from farmer_ref.support.hub import PATIENCE, STALLED
 from farmer_ref.support.record import made_on, readable
 from farmer_ref.training.presets import PRESETS
 
-COORDINATES = ("linear", "histogram")
+COORDINATES = ("linear", "histogram", "histogram, learned noise")
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SWEEPS = {
     "from z (ours)": "from $z$ (ours)",
@@ -236,6 +236,8 @@ def of_mnist() -> dict[str, str]:
         "mnist_bits": f"{test['bits_per_dim']:.3f}",
         "mnist_error": f"{test['standard_error']:.3f}",
         "mnist_images": f"{test['images']:,}",
+        "mnist_draws": in_words(test["draws"]),
+        "mnist_weighted": f"{test['importance_weighted_bits_per_dim'] or test['bits_per_dim']:.3f}",
         "mnist_label": f"{math.log2(10) / 784:.4f}",
         "mnist_samples": f"{measured['samples']:,}",
         "mnist_accuracy": f"{measured['guidance_scale']['0']['accuracy']:.1%}",
@@ -250,6 +252,11 @@ def of_mnist() -> dict[str, str]:
     }
 
 
+def legs_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The run that a model began with, if any, and its own."""
+    return [leg for leg in (record.get("before"), record) if leg]
+
+
 def mnist_models() -> str:
     """The models of 28x28 digits that ship: size, training, likelihood, samples."""
     lines = []
@@ -261,8 +268,8 @@ def mnist_models() -> str:
                 f"`{name}`",
                 f"{model.tokens} × {model.token_channels}",
                 f"{record['parameters'] / 1e6:.1f}",
-                f"{record['training_steps']:,}",
-                f"{record['training_minutes']:.0f}",
+                " + ".join(f"{leg['training_steps']:,}" for leg in legs_of(record)),
+                " + ".join(f"{leg['training_minutes']:.0f}" for leg in legs_of(record)),
                 f"{record['test']['bits_per_dim']:.3f}",
                 *(f"{guided[scale]['accuracy']:.1%}" for scale in ("0", "1")),
                 f"{student['guidance_scale']['1']['accuracy']:.1%}",
@@ -299,7 +306,7 @@ def mnist_guidance() -> str:
 
 
 def pixels() -> str:
-    """Digits in two coordinates of the pixels."""
+    """Digits in two coordinates of the pixels, and with learned noise."""
     measured = load("pixels")
     heads = ["pixels", "bits/dim", "accuracy of samples", "guided"]
     formats = {"bits_per_dim": ".3f", "sample_accuracy": ".1%", "guided_sample_accuracy": ".1%"}

@@ -310,8 +310,9 @@ assert torch.tensor(curves["with the mask"][-50:]).median() < best + 0.05
 # \underbrace{\textstyle\sum_{\text{blocks}} \log \sigma_i}_{\text{flow}} + \underbrace{\log |dx_i / d\text{pixels}|}_{\text{coordinates}} \Big]$$
 #
 # The last term is there because both models of this notebook look at a pixel not in its linear scale, but in a coordinate
-# in which it is standard normal on its own. That is an invertible map like any other, with a derivative that counts. Notebook
-# 02b says why it helps.
+# in which it is standard normal on its own. That is an invertible map like any other, with a derivative that counts. (The
+# larger model first moves each pixel within its grey level, `model.noise`; the derivative of that is counted, too.)
+# Notebook 02b says why both help.
 
 
 # %%
@@ -319,7 +320,8 @@ def log_prob_of_tokens(model, images, labels):
     """The terms (B,N) of log p(image | c), one for each token, in nats."""
     # Coordinates: the derivative of every pixel's map.
     pixels = images.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(model.pixels(pixels)[0].sum(), pixels)
+    moved, _ = model.noise(pixels)
+    (slope,) = torch.autograd.grad(model.pixels(moved)[0].sum(), pixels)
     terms = model.patchify(slope.log()).sum(-1)
     # Flow: the log sigmas of its blocks, and their linear maps of the channels, the same for all tokens.
     x, _ = model.to_tokens(images)

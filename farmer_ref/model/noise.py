@@ -58,7 +58,7 @@ class LearnedNoise(nn.Module):
         if not self.layers:
             return images, images.new_zeros(images.shape[0])
         level, u = self._place(images)
-        shift, log_scale = self._shift_and_log_scale(level, images.dtype)
+        shift, log_scale = self.shift_and_log_scale(level, images.dtype)
         exporting = torch.compiler.is_exporting()  # ONNX has no Phi^-1, and its runtime has Phi in float32 alone
         before = (normal_quantile if exporting else torch.special.ndtri)(u.clamp(EDGE, 1 - EDGE))
         after = shift + log_scale.exp() * before
@@ -73,10 +73,21 @@ class LearnedNoise(nn.Module):
         if not self.layers:
             return images
         level, u = self._place(images)
-        shift, log_scale = self._shift_and_log_scale(level, images.dtype)
+        shift, log_scale = self.shift_and_log_scale(level, images.dtype)
         info = torch.finfo(u.dtype)
         before = (torch.special.ndtri(u.clamp(info.tiny, 1 - info.eps / 2)) - shift) * (-log_scale).exp()
         return self._images(level, torch.special.ndtr(before), images.dtype)
+
+    def shift_and_log_scale(self, level: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """m and log s (B,C,H,W), in float64, of the pixels of images whose grey levels (B,C,H,W) are given."""
+        first, second, last = self.layers
+        grey = (2 * level + 1) / self.levels - 1
+        seen = torch.cat([grey, level == 0, level == self.levels - 1], dim=1).to(dtype)  # black and white stand out
+        with full_precision(seen):
+            shift, scale = last(F.gelu(second(F.gelu(first(seen))))).double().chunk(2, dim=1)
+        at_rest = math.log(-LEAST_LOG_SCALE / MOST_LOG_SCALE)  # so that 0 gives s = 1
+        log_scale = LEAST_LOG_SCALE + (MOST_LOG_SCALE - LEAST_LOG_SCALE) * torch.sigmoid(scale + at_rest)
+        return MOST_SHIFT * torch.tanh(shift), log_scale
 
     def _place(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The grey levels v of pixels and their places u in the cells, in float64."""
@@ -88,14 +99,3 @@ class LearnedNoise(nn.Module):
         """The inverse of `_place`; rounding to `dtype` moves no pixel out of its cell."""
         margin = self.levels * torch.finfo(dtype).eps
         return (2 * (level + u.clamp(margin, 1 - margin)) / self.levels - 1).to(dtype)
-
-    def _shift_and_log_scale(self, level: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """m and log s of each pixel (B,C,H,W), in float64."""
-        first, second, last = self.layers
-        grey = (2 * level + 1) / self.levels - 1
-        seen = torch.cat([grey, level == 0, level == self.levels - 1], dim=1).to(dtype)  # black and white stand out
-        with full_precision(seen):
-            shift, scale = last(F.gelu(second(F.gelu(first(seen))))).double().chunk(2, dim=1)
-        at_rest = math.log(-LEAST_LOG_SCALE / MOST_LOG_SCALE)  # so that 0 gives s = 1
-        log_scale = LEAST_LOG_SCALE + (MOST_LOG_SCALE - LEAST_LOG_SCALE) * torch.sigmoid(scale + at_rest)
-        return MOST_SHIFT * torch.tanh(shift), log_scale

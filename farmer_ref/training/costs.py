@@ -37,7 +37,7 @@ BYTES_PER_PARAMETER = 20  # float32: the weight, its gradient, two moments of Ad
 
 
 def forward_flops(config: ModelConfig) -> int:
-    """FLOPs of log p of one image, products only (attention and convolutions included). Backward takes twice as many."""
+    """FLOPs of log p of one image, products only (attention, convolutions included). Backward takes twice as many."""
     tokens, channels = config.tokens, config.token_channels
     informative = config.informative or channels
     redundant = channels - informative

@@ -142,7 +142,7 @@ _MNIST = ModelConfig(  # for a CPU: 1.8M parameters, D = 16
     channel_mixing="learned",
 )
 _MNIST_NOISE = dataclasses.replace(_MNIST, dequantisation="gaussian", pixels="linear", channel_mixing="none")
-_MNIST_P2 = dataclasses.replace(_MNIST, patch_size=2, informative=3, redundant_components=32)
+_MNIST_P2 = dataclasses.replace(_MNIST, patch_size=2, informative=3, redundant_components=32, noise_width=16)
 _MNIST_RUN: dict[str, Any] = {
     "dataset": "mnist",
     "steps": 16_000,

@@ -92,6 +92,9 @@ def test_a_run_starts_from_a_trained_model(capsys, tmp_path):
     digits, begun = Run.open("digits").load(), Run.open(tmp_path / "still").load()
     assert begun.config == digits.config
     assert all(torch.equal(weight, begun.state_dict()[name]) for name, weight in digits.state_dict().items())
+    train.main([*run, *still, "--model.noise-width", "4", "--out", str(tmp_path / "noisy")])
+    noisy, images = Run.open(tmp_path / "noisy").load(), torch.rand(2, 1, 8, 8) * 2 - 1
+    assert noisy.config.noise_width == 4 and torch.allclose(noisy.log_prob(images), digits.log_prob(images), atol=0.01)
     train.main([*run, "--sample-every", "0", "--out", str(tmp_path / "moved")])
     moved = Run.open(tmp_path / "moved").load()
     assert not torch.equal(moved.prior.positions, digits.prior.positions)

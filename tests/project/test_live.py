@@ -76,6 +76,7 @@ def test_comments_and_indentation_are_left_out_and_nothing_else():
     [
         ({"dequantisation": "gaussian"}, "dequantisation is 'gaussian'; allowed: uniform"),
         ({"flow_sees_class": True, "channels": 1, "informative": 3}, "flow_sees_class is True; allowed: False"),
+        ({"noise_width": 4, "channels": 1, "informative": 3}, "noise_width is 4; allowed: 0"),
         ({}, "channels is 2; allowed: 1"),
     ],
 )

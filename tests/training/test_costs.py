@@ -20,6 +20,7 @@ VARIANTS = (
     {"channel_mixing": "learned", "patch_basis": "dct"},
     {"informative": None},
     {"redundant_prior": "normal", "condition_repeats": 3},
+    {"noise_width": 8},
 )
 
 
