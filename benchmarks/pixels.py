@@ -163,7 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     path, made = ROOT / "results" / "pixels.json", provenance(torch.device("cpu"))
     lost = {name: lost_bits(mass, 0) for name, mass in masses.items()}
     kept = {} if set(config.rows) == {*ROWS} else json.loads(path.read_text(encoding="utf-8"))
-    rows = {row: kept[row] for row in ROWS if row in kept}
+    of_the_file = {key: kept[key] for key in made if key in kept}  # where a row does not say how it was made
+    rows = {row: {"made": of_the_file} | kept[row] for row in ROWS if row in kept}
     with tempfile.TemporaryDirectory() as temporary:
         for row in config.rows:
             runs: list[dict[str, Any]] = []
