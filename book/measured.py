@@ -238,6 +238,8 @@ def of_mnist() -> dict[str, str]:
         "mnist_images": f"{test['images']:,}",
         "mnist_draws": in_words(test["draws"]),
         "mnist_weighted": f"{test['importance_weighted_bits_per_dim'] or test['bits_per_dim']:.3f}",
+        "mnist_noise_black": f"{measured['noise']['black']['scale']:.2f}",
+        "mnist_noise_other": f"{measured['noise']['other']['scale']:.2f}",
         "mnist_label": f"{math.log2(10) / 784:.4f}",
         "mnist_samples": f"{measured['samples']:,}",
         "mnist_accuracy": f"{measured['guidance_scale']['0']['accuracy']:.1%}",

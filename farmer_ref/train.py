@@ -35,8 +35,8 @@ DESCRIPTION = """Train FARMER on images. --preset is read first: the defaults be
 Presets: {presets}. With --resume, the defaults are those of the run itself."""
 FITTED_PATCHES = 200_000  # a PCA, or a histogram, needs no more
 KEPT_BY_RESUME = ["preset", "init_from", "seed", "batch_size", "flip", "label_dropout"]  # else the run is another one
-
-CHANGED_BY_INIT_FROM = ("class_names", "dropout", "dequantisation", "noise_start", "noise_final", "noise_width")
+# What may differ from the model that a run starts from: settings that leave its weights their meaning.
+FREE_AT_START = ("class_names", "dropout", "dequantisation", "noise_start", "noise_final", "noise_width")
 
 
 def settings(argv: list[str] | None = None) -> TrainConfig:
@@ -164,7 +164,7 @@ class Training:
         trained = Run.open(name).load()
         for field in dataclasses.fields(ModelConfig):
             before, now = getattr(trained.config, field.name), getattr(self.config.model, field.name)
-            if field.name not in CHANGED_BY_INIT_FROM:
+            if field.name not in FREE_AT_START:
                 require(before == now, f"model.{field.name}", now, f"{before!r}, as in {name}, where the run begins")
         weights, noise = trained.state_dict(), self.model.noise.state_dict(prefix="noise.")
         if trained.config.noise_width != self.config.model.noise_width:  # begun anew, which has no effect yet
