@@ -168,7 +168,7 @@ def make_images(config: MnistConfig) -> None:
 
 def make_model(config: MnistConfig) -> None:
     """What the run's averaged weights score, results/<preset>.json; shipped in half precision, unless told not to."""
-    run = Path(config.run)
+    run, made = Path(config.run), {**provenance(torch.device("cpu")), "remark": config.remark}
     preset, state, target = PRESETS[config.preset], last_state(run), PRETRAINED / config.preset
     settings = dataclasses.replace(
         saved_settings(run), preset=config.preset, out=preset.out, data_root=preset.data_root, resume=False
@@ -181,7 +181,6 @@ def make_model(config: MnistConfig) -> None:
         models["float16"] = Farmer.from_pretrained(target)
     model = models["float16" if config.ship else "float32"]
     validation, test = split_of(config, "validation"), split_of(config, "test")
-    made = {**provenance(torch.device("cpu")), "remark": config.remark}
     unit = "bits_per_dim" if model.config.dequantisation == "uniform" else "nats_per_dim"
     figures = {
         "parameters": parameters(model),
