@@ -287,12 +287,13 @@ for place, (name, found) in zip((-0.2, 0.2), inputs.items(), strict=True):
     axes.bar([i + place for i in range(4)], relative_errors(found, path), 0.36, label=name)
 axes.set(title="The shipped student, 28×28", xlabel="level reached", ylabel="relative error")
 axes.set_xticks(range(4), levels)
+axes.margins(y=0.6)  # room for the legend
 axes.legend(title="a block is given", frameon=False, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# Given the teacher's level, a block makes only an error of its own. In sampling it inherits those of the blocks before,
-# and the error grows from level to level.
+# Given the teacher's level, a block makes only an error of its own. In sampling it inherits those of the blocks before:
+# from the second level on, its error is then larger.
 #
 # Errors also have a place. A map for each level shows the root mean square error of each of the $14 \times 14$ tokens,
 # for blocks that are given the teacher's level.

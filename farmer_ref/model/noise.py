@@ -37,7 +37,7 @@ class Convolution(nn.Conv2d):
         super().__init__(channels_in, channels_out, side, padding=side // 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B,C_in,H,W) to (B,C_out,H,W)."""
+        """Images (B,C,H,W) to images of the same size, with another number of channels."""
         assert self.bias is not None
         return F.conv2d(images, self.weight.to(images.dtype), self.bias.to(images.dtype), padding=self.padding)
 
