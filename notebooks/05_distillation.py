@@ -85,8 +85,8 @@ for model in models.values():
         "inverse": seconds(model.flow.inverse, z, repeats=2),
         "prior": seconds(model.prior.sample, labels, repeats=2),
     }
-most = times["196 tokens"]  # with 16, other work on the machine can hide the difference
-assert most["inverse"] > 1.5 * most["forward"]
+for parts in times.values():
+    assert parts["inverse"] > 1.5 * parts["forward"]
 
 # %% tags=["hide-input", "hide-output"]
 figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")

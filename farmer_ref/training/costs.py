@@ -59,8 +59,8 @@ def forward_flops(config: ModelConfig) -> int:
     if redundant and config.redundant_prior == "shared":
         prior += 2 * config.prior_width * config.redundant_components * (1 + 2 * redundant)
     basis = 0 if config.patch_basis == "pixel" else square
-    noise = 2 * config.image_size**2 * config.noise_width * (9 * 3 * config.channels + 9 * config.noise_width)
-    noise += 2 * config.image_size**2 * config.noise_width * 2 * config.channels
+    width, colours = config.noise_width, config.channels
+    noise = 2 * config.image_size**2 * width * (9 * 3 * colours + 9 * width + 2 * colours)
     return noise + basis + config.flow_blocks * block + prior
 
 
