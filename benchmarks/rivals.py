@@ -7,13 +7,14 @@ Contenders, each with one or two million weights and told the class of an image:
 - a PyTorch port of JetFormer (github.com/alexojica/JetFormer);
 - an affine coupling flow of our own, with a unit Gaussian.
 
-In linear pixels each has the choice between black at -1, as all of them are published, and at 0.
+In linear pixels each has the choice between black at -1, as all of them are published, and at 0. The best variant of
+FARMER and of TARFlow competes a second time with learned noise in place of uniform noise, the same module for both.
 
 All train in one process and on one thread, in turns, by the same optimiser, schedule, batches and moving average. The
 clock counts the processor time of a contender's training steps alone, so that other work on the machine does not
 count. The learning rate of each, and the best of some variants of FARMER, of TARFlow and of JetFormer, are chosen by
 short runs (`--stage rates`) on validation images, which the curves show, too; test images are used once, at the end.
-Every figure is a bound on the discrete bits/dim, from the log-density of uniformly dequantised images. Writes
+Every figure is a bound on the discrete bits/dim, from the log-density of dequantised images. Writes
 results/rivals.json and results/rivals.svg.
 
 The port's factory, Patch PCA and loss are for three colours (`3 * patch_size * patch_size` in jetformer.py and
@@ -47,6 +48,7 @@ from benchmarks.tarflow import public_code
 from farmer_ref import PRESETS, Farmer, InputError, ModelConfig
 from farmer_ref.data.sets import ImageSet, batches, load_split
 from farmer_ref.model.coupling import CouplingFlow
+from farmer_ref.model.noise import LearnedNoise
 from farmer_ref.model.tokens import Dequantiser, Patchify, nats_to_bits_per_dim
 from farmer_ref.support import cli
 from farmer_ref.support.files import read_json, write_json
@@ -66,6 +68,9 @@ BLOCKS = {
 RATES = (1e-3, 2e-3, 4e-3)  # tried first
 WARM_UP = 0.05  # share of the time
 SLICE = 20.0  # seconds of a turn
+NOISY = ("FARMER, histogram", "FARMER, linear", "TARFlow")  # compete with learned noise, too
+WITH_NOISE = ", learned noise"
+NOISE_WIDTH = PRESETS["mnist-p2"].model.noise_width
 UNIFORM = Dequantiser("uniform", 256, noise_start=1.0, noise_final=1.0)
 PUBLISHED = (
     ("PixelCNN, UvA tutorial 12", 0.808, "exact", "grey levels without noise, 0.9M parameters"),
@@ -265,6 +270,25 @@ class BlackAtZero(nn.Module):
         return self.contender(images + 1, labels)
 
 
+class WithLearnedNoise(nn.Module):
+    """A contender whose uniform noise passes through `LearnedNoise`, trained with it."""
+
+    def __init__(self, contender: nn.Module):
+        super().__init__()
+        self.noise, self.contender = LearnedNoise(PRESET.model.channels, UNIFORM.levels, NOISE_WIDTH), contender
+
+    def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B,N,D) and log|det| (B,)."""
+        moved, log_slope = self.noise(images)
+        z, logdet = self.contender.encode(moved, labels)
+        return z, logdet + log_slope
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """log p (B,)."""
+        moved, log_slope = self.noise(images)
+        return self.contender(moved, labels) + log_slope
+
+
 Builder = Callable[[ModelConfig], nn.Module]
 
 
@@ -275,6 +299,15 @@ def with_black_at_zero(variants: dict[str, Builder]) -> dict[str, Builder]:
         return BlackAtZero(build(shape))
 
     return {f"{name}, black at 0": partial(shifted, build) for name, build in variants.items()} | variants
+
+
+def with_learned_noise(variants: dict[str, Builder]) -> dict[str, Builder]:
+    """Every variant with `WithLearnedNoise`."""
+
+    def noisy(build: Builder, shape: ModelConfig) -> nn.Module:
+        return WithLearnedNoise(build(shape))
+
+    return {name: partial(noisy, build) for name, build in variants.items()}
 
 
 def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Builder]]:
@@ -303,7 +336,9 @@ def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Buil
         }
     found["coupling flow"] = {"16 x 1": lambda shape: OurCoupling(shape, 16, 1)}
     linear = {name: with_black_at_zero(variants) for name, variants in found.items()}
-    return {"FARMER, histogram": ours("histogram"), **linear}
+    found = {"FARMER, histogram": ours("histogram"), **linear}
+    noisy = {name: with_learned_noise(found[name]) for name in NOISY if name in found}
+    return found | {f"{name}{WITH_NOISE}": variants for name, variants in noisy.items()}
 
 
 def check_logdet(build: Builder) -> None:
@@ -394,11 +429,19 @@ def or_infinite(bits: float | None) -> float:
     return math.inf if bits is None else bits
 
 
+def best_trial(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """The short run of a contender that went best; raises `InputError` if there is none."""
+    trials = [trial for trial in record["rates"]["trials"] if trial["contender"] == name]
+    if not trials:
+        raise InputError(f"stage is 'contest', and results/rivals.json has no rate for {name}; allowed: all or rates")
+    return min(trials, key=lambda trial: or_infinite(trial["bits_per_dim"]))
+
+
 def choose_rates(config: RivalsConfig, built: dict[str, dict[str, Builder]], record: dict[str, Any], out: Path) -> None:
     """Short runs, one by one; `record["rates"]`.
 
     Of the first variant at `RATES`, halved or doubled until the best rate is not the last one on its side; of the other
-    variants at that rate.
+    variants at that rate. With learned noise only of the variant that was best without.
     """
     train, validation = splits(config, "train", "validation")
     trials: list[dict[str, Any]] = record["rates"]["trials"] if config.resume and "rates" in record else []
@@ -418,7 +461,9 @@ def choose_rates(config: RivalsConfig, built: dict[str, dict[str, Builder]], rec
         print(trials[-1], flush=True)
         return or_infinite(bits)
 
-    for name, (first, *others) in built.items():
+    for name, variants in built.items():
+        plain = name.removesuffix(WITH_NOISE)
+        first, *others = variants if plain == name else [best_trial(record, plain)["variant"]]
         found = {rate: bits_at(rate, name, first) for rate in RATES}
         while (best := min(found, key=found.__getitem__)) in (min(found), max(found)):
             beyond = best / 2 if best == min(found) else 2 * best
@@ -433,10 +478,7 @@ def contest(config: RivalsConfig, built: dict[str, dict[str, Builder]], record: 
     trainings: dict[str, Training] = {}
     record["contenders"] = {}
     for name, variants in built.items():
-        trials = [trial for trial in record["rates"]["trials"] if trial["contender"] == name]
-        if not trials:
-            raise InputError(f"stage is 'contest', and {out} has no rate for {name}; allowed: all, or rates before")
-        best = min(trials, key=lambda trial: or_infinite(trial["bits_per_dim"]))
+        best = best_trial(record, name)
         torch.manual_seed(config.seed)
         contender = variants[best["variant"]](PRESET.model)
         rate = best["learning_rate"]
@@ -474,10 +516,13 @@ def draw(record: dict[str, Any]) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.subplots()
-        for colour, (name, found) in zip(COLOURS, record["contenders"].items(), strict=False):
+        plain = [name for name in record["contenders"] if not name.endswith(WITH_NOISE)]
+        for name, found in record["contenders"].items():
+            colour = COLOURS[plain.index(name.removesuffix(WITH_NOISE))]
             seconds = [point["seconds"] for point in found["curve"]]
             bits = [or_infinite(point["bits_per_dim"]) for point in found["curve"]]
-            axes.plot(seconds, bits, marker="o", ms=4, color=colour, label=f"{name}: {bits[-1]:.2f}")
+            line = {"color": colour, "ls": "-" if name in plain else "--", "label": f"{name}: {bits[-1]:.2f}"}
+            axes.plot(seconds, bits, marker="o", ms=4, **line)
         axes.set(xscale="log", xlabel="processor seconds of training, one thread", ylabel="validation bits/dim")
         axes.set_xticks([60 * record["settings"]["minutes"] * share for share in SHARES])
         axes.xaxis.set_major_formatter("{x:.0f}")

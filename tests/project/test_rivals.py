@@ -56,7 +56,9 @@ def test_an_identity_flow_has_the_bits_of_a_normal_grey_level():
     torch.testing.assert_close(bits, -density.mean((1, 2, 3)) / math.log(2))
 
 
-@pytest.mark.parametrize("name", ["FARMER, histogram", "FARMER, linear", "coupling flow"])
+@pytest.mark.parametrize(
+    "name", ["FARMER, histogram", "FARMER, linear", "coupling flow", "FARMER, linear, learned noise"]
+)
 def test_log_p_is_that_of_the_latents_and_the_jacobian(name):
     values = load_split("mnist-small", "train", SMALL).values
     for build in rivals.contenders(rivals.RivalsConfig(), values)[name].values():
@@ -105,7 +107,8 @@ def test_a_contest_from_the_rates_to_the_figure(tmp_path, capsys):
     few = ["--minutes", "0.01", "--trial-minutes", "0.001", "--batch-size", "2"]
     rivals.main([*few, "--validation-images", "10", "--test-images", "20"])
     record = json.loads((tmp_path / "results" / "rivals.json").read_text())
-    assert list(record["contenders"]) == ["FARMER, histogram", "FARMER, linear", "coupling flow"]
+    plain = ["FARMER, histogram", "FARMER, linear", "coupling flow"]
+    assert list(record["contenders"]) == [*plain, *(f"{name}, learned noise" for name in plain[:2])]
     for name, found in record["contenders"].items():
         tried = [trial for trial in record["rates"]["trials"] if trial["contender"] == name]
         assert len(tried) >= 3
