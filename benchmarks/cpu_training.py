@@ -65,6 +65,8 @@ class TrainingBenchmark:
     """Measure compiled layers, too, which takes minutes."""
     processes: bool = True
     """Compare two processes of one thread with one of two, too."""
+    out: str = "cpu_training"
+    """Name of the file in results/: processors differ, and each has its own."""
     row: str = ""
     """Take the steps of one row in this process when asked on standard input, as the benchmark does."""
 
@@ -261,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
             check_out(config.before, before)
             record["before"] = config.before
         record["presets"] = {preset: compare(config, preset, before) for preset in config.presets}
-    path = ROOT / "results" / "cpu_training.json"
+    path = ROOT / "results" / f"{config.out}.json"
     write_json(path, record)
     if config.processes:
         write_json(path, record | {"processes": processes_and_threads("digits")})

@@ -531,9 +531,13 @@ def threads() -> str:
 
 
 def cpu_training() -> str:
-    """Speed of training on one thread of a CPU: as it is, without each of its parts, and with what was not taken."""
-    record = load("cpu_training")
-    lines = []
+    """Training on one thread of a CPU, as it is, without its parts, and with what was not taken; and on Zen 4."""
+    return f"{speeds('cpu_training')}\n\n{folded('The same on Zen 4', speeds('cpu_training_zen4'))}"
+
+
+def speeds(name: str) -> str:
+    """The rows of one processor."""
+    record, lines = load(name), []
     for preset, found in record["presets"].items():
         for row in found["rows"]:
             lines.append(
@@ -547,13 +551,14 @@ def cpu_training() -> str:
                 ]
             )
     heads = ["one thread", "ms a step", "tokens a second", "of the matrix peak", "times before", "loss after 3 steps"]
-    return f"{source('cpu_training')}\n\n{table(heads, lines, numbers=True)}"
+    return f"{source(name)}\n\n{table(heads, lines, numbers=True)}"
 
 
 def processes() -> str:
-    """Images a second of the digits with processes and with threads."""
-    record = load("cpu_training")["processes"]
-    return table(["the digits", "images a second"], [[name, f"{rate:,.0f}"] for name, rate in record.items()], True)
+    """Images a second of the digits with processes and with threads, on two processors."""
+    zen5, zen4 = (load(name)["processes"] for name in ("cpu_training", "cpu_training_zen4"))
+    lines = [[name, f"{rate:,.0f}", f"{zen4[name]:,.0f}"] for name, rate in zen5.items()]
+    return table(["the digits: images a second", "Zen 5", "Zen 4"], lines, numbers=True)
 
 
 def latency() -> str:
