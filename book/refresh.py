@@ -12,6 +12,7 @@ A test checks that writing them again changes nothing.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Iterator
@@ -93,4 +94,5 @@ def main(root: Path = ROOT) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m book.refresh", description="Write again what is generated.").parse_args()
     main()

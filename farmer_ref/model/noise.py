@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from farmer_ref.model.pixels import normal_quantile
+from farmer_ref.model.pixels import cells, normal_quantile
 from farmer_ref.model.precision import full_precision
 
 EDGE = 1e-7  # u runs from EDGE to 1 - EDGE: float32 places a pixel in its cell no better
@@ -57,7 +57,7 @@ class LearnedNoise(nn.Module):
         """Images (B,C,H,W) in [-1, 1] to such images, in the same grey levels, and sum log du'/du (B,)."""
         if not self.layers:
             return images, images.new_zeros(images.shape[0])
-        level, u = self._place(images)
+        level, u = cells(images, self.levels)
         shift, log_scale = self.shift_and_log_scale(level, images.dtype)
         exporting = torch.compiler.is_exporting()  # ONNX has no Phi^-1, and its runtime has Phi in float32 alone
         before = (normal_quantile if exporting else torch.special.ndtri)(u.clamp(EDGE, 1 - EDGE))
@@ -72,7 +72,7 @@ class LearnedNoise(nn.Module):
         """Moved images (B,C,H,W) back to where they were."""
         if not self.layers:
             return images
-        level, u = self._place(images)
+        level, u = cells(images, self.levels)
         shift, log_scale = self.shift_and_log_scale(level, images.dtype)
         info = torch.finfo(u.dtype)
         before = (torch.special.ndtri(u.clamp(info.tiny, 1 - info.eps / 2)) - shift) * (-log_scale).exp()
@@ -89,13 +89,7 @@ class LearnedNoise(nn.Module):
         log_scale = LEAST_LOG_SCALE + (MOST_LOG_SCALE - LEAST_LOG_SCALE) * torch.sigmoid(scale + at_rest)
         return MOST_SHIFT * torch.tanh(shift), log_scale
 
-    def _place(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The grey levels v of pixels and their places u in the cells, in float64."""
-        place = (images.double() + 1) * (self.levels / 2)  # v + u
-        level = place.floor().clamp(0, self.levels - 1)
-        return level, (place - level).clamp(0, 1)
-
     def _images(self, level: Tensor, u: Tensor, dtype: torch.dtype) -> Tensor:
-        """The inverse of `_place`; rounding to `dtype` moves no pixel out of its cell."""
+        """The inverse of `cells`; rounding to `dtype` moves no pixel out of its cell."""
         margin = self.levels * torch.finfo(dtype).eps
         return (2 * (level + u.clamp(margin, 1 - margin)) / self.levels - 1).to(dtype)

@@ -57,6 +57,13 @@ def normal_quantile(probability: Tensor) -> Tensor:
     return torch.where(q.abs() <= 0.425, centre, torch.where(q < 0, -tail, tail))
 
 
+def cells(images: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """The grey levels v of pixels in [-1, 1], and their places u in [0, 1] within the cells of these, in float64."""
+    place = (images.double() + 1) * (levels / 2)  # v + u
+    level = place.floor().clamp(0, levels - 1)
+    return level, (place - level).clamp(0, 1)
+
+
 class LinearPixels(nn.Module):
     """The paper's: pixels stay as they are, and there is nothing to fit."""
 
@@ -130,12 +137,10 @@ class HistogramPixels(nn.Module):
         self.check_fitted()
         with torch.autocast(images.device.type, enabled=False):
             mass, below = self._tables()
-            place = (images.double() + 1) * (self.levels / 2)  # v + u
-            level = place.floor().clamp(0, self.levels - 1)  # (B,C,H,W)
+            level, u = cells(images, self.levels)  # (B,C,H,W)
             channel = torch.arange(self.channels, device=images.device)[:, None, None]
             mass, below = (table[channel, level.long()] for table in (mass, below))
-            distribution = below + mass * (place - level)
-            distribution = distribution.clamp(TAIL, 1 - TAIL)  # only images outside of [-1, 1] pass the ends
+            distribution = below + mass * u  # from TAIL to 1 - TAIL
             exporting = torch.compiler.is_exporting()  # ONNX has no Phi^-1
             z = normal_quantile(distribution) if exporting else torch.special.ndtri(distribution)
             log_slope = (mass * (self.levels / 2)).log() + 0.5 * (z.square() + math.log(2 * math.pi))

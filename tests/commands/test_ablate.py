@@ -97,13 +97,15 @@ def test_a_small_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
             main([*map(str, arguments), "--device", str(self.device)])
 
     monkeypatch.setattr(Runs, "_run", run)
+    monkeypatch.setattr(ablate, "TIMED_ROUNDS", 3)
+    shape = {"flow_layers": 1, "flow_width": 32, "prior_layers": 1, "prior_width": 32}
     rows = (
-        Row("exact inverse", paper="FID 2"),
-        Row("no split", {"informative": None, "final_permutation": False}, GUIDED),
-        Row("one-step student", {}, (*GUIDED, "--student")),
+        Row("exact inverse", shape, paper="FID 2"),
+        Row("no split", {**shape, "informative": None, "final_permutation": False}, GUIDED),
+        Row("one-step student", shape, (*GUIDED, "--student")),
     )
     small = Table("A table", rows, (Claim("exact inverse", "no split"),), speeds="sampling")
-    seven = Table("Seven", tuple(Row(f"x {scale}", {}, ("--redundant-temperature", str(scale))) for scale in (0, 1)))
+    seven = Table("Seven", tuple(Row(f"x {scale}", shape, ("--redundant-temperature", str(scale))) for scale in (0, 1)))
     monkeypatch.setattr(
         ablate, "tables", lambda preset: {"table3": small, "figure7": seven, "figure8": Table("Eight", rows[:1])}
     )
