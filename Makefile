@@ -63,7 +63,9 @@ check: .venv/.installed
 	$(BIN)/python -m farmer_ref.train --preset mnist-p2 --model.noise-width 0 --out runs/mnist-p2-uniform --max-minutes 98 \
 		--resume
 	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 -m farmer_ref.train --preset mnist-p2 \
-		--init-from runs/mnist-p2-uniform --model.noise-width 16 --batch-size 32 --out runs/mnist-p2 --max-minutes 90 --resume
+		--init-from runs/mnist-p2-uniform --batch-size 32 --out runs/mnist-p2-noise --max-minutes 90 --resume
+	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 -m farmer_ref.train --preset mnist-p2 \
+		--init-from runs/mnist-p2-noise --batch-size 32 --out runs/mnist-p2 --max-minutes 62 --resume
 	$(BIN)/python -m benchmarks.mnist --stage classifier
 	$(BIN)/python -m benchmarks.mnist --stage images
 	$(BIN)/python -m benchmarks.mnist --stage model --samples 500 --draws 4

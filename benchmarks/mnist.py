@@ -204,16 +204,18 @@ def make_model(config: MnistConfig) -> None:
     print(json.dumps(figures, indent=2))
 
 
-def trained_before(settings: TrainConfig) -> dict[str, Any]:
-    """The steps and minutes of the run that this one began with: a run folder, or a model that ships."""
+def trained_before(settings: TrainConfig) -> list[dict[str, Any]]:
+    """The steps and minutes of the runs that this one goes on from, the first one first."""
     if not settings.init_from:
-        return {}
+        return []
     folder = pretrained_folder(settings.init_from)
-    if (folder / "record.json").is_file():
+    if (folder / "record.json").is_file():  # a model that ships
         record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        return {name: record[name] for name in ("commit", "training_steps", "training_minutes")}
+        last = {name: record[name] for name in ("commit", "training_steps", "training_minutes")}
+        return [*record.get("before", []), last]
     state = last_state(folder)
-    return {"training_steps": state.step, "training_minutes": state.seconds / 60}
+    last = {"training_steps": state.step, "training_minutes": state.seconds / 60}
+    return [*trained_before(saved_settings(folder)), last]
 
 
 def noise_figures(model: Farmer, split: ImageSet) -> dict[str, dict[str, float]]:

@@ -255,8 +255,8 @@ def of_mnist() -> dict[str, str]:
 
 
 def legs_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The run that a model began with, if any, and its own."""
-    return [leg for leg in (record.get("before"), record) if leg]
+    """The runs that a model was trained in, one after another."""
+    return [*record.get("before", []), record]
 
 
 def mnist_models() -> str:
