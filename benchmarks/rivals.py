@@ -292,22 +292,18 @@ class WithLearnedNoise(nn.Module):
 Builder = Callable[[ModelConfig], nn.Module]
 
 
+def wrapped(wrapper: Callable[[nn.Module], nn.Module], variants: dict[str, Builder]) -> dict[str, Builder]:
+    """Every variant inside of a `wrapper`."""
+
+    def inside(build: Builder, shape: ModelConfig) -> nn.Module:
+        return wrapper(build(shape))
+
+    return {name: partial(inside, build) for name, build in variants.items()}
+
+
 def with_black_at_zero(variants: dict[str, Builder]) -> dict[str, Builder]:
     """Every variant with `BlackAtZero`, too, and these first."""
-
-    def shifted(build: Builder, shape: ModelConfig) -> nn.Module:
-        return BlackAtZero(build(shape))
-
-    return {f"{name}, black at 0": partial(shifted, build) for name, build in variants.items()} | variants
-
-
-def with_learned_noise(variants: dict[str, Builder]) -> dict[str, Builder]:
-    """Every variant with `WithLearnedNoise`."""
-
-    def noisy(build: Builder, shape: ModelConfig) -> nn.Module:
-        return WithLearnedNoise(build(shape))
-
-    return {name: partial(noisy, build) for name, build in variants.items()}
+    return {f"{name}, black at 0": build for name, build in wrapped(BlackAtZero, variants).items()} | variants
 
 
 def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Builder]]:
@@ -337,7 +333,7 @@ def contenders(config: RivalsConfig, values: Tensor) -> dict[str, dict[str, Buil
     found["coupling flow"] = {"16 x 1": lambda shape: OurCoupling(shape, 16, 1)}
     linear = {name: with_black_at_zero(variants) for name, variants in found.items()}
     found = {"FARMER, histogram": ours("histogram"), **linear}
-    noisy = {name: with_learned_noise(found[name]) for name in NOISY if name in found}
+    noisy = {name: wrapped(WithLearnedNoise, found[name]) for name in NOISY if name in found}
     return found | {f"{name}{WITH_NOISE}": variants for name, variants in noisy.items()}
 
 
