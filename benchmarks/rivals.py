@@ -13,7 +13,8 @@ FARMER and of TARFlow competes a second time with learned noise in place of unif
 All train in one process and on one thread, in turns, by the same optimiser, schedule, batches and moving average. The
 clock counts the processor time of a contender's training steps alone, so that other work on the machine does not
 count. The learning rate of each, and the best of some variants of FARMER, of TARFlow and of JetFormer, are chosen by
-short runs (`--stage rates`) on validation images, which the curves show, too; test images are used once, at the end.
+short runs (`--stage rates`) on validation images, which the curves show, too; test images are used once, at the end. A
+contender that has to skip more than a tenth of its steps trains once more, at half the rate.
 Every figure is a bound on the discrete bits/dim, from the log-density of dequantised images. Writes
 results/rivals.json and results/rivals.svg.
 
@@ -67,6 +68,8 @@ BLOCKS = {
 }
 RATES = (1e-3, 2e-3, 4e-3)  # tried first
 WARM_UP = 0.05  # share of the time
+MOST_SKIPPED = 0.1  # share of the steps, which have no finite gradient; with more, a contender has failed
+MOST_FAILURES = 3  # then it stays as it is
 SLICE = 20.0  # seconds of a turn
 NOISY = ("FARMER, histogram", "FARMER, linear", "TARFlow")  # compete with learned noise, too
 WITH_NOISE = ", learned noise"
@@ -109,7 +112,7 @@ class RivalsConfig:
     seed: Whole = 0
     """Seed of weights, batches and noise."""
     resume: bool = False
-    """Keep the short runs that results/rivals.json has."""
+    """Keep the short runs, and the contenders that have not failed, of results/rivals.json."""
 
 
 # -- the contenders: modules from images (B,C,H,W) in [-1, 1] and labels (B,) to log p (B,) ----------------------------
@@ -468,18 +471,47 @@ def choose_rates(config: RivalsConfig, built: dict[str, dict[str, Builder]], rec
             bits_at(best, name, variant)
 
 
+def failed_rates(found: dict[str, Any]) -> list[float]:
+    """The rates at which a contender of the record has failed, and has to be trained again; empty if it stands."""
+    rates = found.get("failed_rates", [])
+    failed = found["skipped_steps"] > MOST_SKIPPED * found["curve"][-1]["steps"]
+    return [*rates, found["learning_rate"]] if failed and len(rates) < MOST_FAILURES else []
+
+
 def contest(config: RivalsConfig, built: dict[str, dict[str, Builder]], record: dict[str, Any], out: Path) -> None:
-    """Train all in turns, with a point of each curve where its clock passes a share; `record["contenders"]`."""
+    """Train all, and those that failed once more at half the rate; `record["contenders"]`."""
+    found = record.setdefault("contenders", {})
+    best = {name: best_trial(record, name) for name in built}
+    while True:
+        choices = {}
+        for name in built:
+            scored = "test" in found.get(name, {})
+            rates = failed_rates(found[name]) if scored else []
+            if rates or not scored:
+                rate = rates[-1] / 2 if rates else best[name]["learning_rate"]
+                choices[name] = {"variant": best[name]["variant"], "learning_rate": rate, "failed_rates": rates}
+        if not choices:
+            return
+        train_in_turns(config, built, choices, record, out)
+
+
+def train_in_turns(
+    config: RivalsConfig,
+    built: dict[str, dict[str, Builder]],
+    choices: dict[str, dict[str, Any]],
+    record: dict[str, Any],
+    out: Path,
+) -> None:
+    """Train some, with a point of each curve where its clock passes a share, and score the test images."""
     train, validation, test = splits(config, "train", "validation", "test")
     trainings: dict[str, Training] = {}
-    record["contenders"] = {}
-    for name, variants in built.items():
-        best = best_trial(record, name)
+    for name, choice in choices.items():
+        record["contenders"][name] = {**choice, "curve": []}
         torch.manual_seed(config.seed)
-        contender = variants[best["variant"]](PRESET.model)
-        rate = best["learning_rate"]
-        trainings[name] = Training(contender, train, config=config, rate=rate, minutes=config.minutes)
-        record["contenders"][name] = {"variant": best["variant"], "learning_rate": rate, "curve": []}
+        contender = built[name][choice["variant"]](PRESET.model)
+        trainings[name] = Training(
+            contender, train, config=config, rate=choice["learning_rate"], minutes=config.minutes
+        )
     marks = [60 * config.minutes * share for share in SHARES]
     while any(training.seconds < training.budget for training in trainings.values()):
         for name, training in trainings.items():
@@ -541,11 +573,14 @@ def main(argv: list[str] | None = None) -> None:
         if config.stage != "contest":
             choose_rates(config, built, record, out)
         if config.stage != "rates":
-            settings = dataclasses.asdict(dataclasses.replace(config, tarflow="", jetformer="", data_root="data"))
-            heads = ("model", "bits_per_dim", "kind", "note")
-            published = [dict(zip(heads, row, strict=True)) for row in PUBLISHED]
-            made = {**provenance(torch.device("cpu")), "settings": settings, "published": published}
-            record = {**made, "rates": record["rates"]}
+            made = provenance(torch.device("cpu"))
+            if config.resume and "contenders" in record:
+                record["resumed"] = made
+            else:
+                settings = dataclasses.asdict(dataclasses.replace(config, tarflow="", jetformer="", data_root="data"))
+                heads = ("model", "bits_per_dim", "kind", "note")
+                published = [dict(zip(heads, row, strict=True)) for row in PUBLISHED]
+                record = {**made, "settings": settings, "published": published, "rates": record["rates"]}
             contest(config, built, record, out)
     if config.stage != "rates":
         save_plot(draw(record), out.with_suffix(".svg"))

@@ -113,10 +113,23 @@ def test_a_contest_from_the_rates_to_the_figure(tmp_path, capsys):
         tried = [trial for trial in record["rates"]["trials"] if trial["contender"] == name]
         assert len(tried) >= 3
         best = min(tried, key=lambda trial: trial["bits_per_dim"])
-        assert (found["learning_rate"], found["variant"]) == (best["learning_rate"], best["variant"])
+        first = [*found["failed_rates"], found["learning_rate"]][0]
+        assert (first, found["variant"]) == (best["learning_rate"], best["variant"])
         seconds = [point["seconds"] for point in found["curve"]]
         assert seconds == sorted(seconds) and len(seconds) == len(rivals.SHARES) and seconds[-1] >= 0.6
         assert found["test"]["images"] == 20 and math.isfinite(found["test"]["bits_per_dim"])
+    record["contenders"]["coupling flow"]["failed_rates"] = []
+    stands, fails = record["contenders"]["FARMER, histogram"], record["contenders"]["coupling flow"]
+    fails["skipped_steps"] = fails["curve"][-1]["steps"]  # all: the rate was too high
+    (tmp_path / "results" / "rivals.json").write_text(json.dumps(record))
+    rivals.main(["--stage", "contest", "--resume", *few, "--validation-images", "10", "--test-images", "20"])
+    again = json.loads((tmp_path / "results" / "rivals.json").read_text())
+    assert again["contenders"]["FARMER, histogram"] == stands and again["settings"] == record["settings"]
+    repeated = again["contenders"]["coupling flow"]
+    rates = [*fails["failed_rates"], fails["learning_rate"]]
+    assert repeated["failed_rates"][: len(rates)] == rates
+    assert repeated["learning_rate"] == repeated["failed_rates"][-1] / 2
+
     figure = tmp_path / "results" / "rivals.svg"
     drawn = figure.read_text()
     figure.unlink()
