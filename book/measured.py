@@ -10,6 +10,8 @@ import re
 import textwrap
 from typing import Any
 
+from benchmarks.pixels import ROWS
+from benchmarks.rivals import WITH_NOISE
 from book.equations import ROOT
 from book.pages import RESULTS, folded, link, load, source, table
 from farmer_ref.data.sets import load_split
@@ -20,7 +22,6 @@ from farmer_ref.support.hub import PATIENCE, STALLED
 from farmer_ref.support.record import made_on, readable
 from farmer_ref.training.presets import PRESETS
 
-COORDINATES = ("linear", "histogram", "histogram, learned noise")
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SWEEPS = {
     "from z (ours)": "from $z$ (ours)",
@@ -312,14 +313,15 @@ def pixels() -> str:
     measured = load("pixels")
     heads = ["pixels", "bits/dim", "accuracy of samples", "guided"]
     formats = {"bits_per_dim": ".3f", "sample_accuracy": ".1%", "guided_sample_accuracy": ".1%"}
-    lines = [[name, *(cell(measured[name][key], form) for key, form in formats.items())] for name in COORDINATES]
+    lines = [[name, *(cell(measured[name][key], form) for key, form in formats.items())] for name in ROWS]
     return table(heads, lines, numbers=True)
 
 
 def of_the_rivals() -> dict[str, str]:
     """The contest at equal seconds."""
     record = load("rivals")
-    settings, ends = record["settings"], {name: found["curve"][-1] for name, found in record["contenders"].items()}
+    settings, contenders = record["settings"], record["contenders"]
+    ends = {name: found["curve"][-1] for name, found in contenders.items()}
 
     def against(first: str, second: str) -> str:
         ahead = ends[second]["bits_per_dim"] - ends[first]["bits_per_dim"]
@@ -328,14 +330,16 @@ def of_the_rivals() -> dict[str, str]:
     black, trial = ", black at 0", f"{60 * record['rates']['minutes']:.0f}"
     tried = {(one["contender"], one["variant"], one["learning_rate"]): one for one in record["rates"]["trials"]}
     gained = []
-    for name, found in record["contenders"].items():
-        if (variant := found["variant"]).endswith(black):
+    for name, found in contenders.items():
+        if (variant := found["variant"]).endswith(black) and not name.endswith(WITH_NOISE):
             one, other = (
                 tried[name, way, found["learning_rate"]]["bits_per_dim"]
                 for way in (variant, variant.removesuffix(black))
             )
             gained.append(other - one)
+    failed = [f"{name}, at {rate:g}" for name, one in contenders.items() for rate in one.get("failed_rates", [])]
     return {
+        "rivals_failed": "; ".join(failed) or "none",
         "rivals_minutes": in_words(round(settings["minutes"])),
         "rivals_trial": trial,
         "rivals_batch": f"{settings['batch_size']}",
@@ -345,6 +349,11 @@ def of_the_rivals() -> dict[str, str]:
         "rivals_jetformer": against("FARMER, linear", "JetFormer, port"),
         "rivals_coupling": against("FARMER, linear", "coupling flow"),
         "rivals_coordinates": against("FARMER, histogram", "FARMER, linear"),
+        "rivals_noise_histogram": against(f"FARMER, histogram{WITH_NOISE}", "FARMER, histogram"),
+        "rivals_noise_linear": against(f"FARMER, linear{WITH_NOISE}", "FARMER, linear"),
+        "rivals_noise_tarflow": against(f"TARFlow{WITH_NOISE}", "TARFlow"),
+        "rivals_noise_alone": against(f"FARMER, linear{WITH_NOISE}", "TARFlow"),
+        "rivals_noise_both": against(f"FARMER, linear{WITH_NOISE}", f"TARFlow{WITH_NOISE}"),
         "rivals_black": f"{min(gained):.2f} to {max(gained):.2f} bits/dim better after {trial} seconds",
     }
 
