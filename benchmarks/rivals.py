@@ -555,7 +555,7 @@ def draw(record: dict[str, Any]) -> Figure:
         axes.set_xticks([60 * record["settings"]["minutes"] * share for share in SHARES])
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.xaxis.set_minor_locator(NullLocator())
-        figure.legend(frameon=False, loc="outside lower left")
+        figure.legend(frameon=False, loc="outside lower left", ncols=2)
     return figure
 
 
