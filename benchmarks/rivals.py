@@ -14,9 +14,9 @@ All train in one process and on one thread, in turns, by the same optimiser, sch
 clock counts the processor time of a contender's training steps alone, so that other work on the machine does not
 count. The learning rate of each, and the best of some variants of FARMER, of TARFlow and of JetFormer, are chosen by
 short runs (`--stage rates`) on validation images, which the curves show, too; test images are used once, at the end. A
-contender that has to skip more than a tenth of its steps trains once more, at half the rate.
-Every figure is a bound on the discrete bits/dim, from the log-density of dequantised images. Writes
-results/rivals.json and results/rivals.svg.
+contender that has to skip more than a tenth of its steps trains again at half the rate, three times at most. Every
+figure is a bound on the discrete bits/dim, from the log-density of dequantised images. Writes results/rivals.json and
+results/rivals.svg.
 
 The port's factory, Patch PCA and loss are for three colours (`3 * patch_size * patch_size` in jetformer.py and
 latents.py, `H * W * 3` in losses.py). Its flow, decoder and mixture have no such number: we put these three together,
@@ -479,7 +479,7 @@ def failed_rates(found: dict[str, Any]) -> list[float]:
 
 
 def contest(config: RivalsConfig, built: dict[str, dict[str, Builder]], record: dict[str, Any], out: Path) -> None:
-    """Train all, and those that failed once more at half the rate; `record["contenders"]`."""
+    """Train all, and those that failed again at half the rate; `record["contenders"]`."""
     found = record.setdefault("contenders", {})
     best = {name: best_trial(record, name) for name in built}
     while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import re
@@ -29,6 +30,7 @@ WIDEST = 8.4  # inches: what a page of the book shows in its full size, so that 
 LABEL = 32  # characters of a row's name in a line
 GAP = 4  # points between labels below an axis
 APART = 12  # points between a panel and what is written beside the next one
+HASHED = re.compile(rb"\b[mp][0-9a-f]{10}\b")  # names in an SVG: hashes of floats, whose last bits are the processor's
 SYMBOLS = re.compile(r"(?<!\$)\b[A-Z]_[A-Z]\b(?:\s~\sN\(0,\sI\))?|(?<!\$)\b[IK]\s=\s\d+")  # in the names of rows
 FACTOR = re.compile(r"\bx (?=\d)")  # there, too
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -213,8 +215,11 @@ def keep_labels_apart(figure: Figure) -> None:
 def save_plot(figure: Figure, path: Path) -> None:
     """A figure as vector graphics, of the same bytes each time, whose labels do not touch."""
     keep_labels_apart(figure)
+    drawn, numbers = io.BytesIO(), dict[bytes, int]()
     with matplotlib.rc_context({"svg.hashsalt": "farmer"}):
-        replace_file(path, lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    svg = HASHED.sub(lambda name: b"n%d" % numbers.setdefault(name[0], len(numbers)), drawn.getvalue())
+    replace_file(path, lambda file: file.write_bytes(svg))
 
 
 def class_labels(num_classes: int, per_class: int, *, most: int = 10) -> Tensor:
