@@ -50,6 +50,7 @@ from farmer_ref.data.order import random_seed
 from farmer_ref.data.sets import batches, load_split
 from farmer_ref.evaluation.metrics import PixelClassifier
 from farmer_ref.model.config import NULL_LABEL
+from farmer_ref.model.pretrained import fingerprint
 from farmer_ref.support import cli
 from farmer_ref.support.files import read_json, read_weights, write_json, write_weights
 from farmer_ref.support.plots import COLOURS, STYLE, keep_labels_apart, labelled_grids, save_plot
@@ -119,8 +120,9 @@ def completed(
 ) -> dict:
     """Complete all images `count` times, in parts of four images that are cached on disk."""
     model, size, parts = Farmer.from_pretrained("digits"), 4, []
+    teller = f"{float(fingerprint(model.flow).sum()):.6g}"  # another model completes anew
     for first in trange(0, len(values), size, desc=f"inpainting, {name}", unit="part"):
-        key = f"{name}-{config.particles}-{count}-of-{len(values)}-{first}"
+        key = f"{name}-{config.particles}-{count}-of-{len(values)}-{first}-{teller}"
         path = Path(config.runs) / "completions" / f"{key}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -354,11 +356,12 @@ def draw_editing(
 
 def train(config: ApplicationsBenchmark, dataset: str) -> Path:
     """Train a model on a data set, unless it has been trained already."""
-    folder = Path(config.runs) / dataset
+    small = dataset in ("mnist", "fashion-mnist")
+    steps = config.small_steps if small else config.steps
+    folder = Path(config.runs) / f"{dataset}-{steps}"
     if not (folder / "finished").exists():
-        small = dataset in ("mnist", "fashion-mnist")
         arguments = ["--preset", dataset if small else "digits", "--dataset", dataset, "--out", folder, "--resume"]
-        arguments += ["--steps", config.small_steps if small else config.steps, "--device", "cpu"]
+        arguments += ["--steps", steps, "--device", "cpu"]
         arguments += ["--validate-every", 0, "--sample-every", 0, "--checkpoint-every", 250]
         if small:
             arguments += ["--data-root", config.data_root, "--batch-size", 64, "--learning-rate", 2e-3]

@@ -2,7 +2,7 @@
 
 The paper's Table 3 starts from unguided samples that are far from the data (FID 44.56), and guidance brings them
 nearer. Samples of our trained digits are near the data, and guidance takes them away from it (`farmer_ref.ablate
---table 3`). Here the same is measured after a seventh of that training. Writes results/early_guidance.json.
+--table 3`). Here the same is measured after a fifth of that training. Writes results/early_guidance.json.
 """
 
 from __future__ import annotations

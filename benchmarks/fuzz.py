@@ -42,7 +42,7 @@ from farmer_ref.support.errors import InputError, shown
 from farmer_ref.support.files import Logged, read_metrics, write_json
 from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import Whole, parse_json, settings_class
-from farmer_ref.training.checkpoint import checkpoints
+from farmer_ref.training.checkpoint import checkpoints, last_state
 from farmer_ref.training.presets import DISTILLATIONS
 from farmer_ref.training.runs import Run
 
@@ -130,8 +130,9 @@ def check_run(case: Case, folder: Path) -> str:
     settings = saved["training"] | {"model": saved["model"]}
     Run.open(run).load()
     done = int(checkpoints(run)[-1].name.removeprefix("step-"))
-    if done < settings["steps"] and settings["max_minutes"] is None:
-        return f"{done} steps of {settings['steps']}"
+    limit, spent = settings["max_minutes"], last_state(run).seconds / 60
+    if done < settings["steps"] and (limit is None or spent < limit):
+        return f"{done} steps of {settings['steps']}, in {spent:.3f} minutes of {limit}"
     return not_as_given(case, settings, but=("resume",))
 
 
@@ -196,7 +197,7 @@ def numbers_in(value: Any) -> Iterator[float]:
 
 
 def figures_in(path: Path) -> dict[str, Any]:
-    """A JSON file of figures. Raises `InputError` where one is no finite number."""
+    """A JSON file of figures. Raises `InputError` where one is not a finite number."""
     figures = json.loads(path.read_text())
     if not all(math.isfinite(value) for value in numbers_in(figures)):
         raise InputError(f"{path.name} holds a number that is not finite")
@@ -386,7 +387,7 @@ def same_tensors(source: Path, name: str) -> Check:
         try:
             found = load((folder / name).read_bytes()) if not case.arguments[0].startswith("--preset") else None
         except SafetensorError:
-            return "a file that is no safetensors file was read"
+            return "a file that is not a safetensors file was read"
         whole = load(source.read_bytes())
         if found is None:  # training went on, and replaced it
             return "a damaged checkpoint was resumed"

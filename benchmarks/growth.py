@@ -62,7 +62,7 @@ AXES: dict[str, tuple[str, list[ModelConfig]]] = {
 }
 LABEL_HEIGHT = 0.3  # of a label of the figure, in decades
 WORKS = ("training step", "sequential sample", "one sweep", "student's pass")
-THEORY = {  # exponents from the smallest to the largest: what does not grow first, then what does
+THEORY = {  # exponents from the smallest to the largest: from the term that does not grow to the one that does
     "N": {"training step": "1 to 2", "sequential sample": "1 to 2", "one sweep": "1 to 2", "student's pass": "1 to 2"},
     "D": dict.fromkeys(WORKS, "0 to 1"),
     "K R": {"training step": "0 to 1", "sequential sample": "0 to 1", "one sweep": "0", "student's pass": "0"},

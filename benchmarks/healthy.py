@@ -181,12 +181,11 @@ def main(argv: list[str] | None = None) -> None:
     broken = {name: {**run, "round_trip": finite(run["round_trip"])} for name, run in record["broken"].items()}
     write_json(results / "healthy.json", {**record, "broken": broken})
     save_plot(healthy_curves(record["healthy"]), results / "healthy.svg")
-    with matplotlib.rc_context({"svg.hashsalt": "farmer"}):
-        broken_runs(right, record["broken"], pictures).savefig(results / "healthy_broken.svg")
-        figure = Figure(figsize=(9, 4.1), layout="constrained")
-        for axes, (title, picture) in zip(figure.subplots(2, 2).flatten(), stages.items(), strict=True):
-            show(axes, picture, title)
-        figure.savefig(results / "healthy_samples.svg")
+    save_plot(broken_runs(right, record["broken"], pictures), results / "healthy_broken.svg")
+    figure = Figure(figsize=(9, 4.1), layout="constrained")
+    for axes, (title, picture) in zip(figure.subplots(2, 2).flatten(), stages.items(), strict=True):
+        show(axes, picture, title)
+    save_plot(figure, results / "healthy_samples.svg")
     for name, found in record["broken"].items():
         print(f"{name}: {found['curve']['value'][-1]:.2f} bits/dim, round trip off by {found['round_trip']}")
 

@@ -118,10 +118,11 @@ def measure(name: str, victim: Victim, home: Path, *, kills: int, generator: ran
     if code := ended(victim.run(home / "alone")):
         raise InputError(f"{name} ended with {code} ({last_line(home / 'alone')}); allowed: 0")
     duration, whole = time.perf_counter() - began, state_of(victim, home / "alone")
-    left, lost, number = [], [], 0
-    while len(left) < kills:
+    left, lost, made, number = [], [], 0, 0
+    while made < kills:
         folder, number = home / str(number), number + 1
         if kill(victim, folder, generator.uniform(0, duration)):
+            made += 1
             try:
                 left.append(left_behind(victim, folder))
                 code = ended(victim.run(folder, "--resume"))
@@ -129,17 +130,17 @@ def measure(name: str, victim: Victim, home: Path, *, kills: int, generator: ran
             except InputError as error:
                 problem = str(error)
             if problem:
-                lost.append({"kill": len(left), "problem": problem})
-                print(f"{name}, kill {len(left)}: {problem}", flush=True)
+                lost.append({"kill": made, "problem": problem})
+                print(f"{name}, kill {made}: {problem}", flush=True)
         shutil.rmtree(folder)
     steps = [one["checkpoint"] for one in left]
     return {
-        "kills": len(left),
+        "kills": made,
         "seconds_of_a_run": duration,
         "before_the_first_checkpoint": steps.count(None),
         "in_a_write": sum(one["in_a_write"] for one in left),
         "newest_checkpoints": sorted(step for step in steps if step is not None),
-        "equal_to_a_run_left_alone": len(left) - len(lost),
+        "equal_to_a_run_left_alone": made - len(lost),
         "lost": lost,
     }
 

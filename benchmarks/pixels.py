@@ -32,7 +32,7 @@ from farmer_ref.support import cli
 from farmer_ref.support.errors import require
 from farmer_ref.support.files import write_json
 from farmer_ref.support.plots import COLOURS, STYLE, WIDEST, save_plot
-from farmer_ref.support.record import ROOT, mean_and_spread, provenance
+from farmer_ref.support.record import ROOT, over_seeds, provenance
 from farmer_ref.support.settings import Whole, settings_class
 
 ROWS = {
@@ -166,15 +166,12 @@ def main(argv: list[str] | None = None) -> None:
     of_the_file = {key: kept[key] for key in made if key in kept}  # where a row does not say how it was made
     rows = {row: {"made": of_the_file} | kept[row] for row in ROWS if row in kept}
     with tempfile.TemporaryDirectory() as temporary:
-        for row in config.rows:
+        for number, row in enumerate(config.rows):
             runs: list[dict[str, Any]] = []
             for seed in config.seeds:
-                runs.append(train_and_score(config, row, seed, Path(temporary) / f"{len(rows)}-{seed}"))
+                runs.append(train_and_score(config, row, seed, Path(temporary) / f"{number}-{seed}"))
                 print(json.dumps({"row": row, "seed": seed, **runs[-1]}), flush=True)
-            rows[row] = {
-                name: mean_and_spread([run[name] for run in runs]) | {"seeds": [run[name] for run in runs]}
-                for name in FIGURES
-            } | {"made": made}
+            rows[row] = {name: over_seeds([run[name] for run in runs]) for name in FIGURES} | {"made": made}
     write_json(path, {**made, "settings": dataclasses.asdict(config), "lost_bits": lost, **rows})
 
 

@@ -445,7 +445,8 @@ def choose_rates(config: RivalsConfig, built: dict[str, dict[str, Builder]], rec
     train, validation = splits(config, "train", "validation")
     trials: list[dict[str, Any]] = record["rates"]["trials"] if config.resume and "rates" in record else []
     known = {(trial["contender"], trial["variant"], trial["learning_rate"]): trial for trial in trials}
-    record["rates"] = {**provenance(torch.device("cpu")), "minutes": config.trial_minutes, "trials": trials}
+    made = provenance(torch.device("cpu"))
+    record["rates"] = {**made, "minutes": config.trial_minutes, "trials": trials}
 
     def bits_at(rate: float, name: str, variant: str) -> float:
         if (name, variant, rate) in known:
@@ -455,9 +456,10 @@ def choose_rates(config: RivalsConfig, built: dict[str, dict[str, Builder]], rec
         training = Training(contender, train, config=config, rate=rate, minutes=config.trial_minutes)
         training.until(math.inf)
         bits = training.score(validation, config.validation_images)["bits_per_dim"]
-        trials.append({"contender": name, "variant": variant, "learning_rate": rate, "bits_per_dim": bits})
+        tried = {"contender": name, "variant": variant, "learning_rate": rate, "bits_per_dim": bits}
+        trials.append({**tried, "made": made})
         write_json(out, record)
-        print(trials[-1], flush=True)
+        print(tried, flush=True)
         return or_infinite(bits)
 
     for name, variants in built.items():

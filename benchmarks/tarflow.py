@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         print(
             f"{name}: TARFlow {public_seconds:.3f} s, farmer_ref {our_seconds:.3f} s, "
-            f"{statistics.median(ratios):.2f} times faster ({ratios[0]:.2f} to {ratios[-1]:.2f} over rounds)"
+            f"{statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f} over rounds)"
         )
     settings = {name: value for name, value in vars(config).items() if name not in ("tarflow", "out")}
     record = {**provenance(device), "settings": settings, **figures}

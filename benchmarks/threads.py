@@ -1,7 +1,7 @@
 """CPU threads on a quiet and on a busy machine: `python -m benchmarks.threads`. Writes results/threads.json.
 
 A digits step and the drawing of one digit, with no, one and two other programs at work (busy loops of one thread, which
-this benchmark starts): with all threads and every way of waiting that OpenMP offers, with one thread, and with the
+this benchmark starts): with all threads and several of OpenMP's ways of waiting, with one thread, and with the
 number that the commands choose. Every row is a process of its own in every round, since OpenMP reads its settings once;
 rounds go through all rows, so that what the machine does in between affects them all.
 """
@@ -111,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     path = ROOT / "results" / "threads.json"
     rows = read_json(path, dict[str, Any])["rows"] if path.exists() else []
     rows = [row for row in rows if row["neighbours"] not in config.neighbours]
+    made = {**provenance(torch.device("cpu")), "seconds": config.seconds, "rounds": config.rounds}
     for neighbours in config.neighbours:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
         for name, environment in [*WAYS.items()] * config.rounds:
@@ -120,16 +121,14 @@ def main(argv: list[str] | None = None) -> None:
             found[name].append(json.loads(done.stdout))
         for name, parts in found.items():
             step, sample = (summary([part[work] for part in parts]) for work in ("step", "sample"))
-            rows.append({"neighbours": neighbours, "threads": name, "step": step, "sample": sample})
+            rows.append({"neighbours": neighbours, "threads": name, "made": made, "step": step, "sample": sample})
             print(
                 f"{neighbours} neighbours, {name:38s} step {step['median']:6.0f} ms (90%: {step['p90']:6.0f}), "
                 f"sample {sample['median']:6.1f} ms (90%: {sample['p90']:6.1f})",
                 flush=True,
             )
     rows.sort(key=lambda row: row["neighbours"])
-    write_json(
-        path, {**provenance(torch.device("cpu")), "seconds": config.seconds, "rounds": config.rounds, "rows": rows}
-    )
+    write_json(path, {**made, "rows": rows})
 
 
 if __name__ == "__main__":

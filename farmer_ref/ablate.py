@@ -134,13 +134,19 @@ def result_path(config: AblateConfig, name: str, preset: TrainConfig) -> Path:
     return Path(config.out) / f"{name}{data}{pixels}{config.suffix}.json"
 
 
+def processors() -> int:
+    """The processors that this process may use, where the system says so: a scheduler may have given it a few."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Runs:
     """The training runs behind rows: kept in a folder, and trained if missing."""
 
     def __init__(self, config: AblateConfig):
         self.config, self.device = config, resolve_device(config.device)
         on_gpu = self.device.type == "cuda"
-        self.side_by_side = config.side_by_side or (1 if on_gpu else os.cpu_count() or 1)
+        self.side_by_side = config.side_by_side or (1 if on_gpu else processors())
+        self._children: set[subprocess.Popen] = set()
         # One thread per run: the threads of two runs on the same cores would spin, waiting for each other.
         self.environment = os.environ | ({} if on_gpu else {"OMP_NUM_THREADS": "1"})
 
@@ -212,7 +218,12 @@ class Runs:
         """work(*job) for all jobs, `side_by_side` at a time, with a progress bar; in the order of the jobs."""
         jobs = list(jobs)
         with ThreadPoolExecutor(self.side_by_side) as pool:
-            return list(tqdm(pool.map(lambda job: work(*job), jobs), desc=what, unit="run", total=len(jobs)))
+            try:
+                return list(tqdm(pool.map(lambda job: work(*job), jobs), desc=what, unit="run", total=len(jobs)))
+            except (KeyboardInterrupt, cli.Terminated):
+                for child in list(self._children):  # they save a checkpoint, and end
+                    child.terminate()
+                raise
 
     def _limit(self, row: Row) -> list[object]:
         """How long a row is trained, and distilled, as arguments of both commands."""
@@ -220,10 +231,14 @@ class Runs:
 
     def _run(self, command: str, *arguments: object) -> None:
         line = [sys.executable, "-m", f"farmer_ref.{command}", *map(str, arguments), "--device", str(self.device)]
-        done = subprocess.run(line, capture_output=True, text=True, env=self.environment)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise InputError(f"python {' '.join(line[1:])} ended with {done.returncode}: {last}")
+        pipe = subprocess.PIPE
+        with subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, env=self.environment) as child:
+            self._children.add(child)
+            _, errors = child.communicate()
+            self._children.remove(child)
+        if child.returncode:
+            last = (errors.strip().splitlines() or ["no message"])[-1]
+            raise InputError(f"python {' '.join(line[1:])} ended with {child.returncode}: {last}")
 
 
 def seeds_of_rows(config: AblateConfig, table: Table) -> dict[str, range]:
@@ -443,7 +458,7 @@ def main(argv: list[str] | None = None) -> None:
         write_json(path, record)
         print(describe(record), flush=True)
     page = report(Path(config.out))
-    replace_file(Path(config.out) / "README.md", lambda file: file.write_text(page))
+    replace_file(Path(config.out) / "README.md", lambda file: file.write_text(page, encoding="utf-8"))
     print(f"written to {config.out}")
 
 

@@ -22,10 +22,10 @@ from farmer_ref.model.config import NULL_LABEL, ModelConfig
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.support import cli
 from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import NOT_WRITTEN, output_file, replace_file, write_json
+from farmer_ref.support.files import NOT_WRITTEN, output_file, write_json
 from farmer_ref.support.hub import pinned
 from farmer_ref.support.parallel import resolve_device
-from farmer_ref.support.plots import image_grid, to_bytes
+from farmer_ref.support.plots import image_grid, save_picture, to_bytes
 from farmer_ref.support.settings import Count, Factor, PositiveFactor, ThreadCount, Whole, settings_class
 from farmer_ref.training.runs import Run
 from farmer_ref.training.threads import choose_threads
@@ -44,7 +44,7 @@ class Source:
     """Images of a data set, unless `count` says otherwise."""
     run: str = "digits"
     """A run folder, a model that ships with the package (digits, ...), or owner/name of the Hugging Face Hub,
-    with @revision for another than its newest."""
+    with @revision for a revision other than its newest."""
     images: str = ""
     """A folder of image files of the model's size; a name like 03_class7.png gives the label. Empty: the run's data
     set."""
@@ -65,7 +65,7 @@ class Source:
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
     threads: ThreadCount | None = None
-    """CPU threads; default: as many as pay, by measuring the work itself, unless OMP_NUM_THREADS says otherwise."""
+    """CPU threads; default: OMP_NUM_THREADS, or else the fastest number, by measuring the work itself."""
 
 
 @settings_class
@@ -231,7 +231,7 @@ def picture(rows: list[Tensor], path: Path) -> None:
     """Write rows of bytes (n,C,H,W) as one PNG file."""
     cells = torch.cat(rows).float() / 127.5 - 1
     grid = image_grid(cells, columns=len(rows[0]))
-    replace_file(path, lambda temporary: grid.save(temporary, format="PNG"))
+    save_picture(grid, path)
 
 
 def run_inpaint(config: InpaintConfig) -> str:
@@ -248,6 +248,9 @@ def run_inpaint(config: InpaintConfig) -> str:
             f"images is {config.images!r}, where files share a stem ({', '.join(twice)}); "
             "allowed: one file per stem, which names the completions, or --out NAME.png"
         )
+    wanted = () if as_picture else (out / f"{stem}_{k}.png" for stem in stems.values() for k in range(config.samples))
+    if there := next((path.name for path in wanted if path.exists()), None):
+        raise InputError(f"out is {config.out!r}, which holds {there} already; allowed: a new folder")
     done = inpaint(
         inputs.model,
         inputs.values,
@@ -268,7 +271,7 @@ def run_inpaint(config: InpaintConfig) -> str:
         for name, images in zip(stems.values(), drawn, strict=True):
             for k, image in enumerate(images):
                 single = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
-                replace_file(out / f"{name}_{k}.png", lambda path, single=single: single.save(path, format="PNG"))
+                save_picture(single, out / f"{name}_{k}.png")
     return (
         f"{counted(len(drawn), 'image')}, {missing.double().mean():.0%} of each missing, "
         f"{counted(config.samples, 'completion')} each; "
@@ -278,6 +281,7 @@ def run_inpaint(config: InpaintConfig) -> str:
 
 def output_folder(name: str) -> Path:
     """The output folder, created before the work whose results it will hold."""
+    require(bool(name), "out", name, "a folder, or a .png file")
     try:
         Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as error:

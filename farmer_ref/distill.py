@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from farmer_ref.data.order import Batch, random_seed, training_batches, training_images
-from farmer_ref.data.sets import batches
+from farmer_ref.data.sets import ImageData, batches
 from farmer_ref.model.config import StudentForm
 from farmer_ref.model.pretrained import STUDENT
 from farmer_ref.model.stepper import FixedMemory
@@ -24,7 +24,7 @@ from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import PRETRAINED, pretrained_folder, read_json, replace_file, write_config
 from farmer_ref.support.hub import is_repository, pinned
-from farmer_ref.support.plots import class_labels, image_grid
+from farmer_ref.support.plots import class_labels, image_grid, save_picture
 from farmer_ref.support.settings import Dropout, Factor, settings_class
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import RunConfig
@@ -87,12 +87,17 @@ def settings(argv: list[str] | None = None) -> DistillConfig:
 def distillation_settings(folder: Path) -> DistillConfig:
     """The configuration that a folder `distillation` was made with."""
     path = folder / "config.json"
-    require("form" in read_json(path, dict[str, Any]), f"form in {path}", None, "'forward', or 'inverse' for old ones")
+    if "form" not in read_json(path, dict[str, Any]):  # older than the choice
+        raise InputError(f"{path} has no form; allowed: 'forward', or 'inverse' in the oldest distillations")
     return read_json(path, DistillConfig)
 
 
-def prepare(config: DistillConfig) -> Path:
-    """The run folder with the teacher in it, checked: it gets student.safetensors and distillation/."""
+def prepare(config: DistillConfig, data: ImageData) -> Path:
+    """The run folder with the teacher in it, checked: it gets student.safetensors and distillation/.
+
+    `data` is what the student will be trained on.
+    """
+    require(len(data) > 0, "dataset", data.name, "a data set with training images")
     teacher = pretrained_folder(config.run)
     if not config.out and (teacher.parent == PRETRAINED or is_repository(config.run)):
         where = "ships with the package" if teacher.parent == PRETRAINED else "is on the Hugging Face Hub"
@@ -104,7 +109,13 @@ def prepare(config: DistillConfig) -> Path:
             raise InputError(
                 f"out is {str(run)!r}, which holds a distillation already; allowed: another folder, or --resume"
             )
-        check_resumed(distillation_settings(folder), config, names=KEPT_BY_RESUME, what="distillation")
+        before = distillation_settings(folder)
+        check_resumed(before, config, names=KEPT_BY_RESUME, what="distillation")
+        if config.dataset != before.dataset and not Run.open(teacher).read_these(data):  # a folder may have moved
+            allowed = repr(before.dataset) if before.dataset else "the teacher's images"
+            raise InputError(
+                f"dataset is {config.dataset!r}; allowed: {allowed}, as in the distillation that is resumed"
+            )
     elif (run / STUDENT).exists():
         raise InputError(f"out is {str(run)!r}, which holds a student already; allowed: another folder")
     elif config.resume:
@@ -153,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"run is {config.run!r}, whose flow is {model.config.flow!r} and quick to invert; allowed: 'autoregressive'"
         )
-    run = parallel.on_rank_zero(lambda: prepare(config))
+    run = parallel.on_rank_zero(lambda: prepare(config, data))
 
     torch.manual_seed(random_seed(config.seed, "heads"))
 
@@ -198,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
             return []
         totals = torch.zeros(len(model.flow.blocks))
         count = 0
-        for values, labels in batches(validation, config.batch_size, 1000):
+        for values, labels in batches(validation, images, 1000):
             levels, labels = levels_of(Batch(0, values, labels, first=count))  # the noise of an image by its number
             totals += len(values) * torch.tensor(relative_errors(averaged_student().path(levels[-1], labels), levels))
             count += len(values)
@@ -216,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
         pairs = [half.unflatten(0, (3, len(columns))) for half in (exact, approximate)]
         rows = torch.stack(pairs, 1).flatten(0, 2)  # three pairs of rows: teacher above, student below
         grid = image_grid(model.dequantiser.without_noise(rows), columns=len(columns))
-        replace_file(folder / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
+        save_picture(grid, folder / "samples" / f"step-{step:07d}.png")
         return {}
 
     def export() -> None:

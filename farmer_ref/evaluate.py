@@ -23,6 +23,8 @@ from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require, require_finite
 from farmer_ref.support.files import output_file, write_json
+from farmer_ref.support.parallel import resolve_device
+from farmer_ref.support.record import provenance
 from farmer_ref.support.settings import Count, Factor, ThreadCount, Whole, settings_class
 from farmer_ref.training.costs import require_room
 from farmer_ref.training.runs import Run
@@ -42,7 +44,7 @@ class EvaluateConfig:
 
     run: str = "digits"
     """A run folder, a model that ships with the package (digits, ...), or owner/name of the Hugging Face Hub,
-    with @revision for another than its newest."""
+    with @revision for a revision other than its newest."""
     split: str = "test"
     """train, validation or test."""
     dataset: str = ""
@@ -85,7 +87,7 @@ class EvaluateConfig:
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
     threads: ThreadCount | None = None
-    """CPU threads; default: as many as pay, by measuring the work itself, unless OMP_NUM_THREADS says otherwise."""
+    """CPU threads; default: OMP_NUM_THREADS, or else the fastest number, by measuring the work itself."""
     out: str | None = None
     """A JSON file to write the figures to."""
 
@@ -110,12 +112,12 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> dict:
     """All figures of one model on one split, as they are printed and written."""
     device, run = parallel.join(config.device), Run.open(config.run)
-    drawn = config.samples if config.samples is not None else config.images or 1000
-    require_room(run.model_config, device, images=min(config.batch_size, drawn))
-    model = run.load(config.weights).to(device)
-    samples = config.samples
+    samples, shape = config.samples, run.model_config
     if samples is None:
-        samples = 1000 if model.config.num_classes and model.config.dimensions <= CLASSIFIED_DIMENSIONS else 0
+        samples = 1000 if shape.num_classes and shape.dimensions <= CLASSIFIED_DIMENSIONS else 0
+    most = max(samples, config.images or config.batch_size)  # scored or drawn
+    require_room(shape, device, images=min(config.batch_size, most))
+    model = run.load(config.weights).to(device)
     require(not samples or model.config.num_classes > 0, "samples", samples, "0 in a model without labels, or --fid")
     require(not config.student or samples > 0, "student", True, "with samples to draw: --samples N, or --fid")
     student = run.load_student(model) if config.student else None
@@ -183,9 +185,10 @@ def evaluate_images(config: EvaluateConfig) -> dict:
         count, images = len(earlier), earlier.batches(config.batch_size)
         figures = {"samples_from": config.samples_from, "samples": count}
     else:
+        count = config.samples or len(reference)
+        require_room(shape, device, images=min(config.batch_size, count))
         model = run.load(config.weights).to(device)
         student = run.load_student(model) if config.student else None
-        count = config.samples or len(reference)
         labels = labels_in_turn(data, count, device)
         choose_threads(model, images=config.batch_size, tokens=1, device=device, wanted=config.threads)
         labels = labels if shape.num_classes else torch.full_like(labels, NULL_LABEL)
@@ -283,9 +286,12 @@ def main(argv: list[str] | None = None) -> None:
     numbers = {name: torch.tensor(value) for name, value in figures.items() if isinstance(value, float)}
     for name, value in numbers.items():
         require_finite(name, value, "a finite number, of a model that scores these images")
-    if out:  # before anything is printed, which may fail
-        parallel.on_rank_zero(lambda: write_json(out, figures))
-    parallel.print_once(description(figures))
+    try:
+        if out:  # before anything is printed, which may fail
+            made = provenance(resolve_device(config.device))
+            parallel.on_rank_zero(lambda: write_json(out, {**made, **figures}))
+    finally:  # the disk may be full: what was measured is shown all the same
+        parallel.print_once(description(figures))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from farmer_ref.support.files import (
     replace_file,
     write_json,
 )
-from farmer_ref.support.plots import class_labels, image_grid, to_bytes
+from farmer_ref.support.plots import class_labels, image_grid, save_picture, to_bytes
 from farmer_ref.support.settings import Count, Factor, ThreadCount, Whole, settings_class
 from farmer_ref.training.costs import require_room
 from farmer_ref.training.runs import Run
@@ -80,7 +80,7 @@ class SampleConfig:
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, ..."""
     threads: ThreadCount | None = None
-    """CPU threads; default: as many as pay, by measuring the work itself, unless OMP_NUM_THREADS says otherwise."""
+    """CPU threads; default: OMP_NUM_THREADS, or else the fastest number, by measuring the work itself."""
 
     def __post_init__(self) -> None:
         if self.student and self.method != "sequential":
@@ -165,7 +165,7 @@ def write_picture(sampler: Sampler, out: Path) -> str:
         columns = class_labels(sampler.model.config.num_classes, per_class=1)
     labels = columns.repeat(config.rows)
     grid = image_grid(sampler.images(labels), columns=len(columns))
-    parallel.on_rank_zero(lambda: replace_file(out, lambda path: grid.save(path, format="PNG")))
+    parallel.on_rank_zero(lambda: save_picture(grid, out))
     classes = ", ".join(map(sampler.run.class_name, columns.tolist()))
     which = f"columns {classes}" if sampler.model.config.num_classes else "without labels"
     return f"{len(labels)} samples of {config.run}, {which}: {out}"
@@ -222,7 +222,7 @@ def write_folder(sampler: Sampler, out: Path) -> str:
         for number, image in zip(numbers, to_bytes(images), strict=True):
             if number not in done:
                 picture = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
-                replace_file(path_of(number), lambda path, picture=picture: picture.save(path, format="PNG"))
+                save_picture(picture, path_of(number))
                 drawn += 1
     drawn = sum(parallel.gather(drawn))
     return f"{config.count} samples of {config.run}, {drawn} of them drawn now: {out}"

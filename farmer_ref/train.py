@@ -22,7 +22,8 @@ from farmer_ref.model.transformer import TrainingPass, transformer_layers
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import replace_file, write_config, write_weights
-from farmer_ref.support.plots import class_labels, image_grid, training_curve
+from farmer_ref.support.hub import pinned
+from farmer_ref.support.plots import class_labels, image_grid, save_picture, training_curve
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.config import TrainConfig
 from farmer_ref.training.costs import require_room, state_bytes, training_flops
@@ -46,16 +47,22 @@ def settings(argv: list[str] | None = None) -> TrainConfig:
         raise InputError(f"preset is {known.preset!r}; allowed: {', '.join(PRESETS)}")
     default = PRESETS[known.preset]
     folder = Path(known.out or default.out)
-    if known.resume and (folder / "config.json").is_file():
-        default = saved_settings(folder)
+    if resumed := known.resume and (folder / "config.json").is_file():
+        default = dataclasses.replace(saved_settings(folder), out=str(folder))  # the folder may have moved
     elif known.init_from:
-        default = dataclasses.replace(default, model=Run.open(known.init_from).model_config)
+        begun = pinned(known.init_from)
+        default = dataclasses.replace(default, model=Run.open(begun).model_config, init_from=begun)
     description = DESCRIPTION.format(presets=", ".join(PRESETS))
-    return cli.parse("farmer_ref.train", default, description, argv)
+    config = cli.parse("farmer_ref.train", default, description, argv)
+    # The commit of a repository is recorded, and still is where the command is given again to resume the run.
+    same = config.init_from == default.init_from.partition("@")[0] if resumed else bool(known.init_from)
+    return dataclasses.replace(config, init_from=default.init_from) if same else config
 
 
 def prepare_run(config: TrainConfig, data: ImageData, validation: ImageData) -> Path:
     """Make the run folder, or check that an existing one may go on, with these images."""
+    require(bool(config.out), "out", config.out, "a folder")
+    require(len(data) > 0, "dataset", config.dataset, "a data set with training images")
     run = Path(config.out)
     if run.exists() and not run.is_dir():
         raise InputError(f"out is {config.out!r}, which is a file; allowed: a folder")
@@ -75,6 +82,8 @@ def prepare_run(config: TrainConfig, data: ImageData, validation: ImageData) -> 
         raise InputError(
             f"out is {config.out!r}, which holds trained weights without checkpoints; allowed: a new folder"
         )
+    elif (run / "config.json").exists() and not (run / "model.safetensors").exists():  # ours is the later of the two
+        raise InputError(f"out is {config.out!r}, which holds a config.json of something else; allowed: a new folder")
     elif config.resume:
         parallel.note_once(f"{run} holds no checkpoint to resume: a new run begins, of the preset {config.preset}")
     try:
@@ -253,7 +262,7 @@ class Training:
         )
         FixedMemory.forget()
         grid = image_grid(self.model.dequantiser.without_noise(images), columns=len(labels) // 4)
-        replace_file(self.run / "samples" / f"step-{step:07d}.png", lambda path: grid.save(path, format="PNG"))
+        save_picture(grid, self.run / "samples" / f"step-{step:07d}.png")
         return {}
 
     def export(self) -> None:

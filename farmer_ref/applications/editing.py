@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from farmer_ref.model.checks import checked_labels
-from farmer_ref.model.farmer import Farmer, evaluating
+from farmer_ref.model.checks import checked_labels, evaluating
+from farmer_ref.model.farmer import Farmer
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.support.errors import require
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm, trange
 
-from farmer_ref.model.checks import with_gradients
+from farmer_ref.model.checks import evaluating, with_gradients
 from farmer_ref.model.config import NULL_LABEL
-from farmer_ref.model.farmer import Farmer, evaluating
+from farmer_ref.model.farmer import Farmer
 from farmer_ref.support.errors import require
 
 EFFECTIVE = 0.9  # least effective share of the particles after each reweighting

@@ -20,8 +20,8 @@ from farmer_ref.data.images import Facts, described, open_image, printable, squa
 from farmer_ref.data.sets import evenly_spread
 from farmer_ref.support import cli
 from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import output_file, replace_file
-from farmer_ref.support.plots import image_grid
+from farmer_ref.support.files import output_file
+from farmer_ref.support.plots import image_grid, save_picture
 from farmer_ref.support.settings import settings_class
 
 DESCRIPTION = """Print what training would read of a folder of images, and draw a contact sheet.
@@ -41,9 +41,9 @@ class LookConfig:
     out: str = "contact_sheet.png"
     """The contact sheet: a row per class, of training images as a model would see them."""
     image_size: PositiveInt = 64
-    """The images of the contact sheet are resized and cropped to so many pixels a side."""
+    """The images of the contact sheet are resized and cropped to this many pixels a side."""
     images: PositiveInt = 2000
-    """At most so many images are opened, evenly spaced; the others are counted by their names alone."""
+    """At most this many images are opened, evenly spaced; the others are counted by their names alone."""
 
 
 @dataclass
@@ -150,11 +150,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"  {line}")
     for split in [split for split, part in members.items() if not part]:
         print(f"  no image falls to the {split} split: add images, or a folder {split}")
-    shown = members.get("train") or next(iter(members.values()))
-    rows = [name for name in classes if name in shown][:SHOWN_CLASSES]
-    sheet = contact_sheet(shown, rows, config.image_size)
-    replace_file(out, lambda path: sheet.save(path, format="PNG"))
-    print(f"  rows of {out}, from the top: {listed(rows, SHOWN_CLASSES)}")
+    if shown := next((part for part in members.values() if part), None):  # of the training split, if it has any
+        rows = [name for name in classes if name in shown][:SHOWN_CLASSES]
+        save_picture(contact_sheet(shown, rows, config.image_size), out)
+        print(f"  rows of {out}, from the top: {listed(rows, SHOWN_CLASSES)}")
     for problem in problems[:MOST_PROBLEMS]:
         print(f"  problem: {problem}")
     if problems:

@@ -175,7 +175,7 @@ class ImageFolder:
                 f"dataset is {name!r}, and {printable(self.root) if given else 'nothing'} is not a folder; "
                 "allowed: folder:PATH, where PATH exists (--dataset, if it has moved)"
             )
-        self._real_root, self._followed = os.path.realpath(self.root), list[str]()
+        self._known = [os.path.realpath(self.root)]  # the real paths of folders that are read, with all in them
         self._listed, self._read = dict[Path, list[os.DirEntry]](), dict[str, Members | InputError]()
         self.splits: dict[str, Path] = {}
         for entry in (top := self._folders(self.root)):
@@ -190,6 +190,8 @@ class ImageFolder:
             self.splits["train"] = self.root
         elif others := [printable(entry.name) for entry in top if entry.name.lower() not in SPLIT_FOLDERS]:
             self.skipped[f"folders beside those of the splits ({listed(others)})"] += len(others)
+        if not self.flat:  # what lies beside the splits is not read, unless links lead there
+            self._known = [os.path.realpath(folder) for folder in self.splits.values()]
         if "validation" in self.splits and "test" not in self.splits:
             self.splits["test"] = self.splits.pop("validation")  # ImageNet's only held-out set serves as the test set
 
@@ -318,13 +320,12 @@ class ImageFolder:
         reason = why_not_read(entry)
         if entry.is_symlink() and reason in ("", "folders"):
             target = os.path.realpath(entry.path)
-            known = [self._real_root, *self._followed]
-            if any(_read_within(target, folder) for folder in known):
+            if any(_read_within(target, folder) for folder in self._known):
                 return "links to what is read already"
             if reason == "folders":
-                if any(_read_within(folder, target) for folder in known):
+                if any(_read_within(folder, target) for folder in self._known):
                     return "links to a folder around this one"
-                self._followed.append(target)
+                self._known.append(target)
         return reason
 
 

@@ -47,7 +47,7 @@ class Facts(NamedTuple):
 
 
 def why_not_read(entry: os.DirEntry) -> str:
-    """The reason why an entry of a folder is no image to read; empty if it is one.
+    """The reason why an entry of a folder is not an image to read; empty if it is one.
 
     Nothing is opened: neither a pipe, which would never answer, nor a device.
     """
@@ -102,7 +102,7 @@ def open_image(path: Path, channels: int) -> tuple[Image.Image, Facts]:
     of several frames the first is taken. Whatever a decoder raises becomes an `InputError` that names the file.
     """
     if not path.is_file():  # before it is opened, as a pipe would never answer
-        raise InputError(f"image {printable(path)} is no file; allowed: an image file")
+        raise InputError(f"image {printable(path)} is not a file; allowed: an image file")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:  # warnings of odd metadata
             stored, bits = _stored_as(opened), _declared_bits(opened)  # before anything loads the image

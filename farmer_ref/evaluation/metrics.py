@@ -13,8 +13,8 @@ from torch import Tensor
 
 from farmer_ref.data.order import random_seed
 from farmer_ref.data.sets import ImageData, batches, evenly_spread
-from farmer_ref.model.checks import checked_labels
-from farmer_ref.model.farmer import Farmer, LikelihoodTerms, evaluating
+from farmer_ref.model.checks import checked_labels, evaluating
+from farmer_ref.model.farmer import Farmer, LikelihoodTerms
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.student import OneStepStudent
 from farmer_ref.model.tokens import nats_to_bits_per_dim

@@ -33,11 +33,11 @@ raises the accuracy, so compare rows of different tables only where these option
 paper: its own models, on ImageNet at 256x256. Where a table keeps rows of earlier commands, these follow after "and
 before it".
 
-A claim is judged by the 95% confidence interval (Student's t) of the difference between its two rows over seeds. "A
+A claim is judged by the 95% confidence interval (Welch's t) of the difference between its two rows over seeds. "A
 better than B" holds if the interval lies above zero, or above the margin where one is given; it does not hold if the
 interval lies below; otherwise the comparison is inconclusive. "A within m of B" holds if the interval lies inside
-[-m, m] and does not hold if it lies outside. Rows that are sampled from the same models are compared seed by seed. At
-this level about one in twenty true nulls still looks significant."""
+[-m, m] and does not hold if it lies outside. Rows that are sampled from the same models are compared seed by seed
+(Student's t). At this level about one in twenty true nulls still looks significant."""
 
 
 def judged(table: Table, rows: list[dict[str, Any]], fifths: list[dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -118,18 +118,20 @@ def verdict(
 ) -> dict[str, Any]:
     """Whether one figure is better than another by `at_least`, over seeds; or `alike_within` a margin of it.
 
-    By the 95% interval of the mean difference (Student's t): better if it lies above `at_least`, alike if it lies
-    within the margin. `paired`: both are of the same trained models, so that seed by seed their difference is what
-    varies. At this level about one in twenty true nulls still looks significant.
+    By the 95% interval of the mean difference: better if it lies above `at_least`, alike if it lies within the margin.
+    Welch's t, as one row often varies far more than the other; `paired`, where both are of the same trained models, so
+    that seed by seed their difference is what varies: Student's. At this level about one in twenty true nulls still
+    looks significant.
     """
     sign, count = -1 if higher_is_better else 1, len(ours)
     gains = [sign * (b - a) for a, b in zip(ours, other, strict=True)]
     gain = statistics.mean(gains)
     if count < 2:
         return {"gain": gain, "half_interval": None, "verdict": "inconclusive with one seed"}
-    variance = statistics.variance(gains) if paired else statistics.variance(ours) + statistics.variance(other)
-    freedom = count - 1 if paired else 2 * (count - 1)
-    half = float(student_t.ppf(0.975, freedom)) * math.sqrt(variance / count)
+    variances = [statistics.variance(values) / count for values in ([gains] if paired else [ours, other])]  # of means
+    squares = sum(variance**2 for variance in variances)
+    freedom = (count - 1) * (sum(variances) ** 2 / squares if squares else 1)
+    half = float(student_t.ppf(0.975, freedom)) * math.sqrt(sum(variances))
     if alike_within is None:
         holds, fails = gain - half > at_least, gain + half < at_least
     else:

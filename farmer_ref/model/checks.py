@@ -1,4 +1,4 @@
-"""Checks of what would end in a wrong number or a traceback: images, labels, the weights of a draw, inference mode.
+"""Checks of what would end in a wrong number or a traceback: images, labels, the weights of a draw, modes that are on.
 
 Legend: B batch.
 """
@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.support.errors import InputError, require_finite, shown
@@ -49,7 +49,7 @@ def checked_labels(
         kind = f"{given.dtype} {tuple(given.shape)}"
         raise InputError(f"labels are {kind}; allowed: whole numbers (B,); argmax(1) makes them of one-hot rows")
     if count is not None and len(given) != count:
-        raise InputError(f"labels are {len(given)}; allowed: {count}, one for each image")
+        raise InputError(f"{len(given)} labels; allowed: {count}, one for each image")
     numbers = given.long()
     if len(numbers):
         low, high = int(numbers.min()), int(numbers.max())
@@ -80,3 +80,16 @@ def with_gradients(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...
     """The tensors where gradients are recorded: also for a caller under `no_grad` or `inference_mode`."""
     with torch.inference_mode(False), torch.enable_grad():
         yield tuple(None if t is None else t.clone() if t.is_inference() else t.detach() for t in tensors)
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without dropout, inside the `with` block; after it, the mode that each module had."""
+    training = [module for model in models for module in model.modules() if module.training]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -165,7 +165,10 @@ class ModelConfig:
 
     @property
     def prior_reversed(self) -> bool:
-        """Whether the prior reads the tokens back to front: against the last flow block's order, or with it (§4.3)."""
+        """Whether the prior reads the tokens back to front: against the order of the last flow block, or with it.
+
+        The paper's final permutation (§4.3 there).
+        """
         last_block_reversed = self.flow_blocks % 2 == 0
         return last_block_reversed != self.final_permutation
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from farmer_ref.model.flow import Flow, FlowBlock
+from farmer_ref.model.precision import full_precision
 from farmer_ref.model.transformer import TrainingPass
 
 
@@ -56,9 +57,10 @@ class CouplingBlock(nn.Module):
     @torch.no_grad()
     def inverse(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z (B,N,D) to x (B,N,D), in one pass."""
-        shift, log_scale = self._shift_and_log_scale(z, labels)
-        x = z * torch.exp(-log_scale) + shift
-        return x if self.network.mixing is None else self.network.mixing.inverse(x)
+        with full_precision(z):
+            shift, log_scale = self._shift_and_log_scale(z, labels)
+            x = z * torch.exp(-log_scale) + shift
+            return x if self.network.mixing is None else self.network.mixing.inverse(x)
 
 
 class CouplingFlow(Flow):

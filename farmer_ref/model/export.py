@@ -14,8 +14,8 @@ meaning none; no graph checks them.
 The prior reads position 0, ..., M + N - 1 in turn: M times the condition (z is then ignored), then the tokens in the
 prior's reading order. So the output at M - 1 + i is the mixture of token i + 1 in that order. A flow block is inverted
 in its own reading order (`FlowBlock.reverse`): the first token passes through, and z_i / exp(log-scale) + shift is the
-next x (Eq. 9). What lies around the steps is linear and stays outside: the order of tokens, `ChannelMixing.inverse`
-where there is one, and `Patchify.inverse`.
+next x (Eq. 9). What lies around the steps stays outside: the order of tokens, `ChannelMixing.inverse` where there is
+one, `Patchify.inverse`, and the inverses of the model's `pixels` and `noise`.
 
 Legend: B batch, N tokens, D channels of a token, I of them informative, W width, M condition tokens, n flow blocks,
 L layers of a transformer, d width of an attention head; keys and values are (L,B,heads,positions,d).
@@ -32,8 +32,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from farmer_ref.model.checks import evaluating
 from farmer_ref.model.config import NULL_LABEL
-from farmer_ref.model.farmer import Farmer, evaluating
+from farmer_ref.model.farmer import Farmer
 from farmer_ref.model.flow import AutoregressiveFlow, FlowBlock
 from farmer_ref.model.prior import AutoregressivePrior
 from farmer_ref.model.transformer import Transformer
@@ -47,8 +48,8 @@ NEXT_CACHE = ("next_keys", "next_values")  # an input and an output of ONNX cann
 
 
 class Graph(NamedTuple):
-    """A module to export: inputs of two images by name, each with its batch dimension (None: it has none), and the
-    names of its outputs."""
+    """A module to export: example inputs for two images, by name, each with its batch dimension (None: it has none),
+    and the names of its outputs."""
 
     module: nn.Module
     inputs: dict[str, tuple[Tensor, int | None]]

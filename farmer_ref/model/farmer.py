@@ -14,14 +14,13 @@ are the informative and the redundant channels of Z. A log-density is a per-imag
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from farmer_ref.model.checks import checked_images, checked_labels, with_gradients
+from farmer_ref.model.checks import checked_images, evaluating, with_gradients
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.flow import AutoregressiveFlow, Flow
@@ -121,7 +120,7 @@ class Farmer(Pretrained, nn.Module):
 
     def likelihood_terms(self, images: Tensor, labels: Tensor | None = None) -> LikelihoodTerms:
         """`forward` with its arguments checked: .informative, .redundant, .logdet, each (B,), and .total."""
-        return self(checked_images(images), self._labels(labels, len(images)))
+        return self(checked_images(images), self.prior.checked_labels(labels, len(images)))
 
     def log_prob(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(images | labels) (B,), nats per image   (Eq. 6).
@@ -155,7 +154,7 @@ class Farmer(Pretrained, nn.Module):
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images to latents z (B,N,D) and log|det| (B,)."""
         x, log_slope = self.to_tokens(checked_images(images))
-        z, logdet = self.flow(x, self._labels(labels, len(images)))
+        z, logdet = self.flow(x, self.prior.checked_labels(labels, len(images)))
         return z, logdet + log_slope
 
     def decode(
@@ -173,12 +172,13 @@ class Farmer(Pretrained, nn.Module):
         """
         _check_method(method, student)
         self.flow.check_shape("z", z)
-        labels = self._labels(labels, len(z))
-        if student is not None:
-            return self.to_images(student(z, labels))
-        if method == "jacobi" and isinstance(self.flow, AutoregressiveFlow):  # a coupling flow's inverse is parallel
-            return self.to_images(inverse_jacobi(self.flow, z, labels)[0])
-        return self.to_images(self.flow.inverse(z, labels, progress=progress))
+        labels = self.prior.checked_labels(labels, len(z))
+        with evaluating(self, *([student] if isinstance(student, nn.Module) else [])):
+            if student is not None:
+                return self.to_images(student(z, labels))
+            if method == "jacobi" and isinstance(self.flow, AutoregressiveFlow):  # a coupling flow needs no sweeps
+                return self.to_images(inverse_jacobi(self.flow, z, labels)[0])
+            return self.to_images(self.flow.inverse(z, labels, progress=progress))
 
     # -- samples ---------------------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class Farmer(Pretrained, nn.Module):
         >>> images.shape, bool(images.abs().max() <= 1)
         (torch.Size([10, 1, 8, 8]), True)
         """
-        if (labels := self._labels(labels)) is None:
+        if (labels := self.prior.checked_labels(labels)) is None:
             raise InputError("labels are None; allowed: one for each image, -1 for any class")
         if guidance is not None and guidance.scale and not self.config.num_classes:
             raise InputError(f"guidance scale is {guidance.scale}; allowed: 0 in a model without labels")
@@ -230,11 +230,12 @@ class Farmer(Pretrained, nn.Module):
         Raises `InputError` for a model without Gaussian noise.
         """
         self._require_noise()
-        labels = self._labels(labels, len(images))
+        self.patchify.check_images(images := checked_images(images))
+        labels = self.prior.checked_labels(labels, len(images))
         count = max(1, DENOISING_BYTES // self.config.gradient_bytes)  # images at a time, so that memory is bounded
         parts = [None] * len(images) if labels is None else labels.split(count)
         scores = [torch.empty_like(images[:0])]
-        for some, those in zip(checked_images(images).split(count), parts, strict=False):
+        for some, those in zip(images.split(count), parts, strict=False):
             with evaluating(self), with_gradients(some, those) as (noisy, own):
                 recomputing = TrainingPass(torch.arange(len(noisy)), len(noisy), recompute=True)
                 log_prob = self(noisy.requires_grad_(), own, recomputing).total
@@ -247,24 +248,9 @@ class Farmer(Pretrained, nn.Module):
                 "denoise is True with uniform dequantisation; allowed: True for a model trained with 'gaussian' noise"
             )
 
-    def _labels(self, labels: Tensor | Sequence[int] | None, count: int | None = None) -> Tensor | None:
-        return checked_labels(labels, count, classes=self.config.num_classes, device=self.patchify.matrix.device)
-
 
 def _check_method(method: str, student: object) -> None:
     if method not in ("sequential", "jacobi"):
         raise InputError(f"method is {method!r}; allowed: sequential, jacobi")
     if student is not None and method != "sequential":
         raise InputError(f"method is {method!r}, with a student; allowed: either a student or a method")
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without dropout, inside the `with` block; after it, the mode that each module had."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -84,7 +84,8 @@ def draw_token(
     if unconditional is None or not guidance.scale:
         return Drawn(_tempered(conditional, guidance).sample(generator))
     if guidance.rule == "naive":
-        return Drawn(draw_naive(conditional, unconditional, guidance=guidance, generator=generator))
+        pair = (_tempered(mixture, guidance) for mixture in (conditional, unconditional))
+        return Drawn(draw_naive(*pair, guidance=guidance, generator=generator))
     counts = guidance.candidates_conditional, guidance.candidates_unconditional
     candidates, log_weights = weighed_candidates(
         conditional, unconditional, guidance=guidance, counts=counts, generator=generator
@@ -109,7 +110,8 @@ def draw_pool(
     if unconditional is None or not guidance.scale:
         return Drawn(_tempered(conditional, guidance).unsqueeze().expand(tokens).sample(generator))
     if guidance.rule == "naive":
-        each = conditional.unsqueeze().expand(tokens), unconditional.unsqueeze().expand(tokens)
+        pair = (_tempered(mixture, guidance) for mixture in (conditional, unconditional))
+        each = (mixture.unsqueeze().expand(tokens) for mixture in pair)  # views: N K R numbers would be many
         return Drawn(draw_naive(*each, guidance=guidance, generator=generator))
     counts = guidance.redundant_candidates_conditional, guidance.redundant_candidates_unconditional
     candidates, log_weights = weighed_candidates(
@@ -165,13 +167,12 @@ def draw_naive(
     Around a peak away from mu_c its envelope g_max q(x) / q(mu_c) is lower than g; draws follow the lower of the two,
     and so stay within reach of q. Where g has no finite integral, g_max lies at an end of the grid: few proposals are
     accepted or none, and those few lie far out. Ours: g_max from the parabola log g in place of the grid itself;
-    logarithms, where the code may overflow and fall back. T_pi acts on the choice of k, T_sigma on sigma_c and sigma_u;
+    logarithms, where the code may overflow and fall back. The mixtures are given with T_pi and T_sigma applied to both;
     T_pi,v, T_sigma,v and T_s have no part in this rule.
     """
     w = guidance.scale
-    pair = [_tempered(mixture, guidance) for mixture in (conditional, unconditional)]
-    component = pair[0].draw_component(generator)
-    (mean, log_scale), (other_mean, other_log_scale) = (mixture.component(component) for mixture in pair)
+    component = conditional.draw_component(generator)
+    (mean, log_scale), (other_mean, other_log_scale) = (m.component(component) for m in (conditional, unconditional))
     if not guidance.scale_temperature:  # sigma = 0: the mean is all there is
         return mean
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from farmer_ref.model.flow import AutoregressiveFlow, FlowBlock
 from farmer_ref.model.precision import full_precision
-from farmer_ref.support.errors import InputError
+from farmer_ref.support.errors import InputError, require
 
 CONVERGED = 0.1  # a token has converged when a sweep changes it by at most this share of the tolerance
 
@@ -54,6 +54,7 @@ def inverse_jacobi(
     >>> max(report.sweeps) < 15  # passes of a block's network; the sequential inverse takes N - 1
     True
     """
+    require(isinstance(flow, AutoregressiveFlow), "flow", type(flow).__name__, "AutoregressiveFlow")
     windows = windows or [None] * len(flow.blocks)
     if len(windows) != len(flow.blocks) or any(size is not None and size < 1 for size in windows):
         raise InputError(f"windows is {windows}; allowed: 1 or more, or None, for each of {len(flow.blocks)} blocks")

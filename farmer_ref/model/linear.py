@@ -1,8 +1,8 @@
 """Linear layers that use all of the processor: by oneDNN where PyTorch's matrix products do not.
 
 PyTorch multiplies matrices by Intel's MKL, which does not use AVX-512 on AMD processors. oneDNN, which PyTorch includes
-for convolutions, does: it is twice as fast on a processor that computes 512 bits at once. The results are equal to
-rounding.
+for convolutions, does: it is twice as fast on a processor that computes 512 bits at once. The results agree up
+to rounding.
 """
 
 from __future__ import annotations

@@ -111,6 +111,10 @@ class HistogramPixels(nn.Module):
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
         """Count the grey levels of training images (B,C,H,W), plus one each, so that every level has a place."""
+        given = f"{values.dtype} from {float(values.min()):g} to {float(values.max()):g}"
+        whole = not values.is_floating_point() and 0 <= values.min() <= values.max() < self.levels
+        if not whole:
+            raise InputError(f"values are {given}; allowed: whole grey levels from 0 to {self.levels - 1}")
         for channel, pixels in enumerate(values.long().transpose(0, 1).flatten(1)):  # each (B*H*W,)
             self.counts[channel] = 1 + torch.bincount(pixels, minlength=self.levels)
 
@@ -118,7 +122,9 @@ class HistogramPixels(nn.Module):
         """Raise `InputError` where `fit` was not called; a graph that is exported has no check."""
         if not self._seen_fitted and not torch.compiler.is_exporting():
             if not self.counts.any():
-                raise InputError("pixels are 'histogram' and not fitted; call pixels.fit(training images) once")
+                raise InputError(
+                    "pixels are 'histogram' and not fitted; call pixels.fit(grey levels of training images)"
+                )
             self._seen_fitted = True  # reading a tensor makes a GPU wait, so only once
 
     def _tables(self) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,18 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """A context in which a GPU does not round the inputs of float32 convolutions, which it does unless told not to."""
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
+
+
+@contextlib.contextmanager
 def rounded_products() -> Iterator[None]:
     """A context in which a GPU computes products of float32 matrices in TF32, forward and backward.
 

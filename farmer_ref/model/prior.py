@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, TypedDict, Unpack
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
+from farmer_ref.model.checks import checked_labels
 from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.model.guidance import Guidance, draw_pool, draw_token
 from farmer_ref.model.linear import Linear
@@ -112,6 +114,10 @@ class AutoregressivePrior(nn.Module):
         """Image order to reading order, or back."""
         return tokens.flip(-2) if self.reverse else tokens
 
+    def checked_labels(self, labels: Tensor | Sequence[int] | None, count: int | None = None) -> Tensor | None:
+        """Labels as whole numbers (B,) on the prior's device, one for each of `count` images."""
+        return checked_labels(labels, count, classes=self.num_classes, device=self.positions.device)
+
     def _condition(self, labels: Tensor | None, batch: int) -> Tensor:
         """The M condition tokens (B,M,W) of labels (B,); None or -1 is the null class."""
         if labels is None:
@@ -125,7 +131,7 @@ class AutoregressivePrior(nn.Module):
             return self.project_in(z_informative.to(positions.dtype)) + positions
 
     def _hidden(self, inputs: Tensor, run: Step) -> Tensor:
-        """Inputs (B,T,W) to hidden states (B,T,W), normalised and in the densities' dtype; `run` is the transformer."""
+        """Inputs (B,T,W) to hidden states (B,T,W), normalised and in the inputs' dtype; `run` is the transformer."""
         hidden = run(inputs)
         with without_autocast(inputs):
             return self.norm_out(hidden.to(inputs.dtype))
@@ -140,7 +146,7 @@ class AutoregressivePrior(nn.Module):
         if self.redundant_head is None:
             dtype = float32_at_least(hidden.dtype)
             zeros = hidden.new_zeros(hidden.shape[0], 1, self.redundant, dtype=dtype)
-            return GaussianMixture(zeros[..., 0], zeros, zeros)
+            return GaussianMixture(zeros.sum(-1), zeros, zeros)
         with without_autocast(hidden):
             return GaussianMixture.from_raw(self.redundant_head(hidden), self.redundant_components)
 
@@ -173,7 +179,7 @@ class AutoregressivePrior(nn.Module):
 
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(Z | c) (B,), nats per image, of latents z (B,N,D) and labels (B,) or None   (Eq. 14)."""
-        parts = self.log_prob_parts(z, labels)
+        parts = self.log_prob_parts(z, self.checked_labels(labels))
         return parts.informative + parts.redundant
 
     def sample(self, labels: Tensor, guidance: Guidance | None = None, **options: Unpack[SampleOptions]) -> Tensor:
@@ -197,7 +203,7 @@ class AutoregressivePrior(nn.Module):
         scales the distribution that the pool's candidates are drawn from (naive rule: both components' sigma), not
         how they are weighed. The report says how many of the candidates of guidance counted.
         """
-        guidance = guidance or Guidance()
+        guidance, labels = guidance or Guidance(), self.checked_labels(labels)
         # Guidance needs p_c and p_u: one pass over 2 B rows gives both, the labelled ones first.
         rows = _with_null_rows(labels, guidance)  # (B',)
         copies = 2 if guidance.scale else 1
@@ -237,7 +243,7 @@ class AutoregressivePrior(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Z_R (B,N,R) for Z_I (B,N,I) and labels (B,), its sigma_k times `temperature`   (Eq. 14, Fig. 7)."""
-        hidden = self._all_hidden(z_informative, labels)[:, -1]
+        hidden = self._all_hidden(z_informative, self.checked_labels(labels))[:, -1]
         shared = self._redundant_mixture(hidden).tempered(scale_temperature=temperature)
         return shared.unsqueeze().expand(self.tokens).sample(generator)
 

@@ -199,15 +199,20 @@ class FixedMemory:
     @classmethod
     def forget(cls, keep: int = 0) -> None:
         """Free all but the last few: before training goes on, which needs the memory."""
-        for memory in cls._free[: len(cls._free) - keep]:
+        surplus = max(0, len(cls._free) - keep)
+        for memory in cls._free[:surplus]:
             memory._graphs.clear()  # they point back to it
-        del cls._free[: len(cls._free) - keep]
+        del cls._free[:surplus]
 
     def graphs_of(self, transformer: Transformer) -> Graphs:
-        """The graphs of a transformer's steps by their bucket; none if its weights have changed or moved since."""
+        """The graphs of a transformer's steps by their bucket; none if its weights have changed or moved since.
+
+        Nor if products are now rounded otherwise: a graph replays the kernels that were chosen for it.
+        """
         weights = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in transformer.parameters()]
-        if self._graphs.get(transformer, (None,))[0] != weights:
-            self._graphs[transformer] = (weights, {})
+        recorded_for = (torch.backends.cuda.matmul.fp32_precision, weights)
+        if self._graphs.get(transformer, (None,))[0] != recorded_for:
+            self._graphs[transformer] = (recorded_for, {})
         return self._graphs[transformer][1]
 
     def recorded(self, layers: list[LayerStep], bucket: int) -> Callable[[], Tensor]:

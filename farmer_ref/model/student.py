@@ -67,6 +67,7 @@ class OneStepStudent(PretrainedStudent, nn.Module):
     @classmethod
     def from_teacher(cls, flow: AutoregressiveFlow, *, form: StudentForm = "forward", dropout: float = 0.0) -> Self:
         """A student that starts at the teacher's weights, to be trained (§3.5). Its dropout is its own."""
+        require(isinstance(flow, AutoregressiveFlow), "flow", type(flow).__name__, "AutoregressiveFlow")
         with torch.device("meta"):  # no weights to draw: the teacher's are copied
             student = cls(flow.tokens, flow.channels, form=form, **{**flow.options, "dropout": dropout})
         for block, teacher in zip(student.blocks, flow.blocks, strict=True):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from farmer_ref.model.flow import AutoregressiveFlow
-from farmer_ref.support.errors import InputError
+from farmer_ref.support.errors import InputError, shown
 
 _TARFLOW_NAMES = (
     (r"\.proj_in\.", ".project_in."),
@@ -36,6 +36,13 @@ def from_tarflow(state_dict: dict[str, Tensor], *, head_dim: int = 64) -> Autore
     """
     if "blocks.0.proj_in.weight" not in state_dict:
         raise InputError(f"state_dict has {len(state_dict)} entries and no blocks.0.proj_in.weight; allowed: TARFlow's")
+    try:
+        return _converted(state_dict, head_dim)
+    except (KeyError, ValueError, RuntimeError) as error:  # entries that are missing, left over or of another shape
+        raise InputError(f"state_dict does not fit ({shown(str(error))}); allowed: TARFlow's") from None
+
+
+def _converted(state_dict: dict[str, Tensor], head_dim: int) -> AutoregressiveFlow:
     width, channels = state_dict["blocks.0.proj_in.weight"].shape
     if width % head_dim:
         raise InputError(f"head_dim is {head_dim}; allowed: a divisor of the width, {width}")

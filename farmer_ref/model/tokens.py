@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from farmer_ref.model.bases import dct_basis, pca_basis
+from farmer_ref.model.checks import checked_images
 from farmer_ref.model.precision import float32_at_least, full_precision
 from farmer_ref.support.errors import InputError
 
@@ -143,6 +144,7 @@ class Patchify(nn.Module):
         """
         if self.basis != "pca":
             return
+        self.check_images(checked_images(images))
         mean, matrix = pca_basis(self._cut(images.to(torch.float64)).flatten(0, 1))
         self.mean.copy_(mean)
         self.matrix.copy_(matrix)

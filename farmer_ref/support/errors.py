@@ -27,7 +27,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The first tensor with values that are not finite, and how many, in words; None where all are finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool((finite := tensor.detach().isfinite()).all()):
-            return f"{name} holds {int((~finite).sum())} of {tensor.numel()} values that are not finite"
+            return f"{int((~finite).sum())} of {tensor.numel()} values of {name} are not finite"
     return None
 
 

@@ -200,7 +200,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         flush(path.parent)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path} cannot be written ({error}); allowed: a place with room. What was there before is whole"
+            f"{path} cannot be written ({error}); allowed: a place that can be written, with free space. "
+            "What was there before is whole"
         ) from None
     finally:  # whatever happened: Ctrl-C, too
         with contextlib.suppress(OSError):
@@ -231,4 +232,5 @@ def output_file(name: str, *, picture: bool = False) -> Path:
         raise InputError(f"out is {name!r}, whose folder cannot be made ({error}); allowed: a file to write") from None
     if path.is_dir():
         raise InputError(f"out is {name!r}, which is a folder; allowed: a file to write")
+    require(os.access(path.parent, os.W_OK), "out", name, "a file in a folder that can be written")
     return path

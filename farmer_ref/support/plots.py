@@ -212,6 +212,11 @@ def keep_labels_apart(figure: Figure) -> None:
                 axes.set_xticks([tick.get_loc() for tick in ticks][::2])
 
 
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """A picture as a PNG file."""
+    replace_file(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
 def save_plot(figure: Figure, path: Path) -> None:
     """A figure as vector graphics, of the same bytes each time, whose labels do not touch."""
     keep_labels_apart(figure)

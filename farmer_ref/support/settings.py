@@ -146,7 +146,7 @@ def _line(error: ValidationError, kind: Any, known_as: str) -> str:
     name = _name([known_as, *where] if known_as else where)
     match found["type"]:
         case "json_invalid":
-            return f"content is no JSON ({context['error']}); allowed: JSON"
+            return f"content is not JSON ({context['error']}); allowed: JSON"
         case "value_error":  # of a __post_init__, which knows the names of its own fields
             return f"{name}." * bool(name) + str(context["error"])
         case "missing":

@@ -52,19 +52,19 @@ class RunConfig:
     compile: bool = False
     """Compile the transformer layers: slow to start, then faster on a GPU."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """bfloat16: transformer layers under autocast, and a GPU's other matrix products in a step as with tf32. tf32:
-    float32, but these are rounded to 10 bits. Densities and log-determinants stay in float32 in either."""
+    """tf32: float32, but a GPU rounds the inputs of matrix products to 10 bits. bfloat16: transformer layers under
+    autocast, and a GPU's other products as with tf32. Densities and log-determinants stay in float32 in either."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, cuda:1, ..."""
     threads: ThreadCount | None = None
-    """CPU threads; default: as many as pay, by measuring the work itself, unless OMP_NUM_THREADS says otherwise."""
+    """CPU threads; default: OMP_NUM_THREADS, or else the fastest number, by measuring the work itself."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes that read images (for folder:PATH), per training process."""
+    """Processes that read images (for folder:PATH), per training process; 0: it reads them itself."""
     log_every: PositiveInt = 20
     """Steps between two lines of metrics.jsonl."""
     validate_every: NonNegativeInt = 500
     """Steps between two evaluations on at most 1,000 evenly spaced validation images (`train`: 4 dequantisations each);
-    0 for the last one only."""
+    0: only at the end, printed and not logged."""
     sample_every: NonNegativeInt = 1000
     """Steps between two sample grids; 0 for none."""
     checkpoint_every: PositiveInt = 500

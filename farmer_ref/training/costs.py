@@ -23,7 +23,9 @@ from farmer_ref.support.errors import InputError
 
 PEAK_TERAFLOPS = {  # dense bfloat16, from data sheets; the first key that is a word of the device's name counts
     "GH200": 989.0,
+    "H200 NVL": 835.0,
     "H200": 989.0,
+    "H100 NVL": 835.0,
     "H100 PCIe": 756.0,
     "H100": 989.0,
     "A100": 312.0,

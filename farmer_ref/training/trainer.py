@@ -217,7 +217,8 @@ class RunLog:
     def close(self) -> None:
         """Flush TensorBoard's pending events."""
         if self._active:
-            self._board.close()
+            with contextlib.suppress(OSError):  # of a full disk, which the next line or checkpoint has reported
+                self._board.close()
 
 
 class Trainer:
@@ -351,10 +352,10 @@ class Trainer:
                 if stop:
                     break
         finally:
-            bar.close()
-            log.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            bar.close()
+            log.close()
         return self.progress >= 1
 
     def _interrupt(self, number: int, _: object) -> None:

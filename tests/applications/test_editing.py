@@ -24,7 +24,7 @@ def test_edits_keep_what_they_say():
         change_class(small_model(informative=None), images, labels, labels)
     for wrong, message in (
         (labels + 1, "label is 3; allowed: 0 to 2, or -1"),
-        (labels[:2], "labels are 2; allowed: 4"),
+        (labels[:2], "2 labels; allowed: 4"),
     ):
         with pytest.raises(InputError, match=message):
             change_class(model, images, labels, wrong)

@@ -3,6 +3,9 @@
 import dataclasses
 import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from farmer_ref.ablate import AblateConfig, Runs, chosen_tables, measure, result
 from farmer_ref.evaluation.results import Figures
 from farmer_ref.evaluation.tables import GUIDED, MEASURES, Claim, Row, Table, tables
 from farmer_ref.evaluation.verdicts import report
+from farmer_ref.support import cli
 from farmer_ref.training.checkpoint import State
 
 LAST = State(step=9, seconds=1.0, skipped=0, skipped_in_a_row=0, files=1)
@@ -260,3 +264,26 @@ def test_the_students_of_a_run_have_a_folder_for_each_form(tmp_path, monkeypatch
 def test_a_suffix_names_a_file_of_the_folder(capsys, tmp_path, suffix):
     line = ["--table", "3", "--suffix", suffix, "--out", str(tmp_path / "out")]
     fails_with_one_line(capsys, ablate.main, line, "suffix is", "letters, digits, _ and -")
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, cli.Terminated])
+def test_what_ends_a_table_ends_its_runs(monkeypatch, signal):
+    """They are processes of their own, which SIGTERM has not reached; it waited for them, for hours."""
+    runs, child = Runs(AblateConfig(device="cpu")), subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)
+    runs._children.add(child)
+
+    def interrupted(results, **_):
+        raise signal
+
+    monkeypatch.setattr(ablate, "tqdm", interrupted)
+    with pytest.raises(signal):
+        runs.in_parallel("train", child.wait, [()])
+    assert child.returncode != 0
+    child.stdin.close()
+
+
+def test_runs_side_by_side_are_as_many_as_the_processors_at_hand(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5, 6}, raising=False)
+    assert Runs(AblateConfig(device="cpu")).side_by_side == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert Runs(AblateConfig(device="cpu")).side_by_side == os.cpu_count()

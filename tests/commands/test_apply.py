@@ -48,6 +48,8 @@ def test_apply_inpaint_keeps_the_known_bytes(trained, pictures, tmp_path, capsys
         )
         assert (before == after)[mask == 0].all()
     assert "2 images, 14% of each missing, 2 completions each" in capsys.readouterr().out
+    again = [*arguments, "--out", tmp_path / "done"]  # the folder may be that of the images
+    fails_with_one_line(capsys, apply.main, again, "which holds a_0.png already; allowed: a new folder")
     apply.main([str(part) for part in (*INPAINT, "--run", trained, "--out", tmp_path / "a.png", "--no-use-labels")])
     assert Image.open(tmp_path / "a.png").size == (4 * 42 + 2, 2 * 42 + 2)  # image, masked, two completions
 

@@ -170,7 +170,16 @@ def test_a_resumed_distillation_keeps_its_form(run, capsys):
     settings = json.loads(config.read_text())
     del settings["form"]
     config.write_text(json.dumps(settings))
-    fails_with_one_line(capsys, distill.main, place, "config.json is None; allowed: 'forward'")
+    fails_with_one_line(capsys, distill.main, place, "config.json has no form; allowed: 'forward'")
+
+
+def test_a_resumed_distillation_keeps_its_images(run, capsys):
+    place = ["--run", str(run), "--resume"]
+    distill.main([*place, *BRIEF])
+    capsys.readouterr()
+    parts = ["dataset is 'digits-without-3'; allowed: the teacher's images", "as in the distillation that is resumed"]
+    fails_with_one_line(capsys, distill.main, [*place, "--dataset", "digits-without-3"], *parts)
+    distill.main([*place, "--dataset", "digits", "--steps", "21"])  # the same by name
 
 
 def test_the_preset_of_the_paper_is_its_teacher_s_for_60_epochs(capsys):

@@ -7,7 +7,7 @@ import pytest
 from helpers import QUICK, fails_with_one_line, folder_of_images
 from PIL import Image
 
-from farmer_ref import PRESETS, Farmer, evaluate, train
+from farmer_ref import PRESETS, Farmer, InputError, evaluate, train
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,7 @@ def test_evaluate_prints_and_writes_its_figures(capsys, trained, tmp_path, weigh
     printed = capsys.readouterr().out
     figures = json.loads(out.read_text())
     assert figures["images"] == 300
+    assert {"command", "commit", "date", "device"} <= figures.keys()
     assert f"{figures['bits_per_dim']:.4f} bits/dim" in printed
     assert f"{figures['importance_weighted_bits_per_dim']:.4f} bits/dim, importance-weighted" in printed
     assert "informative" in printed
@@ -87,3 +88,39 @@ def test_evaluate_on_a_folder_of_two_classes(tmp_path):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert 0 <= figures["sample_accuracy"] <= 1
     assert figures["bits_per_dim"] > 0
+
+
+def test_figures_are_printed_where_they_cannot_be_written(capsys, trained, tmp_path, monkeypatch):
+    """The disk may have filled up since the folder was asked for."""
+
+    def full(path, value):
+        raise InputError(f"{path} cannot be written; allowed: another")
+
+    monkeypatch.setattr(evaluate, "write_json", full)
+    arguments = ["--run", str(trained), "--draws", "1", "--samples", "0", "--out", str(tmp_path / "figures.json")]
+    with pytest.raises(InputError, match="cannot be written"):
+        evaluate.main(arguments)
+    assert "bits/dim" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "images"),
+    [
+        (["--samples", "0", "--images", "50"], 50),
+        (["--samples", "0"], 100),
+        (["--images", "50"], 100),
+        (["--samples", "30", "--images", "20"], 30),
+        (["--batch-size", "50000"], 50_000),
+    ],
+)
+def test_memory_is_asked_for_what_is_scored_or_drawn_at_once(trained, monkeypatch, arguments, images):
+    asked = []
+
+    def refuse(config, device, *, images):
+        asked.append(images)
+        raise InputError("enough")
+
+    monkeypatch.setattr(evaluate, "require_room", refuse)
+    with pytest.raises(InputError, match="enough"):
+        evaluate.main(["--run", str(trained), *arguments])
+    assert asked == [images]

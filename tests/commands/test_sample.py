@@ -93,7 +93,7 @@ def test_a_folder_of_samples_goes_on_where_it_was_cut_off(capsys, trained, tmp_p
     fails_with_one_line(capsys, sample.main, other, "seed is 1; allowed: 0, with which the images in")
     (tmp_path / "cut" / "samples.json").write_text("{")
     other = ["--run", trained, "--out", tmp_path / "cut", *arguments]
-    fails_with_one_line(capsys, sample.main, other, "samples.json: content is no JSON")
+    fails_with_one_line(capsys, sample.main, other, "samples.json: content is not JSON")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     other = ["--run", trained, "--out", tmp_path / "mine"]

@@ -1,5 +1,6 @@
 """`train` as a user runs it: one clear line for bad input, and no run overwritten."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 from helpers import QUICK, fails_with_one_line, folder_of_images
 
-from farmer_ref import train
+from farmer_ref import PRESETS, train
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.runs import Run
+
+real = Run.open
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,38 @@ def test_train_does_not_overwrite_weights_without_checkpoints(capsys, trained, t
         arguments = [*QUICK, "--out", tmp_path / name, "--resume"]
         fails_with_one_line(capsys, train.main, arguments, "", "allowed: a")
         assert (tmp_path / name / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+
+
+def test_train_does_not_overwrite_files_of_something_else(capsys, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    arguments = [*QUICK, "--out", tmp_path]
+    fails_with_one_line(capsys, train.main, arguments, "holds a config.json of something else; allowed: a new folder")
+    assert (tmp_path / "config.json").read_text() == "{}"
+    monkeypatch.chdir(tmp_path)
+    fails_with_one_line(capsys, train.main, [*QUICK, "--out", ""], "out is ''; allowed: a folder")
+
+
+def test_a_run_that_has_moved_goes_on_where_it_is(capsys, trained, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    before = checkpoints(trained)
+    train.main(["--out", str(moved), "--resume", "--steps", "22"])
+    assert checkpoints(moved)[-1].name == "step-22" and checkpoints(trained) == before
+    assert json.loads((moved / "config.json").read_text())["run"]["out"] == str(moved)
+
+
+def test_a_run_records_the_commit_that_it_starts_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "pinned", lambda name: f"{name.partition('@')[0]}@0123")
+    opened = []
+    monkeypatch.setattr(Run, "open", lambda name: opened.append(name) or real("digits"))
+    assert train.settings(["--init-from", "owner/name@main"]).init_from == "owner/name@0123"
+    assert opened == ["owner/name@0123"]
+    saved = dataclasses.replace(PRESETS["digits"], init_from="owner/name@0123")
+    monkeypatch.setattr(train, "saved_settings", lambda folder: saved)
+    (tmp_path / "config.json").write_text("{}")
+    resumed = ["--resume", "--out", str(tmp_path)]
+    for given, kept in (([], "owner/name@0123"), (["owner/name"], "owner/name@0123"), (["digits"], "digits")):
+        assert train.settings([*resumed, *(["--init-from", *given] if given else [])]).init_from == kept
 
 
 def test_a_finished_run_stays_as_it_is(capsys, trained):

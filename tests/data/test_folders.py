@@ -298,6 +298,22 @@ def test_links_are_followed_unless_they_repeat_or_circle(tmp_path):
     }
 
 
+def test_links_may_lead_to_what_lies_beside_the_splits(tmp_path):
+    """A common layout: all images in one place, and splits of links."""
+    store = fill(tmp_path / "all" / "cat", count=4)
+    for split, numbers in (("train", (0, 1, 2)), ("val", (3, 0))):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        for i in numbers:
+            (tmp_path / split / "cat" / f"{i}.png").symlink_to(store / f"{i}.png")
+    (tmp_path / "val" / "cat" / "again.png").symlink_to(tmp_path / "train" / "cat" / "1.png")
+    assert places(tmp_path) == {f"cat/{i}.png" for i in range(3)}
+    assert places(tmp_path, "test") == {"cat/3.png", "cat/0.png"}
+    assert skipped(tmp_path, "test") == {
+        "folders beside those of the splits (all)": 1,
+        "links to what is read already": 1,
+    }
+
+
 def test_pipes_sockets_and_devices_are_never_opened(tmp_path):
     began = time.monotonic()
     fill(tmp_path / "cat")

@@ -240,7 +240,7 @@ def test_a_pipe_or_a_folder_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     for name in ("pipe", "folder", "nothing"):
-        refused(tmp_path / f"{name}.png", "is no file")
+        refused(tmp_path / f"{name}.png", "is not a file")
 
 
 # -- a folder of images of the model's size ----------------------------------------------------------------------------

@@ -4,9 +4,11 @@ import os
 
 import numpy as np
 import pytest
-from helpers import fails_with_one_line, folder_of_images
+from helpers import QUICK, fails_with_one_line, folder_of_images
 from PIL import Image
 
+from farmer_ref import train
+from farmer_ref.data import folders
 from farmer_ref.data.__main__ import main
 
 
@@ -83,3 +85,15 @@ def test_other_names_are_refused(tmp_path, monkeypatch, capsys, dataset):
     monkeypatch.chdir(tmp_path)
     fails_with_one_line(capsys, main, [dataset], f"dataset is '{dataset}'", "allowed: folder:PATH")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_whose_images_are_all_held_out(tmp_path, capsys, monkeypatch):
+    """By chance, in a tiny folder."""
+    monkeypatch.setattr(folders, "_drawn", lambda place: 0)
+    root = tmp_path / "pets"
+    folder_of_images(root, count=1)
+    assert "no image falls to the train split" in look(capsys, root)
+    assert Image.open(tmp_path / "sheet.png").size[0] == 8 * 66 + 2  # of the split that has images
+    size = ["--model.image-size", 16, "--model.channels", 3, "--model.levels", 256, "--model.patch-size", 4]
+    line = [*QUICK, *size, "--model.num-classes", 0, "--dataset", f"folder:{root}", "--out", tmp_path / "run"]
+    fails_with_one_line(capsys, train.main, line, "dataset is 'folder:", "allowed: a data set with training images")

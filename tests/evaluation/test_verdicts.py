@@ -5,6 +5,7 @@ import re
 import statistics
 
 import pytest
+from scipy.stats import ttest_ind
 
 from farmer_ref import PRESETS
 from farmer_ref.evaluation.tables import MEASURES, Claim, Table, bases, tables
@@ -40,6 +41,17 @@ def test_claims_are_judged_against_the_spread():
     assert word(varied, [v + 0.5 + d for v, d in zip(varied, [0, 0.1, -0.1], strict=True)], paired=True) == "holds"
     for margin, expected in ((0.5, "holds"), (1.0, "inconclusive"), (1.5, "does not hold")):
         assert verdict(low, high, False, False, at_least=margin)["verdict"] == expected
+
+
+def test_a_row_that_varies_far_more_than_the_other_has_fewer_degrees_of_freedom():
+    """Welch's interval, which SciPy has too; with the variances pooled, the noise of one row would count twice."""
+    quiet, loud = [430.0, 431.0, 429.5], [520.0, 610.0, 550.0]
+    found = verdict(quiet, loud, False, False)
+    theirs = ttest_ind(loud, quiet, equal_var=False).confidence_interval(0.95)
+    assert (found["gain"] - found["half_interval"], found["gain"] + found["half_interval"]) == pytest.approx(theirs)
+    pooled = ttest_ind(loud, quiet).confidence_interval(0.95)
+    assert theirs[0] < pooled[0] - 30
+    assert verdict([1.0] * 3, [1.0] * 3, False, False)["half_interval"] == 0
 
 
 def test_likeness_is_judged_against_margin_and_spread():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -130,6 +131,12 @@ def test_denoising_needs_gaussian_noise():
             ask(small_model())
 
 
+@pytest.mark.parametrize("given", [np.zeros((1, 2, 6, 6)), torch.zeros(1, 2, 6, 6, dtype=torch.uint8)])
+def test_denoising_checks_its_images(given):
+    with pytest.raises(InputError, match=r"images are .*; allowed: .*numbers in \[-1, 1\]"):
+        small_model(dequantisation="gaussian").denoise(given)
+
+
 @pytest.mark.parametrize("label", [-2, 3])
 def test_label_out_of_range_is_named(label):
     model = small_model()
@@ -205,6 +212,9 @@ def test_sampling_and_scoring_switch_dropout_off_for_a_while():
     assert torch.equal(bits_per_dim(model, values), bits_per_dim(model, values))
     a, b = (model.sample(torch.tensor([0]), generator=torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(a, b)
+    z, _ = model.eval().encode(images(model).float())
+    model.train()
+    assert torch.equal(model.decode(z, method="jacobi"), model.decode(z, method="jacobi"))
     assert model.training
     model.flow.eval()  # as where the prior alone is trained
     model.sample(torch.tensor([0]))
@@ -214,7 +224,7 @@ def test_sampling_and_scoring_switch_dropout_off_for_a_while():
 @pytest.mark.parametrize(
     ("labels", "part"),
     [
-        ([0, 1, 5], "labels are 3; allowed: 2"),
+        ([0, 1, 5], "3 labels; allowed: 2"),
         (torch.eye(3)[:2], "argmax"),
         (torch.eye(3, dtype=torch.long)[:2], "argmax"),
         (torch.tensor([True, False]), "torch.bool"),
@@ -262,7 +272,7 @@ def test_what_is_no_tensor_of_images_and_no_label_at_all_is_one_line():
 def test_grey_levels_given_as_images_are_one_line():
     model = small_model()
     for given in (images(model).abs().mul(255).round(), (images(model) + 1) * 127.5, images(model) * torch.nan):
-        with pytest.raises(InputError, match="images (reach|hold)"):
+        with pytest.raises(InputError, match="images (reach|are not finite)"):
             model.log_prob(given)
     small = torch.ones(1, 2, 6, 6, dtype=torch.long)
     for given in (-small, small.bool(), small * 17):

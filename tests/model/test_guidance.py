@@ -9,8 +9,9 @@ import torch
 from conftest import small_model
 
 from farmer_ref import Guidance
+from farmer_ref.model import guidance as module
 from farmer_ref.model.checks import draw_places
-from farmer_ref.model.guidance import draw_naive, draw_pool, draw_token, effective_sample_size, weighed_candidates
+from farmer_ref.model.guidance import draw_pool, draw_token, effective_sample_size, weighed_candidates
 from farmer_ref.model.mixture import GaussianMixture
 from farmer_ref.support.errors import InputError
 
@@ -236,7 +237,7 @@ BATCH = 25_000
 def naive(conditional, unconditional, seed=0, **changes):
     """Draws (B,D) of the naive rule."""
     guidance, generator = Guidance(rule="naive", **changes), torch.Generator().manual_seed(seed)
-    return draw_naive(conditional, unconditional, guidance=guidance, generator=generator)
+    return draw_token(conditional, unconditional, guidance=guidance, generator=generator).z
 
 
 def naive_density(mean_c, scale_c, mean_u, scale_u, w, envelope="published"):
@@ -417,3 +418,12 @@ def test_conditional_and_unconditional_rows_are_not_mixed_up(monkeypatch):
 def test_wrong_settings_are_named(changes, message):
     with pytest.raises(InputError, match=message):
         Guidance(**changes)
+
+
+def test_the_naive_rule_does_not_copy_the_shared_mixture_for_every_token(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "draw_naive", lambda *pair, **_: seen.extend(pair) or torch.zeros(2, 50, 3))
+    pair = [GaussianMixture(torch.zeros(2, 4), torch.zeros(2, 4, 3), torch.zeros(2, 4, 3)) for _ in range(2)]
+    draw_pool(*pair, tokens=50, guidance=Guidance(scale=1.0, rule="naive", scale_temperature=0.5))
+    assert [mixture.log_scale.shape for mixture in seen] == [(2, 50, 4, 3)] * 2
+    assert all(part.stride(1) == 0 for mixture in seen for part in (mixture.logits, mixture.mean, mixture.log_scale))

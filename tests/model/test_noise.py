@@ -71,6 +71,7 @@ def test_outside_of_the_pixels_nothing_moves():
     noise, x = trained(channels=1), torch.tensor([-1.5, 2.0], dtype=torch.float64).view(-1, 1, 1, 1)
     moved, log_slope = noise(x)
     assert torch.equal(moved, x) and not log_slope.any()
+    assert torch.equal(noise.inverse(moved), x)
 
 
 @pytest.mark.parametrize("pixels", ["linear", "histogram"])

@@ -123,3 +123,14 @@ def test_a_model_in_these_coordinates(basis):
 def test_a_histogram_is_refused_with_gaussian_noise():
     with pytest.raises(InputError, match="pixels is 'histogram'"):
         small_model(pixels="histogram", dequantisation="gaussian")
+
+
+@pytest.mark.parametrize(
+    "values", [torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), LEVELS), torch.full((1, 1, 2, 2), -1)]
+)
+def test_what_is_no_grey_level_is_not_counted(values):
+    """Images in [-1, 1] are nearly all level 0 once their fractions are dropped."""
+    pixels = HistogramPixels(1, LEVELS)
+    with pytest.raises(InputError, match=f"values are torch.* allowed: whole grey levels from 0 to {LEVELS - 1}"):
+        pixels.fit(values)
+    assert not pixels.counts.any()

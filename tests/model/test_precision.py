@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import Dispatched, small_flow, small_model
 
 from farmer_ref.model.precision import full_precision, rounded_products
@@ -58,3 +59,18 @@ def test_an_inverse_is_never_rounded():
         model.to_images(torch.randn(2, 4, 32))
     assert len(mode.products) > 20
     assert not any(rounded for _, rounded, _ in mode.products)
+
+
+@torch.no_grad()
+def test_a_convolution_is_never_rounded(monkeypatch):
+    """A GPU's convolutions round float32 inputs unless told not to; products of matrices have another switch."""
+    model, seen, plain = small_model(noise_width=4).float(), [], F.conv2d
+    before = torch.backends.cudnn.conv.fp32_precision
+
+    def watched(*args, **options):
+        seen.append(torch.backends.cudnn.conv.fp32_precision)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(F, "conv2d", watched)
+    model.decode(model.encode(torch.zeros(1, 2, 6, 6))[0])
+    assert seen == ["ieee"] * 6 and torch.backends.cudnn.conv.fp32_precision == before

@@ -1,6 +1,7 @@
 """Eqs. 5, 7, 11, 14: the prior's likelihood, its causality, its cached sampling, K = 1. Float64, no weight at zero."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import SPLITS, jacobian, randomise_zeros, small_model
 
 from farmer_ref.model.mixture import GaussianMixture
 from farmer_ref.model.prior import AutoregressivePrior
+from farmer_ref.support.errors import InputError
 
 
 def latents(batch: int = 3, count: int = 9, channels: int = 8) -> torch.Tensor:
@@ -148,3 +150,19 @@ def test_prior_integrates_to_one(channels, informative):
         )
     volume = float((axis[1] - axis[0]) ** (2 * channels))
     assert float(total) * volume == pytest.approx(1, abs=1e-3)
+
+
+def test_labels_are_checked_here_too():
+    """The last row is the null class: a label that is one too high would silently be no label."""
+    prior = small_model().prior
+    z = prior.sample([0, 1], generator=torch.Generator().manual_seed(0))
+    assert torch.equal(prior.log_prob(z, [0, 1]), prior.log_prob(z, torch.tensor([0, 1])))
+    uses = (prior.sample, partial(prior.log_prob, z), partial(prior.sample_redundant, prior.split(z)[0]))
+    for use in uses:
+        with pytest.raises(InputError, match="label is 3; allowed: 0 to 2"):
+            use(torch.tensor([0, 3]))
+
+
+def test_without_redundant_channels_none_are_drawn_again():
+    prior = small_model(informative=None).prior
+    assert prior.sample_redundant(torch.zeros(2, 9, 8, dtype=torch.float64), torch.tensor([0, 1])).shape == (2, 9, 0)

@@ -12,6 +12,7 @@ from conftest import SPLITS, VARIANTS, mild_flow, small_model
 from conftest import some_tokens as tokens
 
 from farmer_ref.model import stepper as module
+from farmer_ref.model.precision import rounded_products
 from farmer_ref.model.stepper import FixedMemory, bucket_of, stepper
 
 
@@ -96,6 +97,29 @@ def test_graphs_are_kept_by_block_shape_and_bucket(recordings, fixed_steps):
     wanted, before = flow(tokens(6, 12)), len(recordings)
     assert torch.allclose(flow.inverse(wanted[0]), tokens(6, 12), atol=1e-9)
     assert recordings[before:] == [4, 8, 12]  # of that block alone
+
+
+@pytest.mark.parametrize(("shapes", "kept"), [(1, 1), (3, 3), (4, 4), (5, 4)])
+def test_the_last_four_memories_are_kept(recordings, fixed_steps, shapes, kept):
+    """A full batch and the last one, each of the prior and of the flow; it was one of three."""
+    flow = mild_flow(count=12)
+    z, _ = flow(tokens(6, 12))
+    fixed_steps()
+    for batch in range(1, shapes + 1):
+        flow.inverse(z[:batch])
+    assert [memory.input.shape[0] for memory in FixedMemory._free] == [*range(1, shapes + 1)][-kept:]
+
+
+def test_a_graph_is_not_kept_for_products_of_another_precision(recordings, fixed_steps):
+    prior, labels = small_model().prior, torch.tensor([0, 1])
+    fixed_steps()
+    prior.sample(labels)
+    before = len(recordings)
+    prior.sample(labels)
+    assert len(recordings) == before
+    with rounded_products():
+        prior.sample(labels)
+    assert len(recordings) == 2 * before
 
 
 def test_a_stray_nan_does_not_stay_in_kept_memory(recordings, fixed_steps):

@@ -5,6 +5,7 @@ import torch
 from conftest import jacobian, mild_flow, small_model
 
 from farmer_ref import InputError, OneStepStudent
+from farmer_ref.model.jacobi import inverse_jacobi
 from farmer_ref.model.student import Distillation, relative_errors, teacher_path
 from farmer_ref.model.transformer import transformer_layers
 
@@ -138,3 +139,19 @@ def test_a_model_of_any_basis_and_mixing_has_a_student():
     student = OneStepStudent.from_teacher(model.flow).double()
     images = model.sample(torch.tensor([0, 1, -1]), student=student, generator=torch.Generator().manual_seed(0))
     assert images.shape == (3, 2, 6, 6) and images.abs().max() <= 1
+
+
+def test_a_coupling_flow_has_no_student_and_no_sweeps():
+    flow = small_model(flow="coupling").flow
+    for use in (OneStepStudent.from_teacher, lambda flow: inverse_jacobi(flow, torch.zeros(1, 9, 8))):
+        with pytest.raises(InputError, match="flow is 'CouplingFlow'; allowed: AutoregressiveFlow"):
+            use(flow)
+
+
+def test_samples_of_a_student_have_no_dropout():
+    model = small_model()
+    student = OneStepStudent.from_teacher(model.flow, dropout=0.5).train()
+    a, b = (
+        model.sample(torch.tensor([0]), student=student, generator=torch.Generator().manual_seed(0)) for _ in range(2)
+    )
+    assert torch.equal(a, b) and student.training

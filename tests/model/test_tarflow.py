@@ -131,3 +131,19 @@ def test_foreign_weights_are_named():
         from_tarflow({"weight": torch.zeros(1)})
     with pytest.raises(InputError, match="head_dim is 7"):
         from_tarflow(state_dict(False), head_dim=7)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("blocks.0.proj_out.weight"),
+        lambda state: state.pop("blocks.1.proj_in.bias"),
+        lambda state: state.update({"blocks.0.new": torch.zeros(1)}),
+        lambda state: [state.pop(name) for name in list(state) if "attn_blocks" in name],
+    ],
+)
+def test_weights_that_do_not_fit_are_one_line(change):
+    state = state_dict(conditional=False)
+    change(state)
+    with pytest.raises(InputError, match="state_dict does not fit .*; allowed: TARFlow's"):
+        from_tarflow(state, head_dim=HEAD)

@@ -107,3 +107,8 @@ def test_bits_per_dim_of_a_uniform_density_is_log2_levels(levels, dimensions):
     log_prob = torch.full((3,), -dimensions * math.log(2), dtype=torch.float64)
     bits = nats_to_bits_per_dim(log_prob, dimensions, levels)
     assert torch.allclose(bits, torch.full((3,), math.log2(levels), dtype=torch.float64))
+
+
+def test_a_basis_is_not_fitted_on_grey_levels():
+    with pytest.raises(InputError, match="images are torch.uint8"):
+        Patchify(8, 3, patch_size=4, basis="pca").fit(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))

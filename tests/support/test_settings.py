@@ -82,7 +82,7 @@ class Outer:
         ('{"inner": {"wings\\n": 2}}', r"field is 'inner.wings\n'; allowed: rate, dropout"),
         ('{"inner": 3}', "inner is 3; allowed: an object {...}"),
         ("[]", "content is []; allowed: an object {...}"),
-        ("{", "content is no JSON (EOF while parsing an object at line 1 column 1); allowed: JSON"),
+        ("{", "content is not JSON (EOF while parsing an object at line 1 column 1); allowed: JSON"),
     ],
 )
 def test_what_is_not_allowed_is_one_line(tmp_path, values, message):

@@ -118,7 +118,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch):
         return optimise(trainer, batch)
 
     monkeypatch.setattr(Trainer, "_optimise", poisoning)
-    with pytest.raises(InputError, match="values that are not finite at step 8; .* are intact"):
+    with pytest.raises(InputError, match="are not finite at step 8; .* are intact"):
         train.main([*QUICK, "--checkpoint-every", "4", "--steps", "8", "--out", str(tmp_path)])
     assert checkpoints(tmp_path)[-1].name == "step-4"
 
