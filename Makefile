@@ -63,20 +63,19 @@ check: .venv/.installed
 	$(BIN)/python -m farmer_ref.train --preset mnist-p2 --model.noise-width 0 --out runs/mnist-p2-uniform --max-minutes 98 \
 		--resume
 	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 -m farmer_ref.train --preset mnist-p2 \
-		--init-from runs/mnist-p2-uniform --batch-size 32 --out runs/mnist-p2-noise --max-minutes 90 --resume
+		--init-from runs/mnist-p2-uniform --model.noise-width 16 --batch-size 32 --out runs/mnist-p2-noise --max-minutes 90 --resume
 	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 -m farmer_ref.train --preset mnist-p2 \
 		--init-from runs/mnist-p2-noise --batch-size 32 --out runs/mnist-p2 --max-minutes 62 --resume
 	$(BIN)/python -m benchmarks.mnist --stage classifier
-	$(BIN)/python -m benchmarks.mnist --stage images
 	$(BIN)/python -m benchmarks.mnist --stage model --samples 500 --draws 4
-	$(BIN)/python -m farmer_ref.distill --run runs/mnist-p2 --form inverse --batch-size 16 --learning-rate 2e-3 --ema-decay 0.99 --max-minutes 11
+	$(BIN)/python -m farmer_ref.distill --run runs/mnist-p2 --resume --form inverse --batch-size 16 --learning-rate 2e-3 --ema-decay 0.99 --max-minutes 11
 	$(BIN)/python -m benchmarks.mnist --stage student --samples 500
 	$(BIN)/python -m farmer_ref.train --preset mnist --out runs/mnist --max-minutes 97 --resume
 	$(BIN)/python -m benchmarks.mnist --stage model --preset mnist --run runs/mnist --samples 500
-	$(BIN)/python -m farmer_ref.distill --run runs/mnist --form inverse --batch-size 32 --learning-rate 2e-3 --ema-decay 0.99 --max-minutes 12
+	$(BIN)/python -m farmer_ref.distill --run runs/mnist --resume --form inverse --batch-size 32 --learning-rate 2e-3 --ema-decay 0.99 --max-minutes 12
 	$(BIN)/python -m benchmarks.mnist --stage student --preset mnist --run runs/mnist --samples 500
 	$(BIN)/python -m farmer_ref.train --preset mnist-noise --out runs/mnist-noise --max-minutes 65 --resume
-	$(BIN)/python -m benchmarks.mnist --stage model --no-ship --preset mnist-noise --run runs/mnist-noise --samples 500
+	$(BIN)/python -m benchmarks.mnist --stage model --preset mnist-noise --run runs/mnist-noise --samples 500
 	$(BIN)/python -m benchmarks.mnist --stage guidance --preset mnist --samples 500 --seed 2
 	$(BIN)/python -m benchmarks.cifar10
 	$(BIN)/python -m benchmarks.denoise
@@ -91,7 +90,7 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.live
 	$(BIN)/python -m benchmarks.threads
 	$(BIN)/python -m benchmarks.cpu_training --before a9edf06 --compiled
-	$(BIN)/python -m benchmarks.latency --compiled
+	$(BIN)/python -m benchmarks.latency --compiled --seconds 0.7
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.course
 	$(BIN)/python -m benchmarks.applications
@@ -99,7 +98,8 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.inverses $(if $(TARFLOW),--tarflow $(TARFLOW))
 	$(if $(TARFLOW),$(BIN)/python -m benchmarks.tarflow --tarflow $(TARFLOW))
-	$(if $(and $(TARFLOW),$(JETFORMER)),$(BIN)/python -m benchmarks.rivals --tarflow $(TARFLOW) --jetformer $(JETFORMER))
+	$(if $(and $(TARFLOW),$(JETFORMER)),$(BIN)/python -m benchmarks.rivals --tarflow $(TARFLOW) --jetformer $(JETFORMER) \
+		--minutes 7 --validation-images 250 --test-images 1000)
 	$(BIN)/python -m book.refresh
 
 # Measure what needs a GPU (downloads the data sets into data/).

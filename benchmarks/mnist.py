@@ -1,12 +1,13 @@
 """What ships of MNIST, made stage by stage: `python -m benchmarks.mnist --stage classifier --data-root PATH`.
 
-`classifier` trains the small ConvNet that judges samples, and writes its weights and results/mnist_classifier.json.
-`images` picks the images that ship (data set `mnist-small`) and writes them as one PNG mosaic with their labels.
-`model` copies a trained run into the package under the name of its preset, in half precision, and measures it once on
-the test split: results/<preset>.json, with a grid of samples. The run is that of
-`python -m farmer_ref.train --preset mnist-p2`. With `--no-ship` it is measured and stays where it is.
+`classifier` trains the small ConvNet that judges samples: results/mnist_classifier.json.
+`model` measures a trained run, in the half precision in which models ship, once on the test split:
+results/<preset>.json, with a grid of samples. The run is that of `python -m farmer_ref.train --preset mnist-p2`.
 `student` does so with the run's student (`python -m farmer_ref.distill`).
 `guidance` draws samples of the shipped model with several scales and temperatures: results/<preset>_guidance.json.
+
+With `--ship`, the first three also replace what ships with the package, models under the name of their preset.
+`images`, which needs it, picks the images that ship (data set `mnist-small`): one PNG mosaic with their labels.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from farmer_ref.evaluation.classifier import WEIGHTS, ConvClassifier, shipped_cl
 from farmer_ref.evaluation.metrics import evaluate_likelihood, frechet_distance, sample_values
 from farmer_ref.model.pretrained import STUDENT, fingerprint
 from farmer_ref.support import cli
+from farmer_ref.support.errors import require
 from farmer_ref.support.files import (
     CHECKSUM,
     PRETRAINED,
@@ -75,10 +77,8 @@ class MnistConfig:
     """The trained run (stages model and student)."""
     preset: str = "mnist-p2"
     """The preset it was trained with, whose name the shipped model has."""
-    ship: bool = True
-    """Copy the run into the package; else it is only measured (stage model)."""
-    remark: str = ""
-    """For the record: what about the run differs from its preset."""
+    ship: bool = False
+    """Put what was made into the package; else it is only measured."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     epochs: PositiveInt = 6
@@ -115,8 +115,10 @@ def make_classifier(config: MnistConfig) -> None:
         optimiser.step()
         schedule.step()
     classifier.eval()
-    write_weights(WEIGHTS, halves(classifier.state_dict()))
-    classifier = shipped_classifier()
+    weights = halves(classifier.state_dict())
+    classifier.load_state_dict(weights)  # measured as it ships
+    if config.ship:
+        write_weights(WEIGHTS, weights)
     accuracy = {}
     for name in ("validation", "test"):
         split = split_of(config, name)
@@ -153,6 +155,7 @@ def halves(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def make_images(config: MnistConfig) -> None:
     """As many images of each class in every split, the first of each, as a mosaic of grey levels, row by row."""
+    require(config.ship, "ship", config.ship, "True for the stage images, which measures nothing")
     values, labels = [], {}
     for name, count in COUNTS.items():
         split = split_of(config, name)
@@ -166,20 +169,23 @@ def make_images(config: MnistConfig) -> None:
     write_json(BESIDE / "images.json", {"licence": LICENCE, "columns": COLUMNS, "labels": labels})
 
 
+def in_half_precision(config: MnistConfig) -> Path:
+    """The folder of the run's weights as they ship: in the package, or else within the run."""
+    return PRETRAINED / config.preset if config.ship else Path(config.run) / "half"
+
+
 def make_model(config: MnistConfig) -> None:
-    """What the run's averaged weights score, results/<preset>.json; shipped in half precision, unless told not to."""
-    run, made = Path(config.run), {**provenance(torch.device("cpu")), "remark": config.remark}
-    preset, state, target = PRESETS[config.preset], last_state(run), PRETRAINED / config.preset
+    """What the run's averaged weights score in half precision, results/<preset>.json."""
+    run, made = Path(config.run), provenance(torch.device("cpu"))
+    preset, state, target = PRESETS[config.preset], last_state(run), in_half_precision(config)
     settings = dataclasses.replace(
         saved_settings(run), preset=config.preset, out=preset.out, data_root=preset.data_root, resume=False
     )
     models, before = {"float32": Farmer.from_pretrained(run)}, trained_before(settings)
-    if config.ship:
-        target.mkdir(exist_ok=True)
-        write_config(target, run_record(settings))
-        write_weights(target / "model.safetensors", halves(read_weights(run / "model.safetensors")))
-        models["float16"] = Farmer.from_pretrained(target)
-    model = models["float16" if config.ship else "float32"]
+    target.mkdir(exist_ok=True)
+    write_config(target, run_record(settings))
+    write_weights(target / "model.safetensors", halves(read_weights(run / "model.safetensors")))
+    model = models["float16"] = Farmer.from_pretrained(target)
     validation, test = split_of(config, "validation"), split_of(config, "test")
     unit = "bits_per_dim" if model.config.dequantisation == "uniform" else "nats_per_dim"
     figures = {
@@ -230,7 +236,7 @@ def noise_figures(model: Farmer, split: ImageSet) -> dict[str, dict[str, float]]
 
 
 def sample_figures(config: MnistConfig, model: Farmer, test: ImageSet, **options: object) -> dict[str, object]:
-    """Accuracy and Fréchet distance of samples under some guidance scales, by the ConvNet; that of real images."""
+    """Accuracy and Fréchet distance of samples under two guidance scales, and the ConvNet's accuracy on real images."""
     classifier, real = shipped_classifier(), next(batches(test, 1000, limit=1000))
     scores, found = classifier.scores(real[0]), {}
     for scale in (0.0, 1.0):
@@ -249,7 +255,7 @@ def judged(
 
 
 def compare_guidance(config: MnistConfig) -> None:
-    """Samples of the shipped model for each of `GUIDES`, beside as many validation images as they are compared with."""
+    """Samples of the shipped model for each of `GUIDES`, and the distance of as many validation images as samples."""
     model = Farmer.from_pretrained(config.preset)
     validation = split_of(config, "validation")
     images = torch.cat([values for values, _ in batches(validation, 1000, limit=2000)])
@@ -274,17 +280,20 @@ def grid_of(config: MnistConfig, model: Farmer) -> Tensor:
 
 
 def make_student(config: MnistConfig) -> None:
-    """Ship the run's student, and what its samples score. Its teacher is now the shipped one, in half precision."""
-    name, trained = config.preset, Run.open(config.run)
+    """What samples of the run's student score, whose teacher is now in half precision."""
+    name, trained, target = config.preset, Run.open(config.run), in_half_precision(config)
     trained.load_student(trained.load("ema"))  # raises InputError where it is not the student of this run
-    run = Run.open(name)
+    run, wanted = Run.open(target), halves(read_weights(Path(config.run) / "model.safetensors"))
+    same = all(torch.equal(weight, wanted[name]) for name, weight in read_weights(target / "model.safetensors").items())
+    require(same, "run", config.run, f"the run whose weights are in {target} (stage model)")
     model = run.load("ema")
     weights = read_weights(Path(config.run) / STUDENT) | {"teacher_fingerprint": fingerprint(model.flow)}
     written = {key: value for key, value in read_metadata(Path(config.run) / STUDENT).items() if key != CHECKSUM}
-    write_weights(PRETRAINED / name / STUDENT, weights, written)
+    write_weights(target / STUDENT, weights, written)
     figures = sample_figures(config, model, split_of(config, "test"), student=run.load_student(model))
     made = made_by(config)
-    write_json(PRETRAINED / name / "student.json", {**made, **figures})
+    if config.ship:
+        write_json(target / "student.json", {**made, **figures})
     write_json(ROOT / "results" / f"{name}_student.json", {**made, **figures})
     print(json.dumps(figures, indent=2))
 

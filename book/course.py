@@ -81,7 +81,7 @@ SESSIONS = (
         (8,),
         presented=10,
         home="A",
-        also="or the assignment, [08](../notebooks/08_write_farmer.ipynb)",
+        also="or the assignment, [07](../notebooks/07_write_farmer.ipynb)",
     ),
 )
 

@@ -15,7 +15,7 @@ import nbformat
 from book import course
 from book.equations import HERE
 
-# Notebook 08 has checks that lean on its solution until a part is written: it stays in the clone.
+# Notebook 07 has checks that lean on its solution until a part is written: it stays in the clone.
 LOCAL = 'sys.path.insert(0, "solutions")'
 INSTALLED = """from farmer_ref.support.record import ROOT
 

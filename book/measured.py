@@ -168,6 +168,8 @@ def of_the_tables() -> dict[str, str]:
         "flow_accuracy": ("table4", "autoregressive flow", "sample_accuracy"),
         "coupling_accuracy": ("table4", "coupling flow", "sample_accuracy"),
         "student_accuracy": ("table4", STUDENT, "sample_accuracy"),
+        "one_bits": ("figure6a", "K = 1", "bits_per_dim"),
+        "best_bits": ("figure6a", "K = 64", "bits_per_dim"),
         "one_frechet": ("figure6a", "K = 1", "frechet_distance"),
         "best_frechet": ("figure6a", "K = 64", "frechet_distance"),
         "most_frechet": ("figure6a", "K = 256", "frechet_distance"),
@@ -647,12 +649,18 @@ def presets() -> str:
 
 
 def result_files() -> str:
-    """Every file of results: which command made it, at which commit, on which device."""
+    """Every file of results: which command made it, at which commit, on which device; parts made otherwise below it."""
     lines = []
     for path in sorted(RESULTS.glob("*.json")):
         record = load(path.stem)
-        module = record["command"].split()[2]
-        lines.append([link(path.stem), f"`{module}`", f"`{record['commit'][:7]}`", machine_of(record)])
+        parts = {name: part.get("made", part) for name, part in record.items() if isinstance(part, dict)}
+        others = {
+            name: made for name, made in parts.items() if made.get("commit", record["commit"]) != record["commit"]
+        }
+        for name, made in {"": record, **others}.items():
+            commit = f"`{made['commit'][:7]}`" + " +" * made["uncommitted_changes"]
+            made_by = f"`{made['command'].split()[2]}`"
+            lines.append([f"*{name}*" if name else link(path.stem), made_by, commit, machine_of(made)])
     return table(["result", "made by", "at commit", "on"], lines)
 
 

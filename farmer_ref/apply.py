@@ -15,7 +15,7 @@ from farmer_ref.applications.anomalies import AnomalyScorer
 from farmer_ref.applications.classification import class_log_probs, class_probabilities, expected_calibration_error
 from farmer_ref.applications.editing import change_class, change_details, interpolate
 from farmer_ref.applications.inpainting import inpaint
-from farmer_ref.data.folders import FolderSet, counted, folder_of
+from farmer_ref.data.folders import FolderSet, Split, counted, folder_of
 from farmer_ref.data.images import Pictures, printable, read_picture, read_pictures
 from farmer_ref.data.sets import ImageData, batches, evenly_spread
 from farmer_ref.model.config import NULL_LABEL, ModelConfig
@@ -50,15 +50,15 @@ class Source:
     set."""
     dataset: str = ""
     """The data set; empty: the run's own."""
-    split: str = "test"
-    """train, validation or test, of the data set."""
+    split: Split = "test"
+    """The split of the data set."""
     data_root: str = "data"
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
     count: PositiveInt | None = None
     """At most this many images, evenly spaced; default: all of a folder, a few of a data set."""
-    weights: str = "ema"
+    weights: Literal["ema", "raw"] = "ema"
     """ema, or raw (those of the newest checkpoint)."""
     seed: Whole = 0
     """The same seed gives the same result on the same device."""
@@ -244,8 +244,9 @@ def run_inpaint(config: InpaintConfig) -> str:
     stems = {name: "_".join(Path(name).with_suffix("").parts) for name in inputs.pictures.names}
     twice = sorted(name for name, stem in stems.items() if list(stems.values()).count(stem) > 1)
     if twice and not as_picture:
+        source = f"images is {config.images!r}" if config.images else f"dataset is {config.dataset!r}"
         raise InputError(
-            f"images is {config.images!r}, where files share a stem ({', '.join(twice)}); "
+            f"{source}, where files share a stem ({', '.join(twice)}); "
             "allowed: one file per stem, which names the completions, or --out NAME.png"
         )
     wanted = () if as_picture else (out / f"{stem}_{k}.png" for stem in stems.values() for k in range(config.samples))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt
 
-from farmer_ref.data.folders import counted
+from farmer_ref.data.folders import Split, counted
 from farmer_ref.data.sets import ImageData, batches
 from farmer_ref.evaluation.classifier import classifier_for, sample_scores
 from farmer_ref.evaluation.metrics import (
@@ -45,8 +45,8 @@ class EvaluateConfig:
     run: str = "digits"
     """A run folder, a model that ships with the package (digits, ...), or owner/name of the Hugging Face Hub,
     with @revision for a revision other than its newest."""
-    split: str = "test"
-    """train, validation or test."""
+    split: Split = "test"
+    """The split to score."""
     dataset: str = ""
     """The data set; empty: the one the run was trained on."""
     data_root: str = "data"
@@ -71,7 +71,7 @@ class EvaluateConfig:
     """Multiplies the standard deviations of the redundant channels' mixture when sampling (Fig. 7)."""
     batch_size: Count = 100
     """Images at a time."""
-    weights: str = "ema"
+    weights: Literal["ema", "raw"] = "ema"
     """ema, or raw (those of the newest checkpoint)."""
     seed: Whole = 0
     """Seed of the dequantisation, which does not depend on `batch_size`, and of the samples, which do."""

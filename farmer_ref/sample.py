@@ -73,7 +73,7 @@ class SampleConfig:
     """Remove the noise from samples of a model trained with Gaussian noise (Tweedie's formula)."""
     batch_size: Count = 100
     """Images drawn at a time. Together with the seed it decides the images: another batch size gives others."""
-    weights: str = "ema"
+    weights: Literal["ema", "raw"] = "ema"
     """ema, or raw (those of the newest checkpoint)."""
     seed: Whole = 0
     """The same seed gives the same images on the same device."""

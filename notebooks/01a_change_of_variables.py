@@ -320,7 +320,7 @@ of_flow = derivatives(shipped.flow)
 
 
 def draw_matrices(matrices):
-    """Matrices by name, as log10 of their entries; exact zeros are white. `what` its rows and columns are."""
+    """Matrices by name, as log10 of their entries; exact zeros are white. The second part of a name says what they are of."""
     figure, panels = plt.subplots(
         1, len(matrices), figsize=(3.1 * len(matrices), 3.9), layout="constrained", squeeze=False
     )
@@ -438,11 +438,11 @@ draw_plane(panels[2], returned, "without: the moons,\nthrough the flow and back"
 # %% tags=["nbval-check-output"]
 assert false_integral > 7
 assert (returned - moons).abs().max() > 0.1
-above = "far more than 1" if false_integral > 7 else "about 1"
-print("without the mask, the 'density' integrates to", above)
+print("without the mask, the 'density' integrates to far more than 1")
 
 # %% [markdown]
 # A density that integrates to much more than 1 is no density, and comparing its value with an honest one means nothing.
+# Nor does the inverse return the moons: both collapse onto one curve (third panel, where blue lies under yellow).
 # The loss had told us so: where it is $g$ nats below the entropy, the "density" integrates to at least $e^g$ (Gibbs'
 # inequality). In two dimensions we can integrate; for images we cannot. Two tests remain that work in any number of
 # dimensions, and both catch this bug: the inverse must return the input, and the sum must be the log-determinant. Here
@@ -511,6 +511,9 @@ assert z.shape == digit.shape and logdet.shape == (1,)
 matrix = jacobian(lambda flat: unshifted(block, flat.view(1, 16, 4))[0].flatten(), digit.flatten())
 assert matrix.view(16, 4, 16, 4).norm(dim=(1, 3)).triu(1).max() == 0  # triangular over tokens
 assert (matrix.slogdet().logabsdet - logdet).abs() > 1e-3  # and yet the sum is wrong
+# Token i of your block has the mu and log sigma that token i + 1 of the block has:
+mu, log_sigma = block.all_shifts_and_log_scales(digit)
+assert torch.allclose(z[:, :-1], (digit[:, :-1] - mu[:, 1:]) * log_sigma[:, 1:].exp())
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -81,7 +81,7 @@ def by_steps(block, z, count):
     positions = block.embedded_positions(None)
     x = z.clone()
     for i in range(1, count + 1):
-        mu, log_sigma = block.shift_and_log_scale(x[:, :i], positions[:, :i])  # of tokens 1 to i
+        mu, log_sigma = block.shift_and_log_scale(x[:, :i], positions[:, :i])  # of the next
         x[:, i] = z[:, i] * torch.exp(-log_sigma[:, -1]) + mu[:, -1]
     return block.flip_if_reversed(x)
 
@@ -188,8 +188,8 @@ for row in recorded("inverses")["matrix"]["rows"]:
         print(f"N = 256, batch {row['batch']:2}: {row['method']:10} {row['seconds']:5.2f} s")
 
 # %% [markdown]
-# On a CPU **the parallel inverse does not pay**: arithmetic is what takes the time there, and sweeps do more of it. On a
-# GPU, a step for one token is so little work that most of the time goes into launching it, and a few large sweeps may beat
+# For this flow, on a CPU, **the parallel inverse does not pay**: arithmetic is what takes the time there, and sweeps do more
+# of it. (For a single image of a smaller model it may: notebook 05.) On a GPU, a step for one token is so little work that most of the time goes into launching it, and a few large sweeps may beat
 # many small steps.
 #
 # > **The paper** inverts the flow sequentially, or with a one-step student (notebook 05). **We** add the parallel inverse,
@@ -401,8 +401,8 @@ for name, learned in shares.items():
     print(f"{name:20} learned {word}")
 
 # %% [markdown]
-# One block learns nothing, as it must. Four learn it, by the detour. With mixing, a single block does what takes four
-# without. So without mixing, a flow spends several blocks on getting around the blind spot that each of them has.
+# One block learns nothing, as it must. Four learn it, by the detour. With mixing, a single block does about what four
+# do without. So a flow without mixing spends some of its blocks on getting around the blind spot that each of them has.
 #
 # What is that worth on real images? These are colour photographs, with tokens of 48 channels, after a short training and
 # after a longer one (`results/basis.json`, `basis_long.json`). The third way is a PCA basis of the patches: a fixed
@@ -421,7 +421,7 @@ for name, steps in (("basis", 600), ("basis_long", 2700)):
 # ## What to remember
 #
 # - The forward pass is parallel; the inverse waits for earlier tokens, and takes $N - 1$ steps a block.
-# - $N - 1$ Jacobi sweeps are always enough, and far fewer usually do. On a CPU they do not pay.
+# - $N - 1$ Jacobi sweeps are always enough, and far fewer usually do. On a CPU they seldom pay.
 # - The inverse is exact up to rounding, and $1/\sigma$ amplifies rounding: keep latents in 32 bits.
 # - A block is blind inside a token. Several blocks find a detour; a learned mixing of the channels needs none.
 #
@@ -481,16 +481,17 @@ assert max(bend(random_flow, x, i) for i in range(4)) < 1e-9  # all one way
 #
 # </details>
 #
-# **3 (open · 45 minutes · 6 marks).** When are few sweeps enough? Multiply $\mu$ and $\log\sigma$ of all blocks by a
-# number, the strength with which tokens depend on one another, and count the sweeps of the parallel inverse. Plot them
+# **3 (open · 45 minutes · 6 marks).** When are few sweeps enough? Multiply what every block's `project_out` puts out
+# (from which $\mu$ and, by the bound, $\log\sigma$ come) by a number, the strength with which tokens depend on one another,
+# and count the sweeps of the parallel inverse. Plot them
 # over the strength. At which strength does the parallel inverse need as many sweeps as the sequential one needs steps?
 # What does that say about a flow that training has taken there?
 
 
 # %% tags=["raises-exception"]
 def sweeps_at(flow: AutoregressiveFlow, x: Tensor, strength: float) -> list[int]:
-    """Sweeps of every block, first to last, when mu and log sigma are multiplied by `strength`."""
-    raise NotImplementedError  # yours: both come out of `block.project_out`; leave `flow` as it is
+    """Sweeps of every block, first to last, when the outputs of `project_out` are multiplied by `strength`."""
+    raise NotImplementedError  # yours; leave `flow` as it is
 
 
 assert sweeps_at(shipped.flow, tokens, 0) == [1, 1, 1, 1]
@@ -505,7 +506,7 @@ assert max(sweeps_at(shipped.flow, tokens, 4)) == 15
 #
 #
 # def sweeps_at(flow: AutoregressiveFlow, x: Tensor, strength: float) -> list[int]:
-#     """Sweeps of every block, first to last, when mu and log sigma are multiplied by `strength`."""
+#     """Sweeps of every block, first to last, when the outputs of `project_out` are multiplied by `strength`."""
 #     stronger = copy.deepcopy(flow)
 #     for block in stronger.blocks:
 #         block.project_out.weight.data *= strength

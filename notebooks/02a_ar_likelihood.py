@@ -218,8 +218,8 @@ plt.show()
 # keeps the mixture of a token from depending on that token and the later ones. Training on the true past instead of the
 # model's own draws is called *teacher forcing*.
 #
-# Does the mask hold? Differentiate: how much does the mixture of token $i$ move when token $j$ moves? The last row is the
-# mixture $G_{N+1}$ for the redundant channels of all tokens (notebook 03).
+# Does the mask hold? Differentiate: how much do the means of the mixture of token $i$ move when token $j$ moves? The last row
+# is the mixture $G_{N+1}$ for the redundant channels of all tokens (notebook 03).
 
 # %%
 one, label = z[chosen, None], labels[chosen, None]
@@ -255,7 +255,8 @@ figure.colorbar(shown, label="log$_{10}$ |derivative|; white: exactly 0")
 plt.show()
 
 # %% [markdown]
-# White is zero, not merely small: no mixture knows its own token or a later one. So the sampler, which has only the past,
+# White is zero, not merely small: no mixture knows its own token or a later one. (Weights and widths come from the
+# same state as the means.) So the sampler, which has only the past,
 # and the parallel pass, which is given everything, compute the same mixtures. And now suppose that the mask *leaks*.
 #
 # Here is data from which nothing can be learned: eight independent standard normal numbers. Their own density is the best
@@ -307,9 +308,11 @@ assert torch.tensor(curves["with the mask"][-50:]).median() < best + 0.05
 # patches of 2×2, a grid of 14×14 tokens (the model `mnist-p2`). Three things add up for each token:
 #
 # $$\log p(\text{image} \mid c) = \sum_i \Big[ \underbrace{\log p(z_i \mid \dots)}_{\text{prior}} +
-# \underbrace{\textstyle\sum_{\text{blocks}} \log \sigma_i}_{\text{flow}} + \underbrace{\log |dx_i / d\text{pixels}|}_{\text{coordinates}} \Big]$$
+# \underbrace{\textstyle\sum_{\text{blocks}} \big(\sum_{\text{channels}} \log \sigma_i + \log |\det A|\big)}_{\text{flow}} +
+# \underbrace{\log |\det dx_i / d\text{pixels}|}_{\text{coordinates}} \Big]$$
 #
-# The last term is there because both models of this notebook look at a pixel not in its linear scale, but in a coordinate
+# $A$ is the learned linear map by which a block first mixes the channels of each token (notebook 01b). The last term is
+# there because both models of this notebook look at a pixel not in its linear scale, but in a coordinate
 # in which it is standard normal on its own. That is an invertible map like any other, with a derivative that counts. (The
 # larger model first moves each pixel within its grey level, `model.noise`; the derivative of that is counted, too.)
 # Notebook 02b says why both help.
@@ -324,15 +327,15 @@ def log_prob_of_tokens(model, images, labels):
     (slope,) = torch.autograd.grad(model.pixels(moved)[0].sum(), pixels)
     terms = model.patchify(slope.log()).sum(-1)
     # Flow: the log sigmas of its blocks, and their linear maps of the channels, the same for all tokens.
-    x, _ = model.to_tokens(images)
+    z, _ = model.to_tokens(images)
     for block in model.flow.blocks:
-        mixed, logdet = block.mixing(x)
+        mixed, logdet = block.mixing(z)
         _, log_scale = block.all_shifts_and_log_scales(block.flip_if_reversed(mixed))
-        terms = terms + block.flip_if_reversed(log_scale).sum(-1) + logdet[:, None] / x.shape[1]
-        x, _ = block(x)
+        terms = terms + block.flip_if_reversed(log_scale).sum(-1) + logdet[:, None] / z.shape[1]
+        z, _ = block(z)
     # Prior: a mixture for each token's informative channels, a shared one for the redundant channel.
-    tokens, shared = model.prior.mixtures(x, labels)
-    informative, redundant = model.prior.split(x)
+    tokens, shared = model.prior.mixtures(z, labels)
+    informative, redundant = model.prior.split(z)
     return terms + tokens.log_prob(informative) + shared.unsqueeze().log_prob(redundant)
 
 
@@ -367,8 +370,8 @@ plt.show()
 
 # %% [markdown]
 # Bright patches are the ones that surprise the model. More than 95% of the cost lies along the strokes, where the pen might
-# have gone a little further left or right, or have been pressed a little harder. The brightest patches are ends, corners
-# and crossings. The background is dark throughout: nearly every image has it, and it costs next to nothing.
+# have gone a little further left or right, or have been pressed a little harder. Among the brightest patches are ends and
+# junctions (the 4 shows both). The background is dark throughout: nearly every image has it, and it costs next to nothing.
 #
 # Take care with one thing: a term does not belong to the probability of one *patch* given the patches before, because the
 # blocks of the flow have read from both ends. A single term may even be negative. Only the sum has a meaning of its own.
@@ -418,8 +421,8 @@ figure.colorbar(picture, ax=rows[1].tolist(), label="nats for the right class")
 plt.show()
 
 # %% [markdown]
-# Purple patches speak for the right class, orange ones for its rival; the number above is their sum ("2 or 6": the right
-# class is 2, the runner-up 6). Where both classes expect the same, the map is white. A few tokens decide between the two:
+# Purple patches speak for the right class, orange ones for its rival; the number above is their sum ("4 or 1": the right
+# class is 4, the runner-up 1). Where both classes expect the same, the map is white. A few tokens decide between the two:
 # those where one digit would turn and the other would not.
 #
 # ## Training flow and prior together
@@ -428,7 +431,8 @@ plt.show()
 #
 # $$\log p(\text{image} \mid c) = \log p(Z \mid c) + \log \left| \det \frac{\partial Z}{\partial X} \right|$$
 #
-# and so the flow learns to produce latents that are easy to predict. Why does it not cheat, and send every image to the
+# ($\partial Z/\partial X$ stands for the whole way from pixels to latents, coordinates included.) So the flow learns to
+# produce latents that are easy to predict. Why does it not cheat, and send every image to the
 # same latents? *Predict first:* train a small model on $\log p(Z \mid c)$ alone, without the log-determinant. What happens
 # to that number, and what to the true score?
 
@@ -580,11 +584,15 @@ def recurrent_prior(width: int) -> nn.Module:
 
 
 gru = recurrent_prior(24)
+for weight in gru.parameters():
+    nn.init.normal_(weight, std=0.3)  # at zero every bug would pass
 some, classes = torch.randn(3, 16, 4), torch.tensor([0, 5, 9])
 before, _ = gru.log_prob_parts(some, classes, None)
 assert before.shape == (3,)
 other = gru.mixtures(torch.cat([some[:, :9], torch.randn(3, 7, 4)], 1), classes)  # another future
 assert torch.allclose(other.mean[:, :10], gru.mixtures(some, classes).mean[:, :10], atol=1e-6)
+# And the past counts.
+assert not torch.allclose(other.mean[:, 10:], gru.mixtures(some, classes).mean[:, 10:])
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -153,7 +153,7 @@ print(f"constant of 256 levels, with 17:   {math.log2(256 / 17):.2f} bits/dim")
 # ## One bound or another
 #
 # One draw of the noise gives a noisy estimate of the bound. More draws of $u$ make the mean steadier; they do not lower it.
-# But we may also average the *densities* of $S$ draws, and take the logarithm afterwards:
+# But we may also average the *densities* of $S$ draws, and take the logarithm afterwards ($v$ and $x$ are now whole images):
 #
 # $$-\log_2 P(v) \;\le\; \mathbb{E}_u\Big[-\log_2 \frac{1}{S} \sum_{s=1}^{S} p\big(x(v, u_s)\big)\Big] + d \log_2 \frac{L}{2}$$
 #
@@ -257,11 +257,12 @@ except InputError as error:
 # and holds four pixels of five.)
 #
 # The shipped models use another coordinate. Let $F$ be the distribution function of one pixel on its own, which the
-# **histogram** of the training pixels gives. $F(x)$ is uniform in $[0, 1]$, and so
+# **histogram** of the training pixels gives. $F(x)$ is uniform in $[0, 1]$, so
+# $y = \Phi^{-1}\big(F(x)\big)$ is standard normal, with the log-derivative
 #
-# $$y = \Phi^{-1}\big(F(x)\big), \qquad \log \frac{dy}{dx} = \log f(x) - \log \varphi(y)$$
+# $$\log \frac{dy}{dx} = \log f(x) - \log \varphi(y),$$
 #
-# is standard normal, where $\Phi$ is the distribution function of the standard normal, and $f$ and $\varphi$ are the
+# where $\Phi$ is the distribution function of the standard normal, and $f$ and $\varphi$ are the
 # densities that belong to $F$ and $\Phi$. This is a flow of one pixel. Its log-derivative is part of $\log p(\text{image})$,
 # so that bits/dim in both coordinates can be compared. (From here on $x$ is the linear scale and $y$ the other.)
 
@@ -347,9 +348,7 @@ def lost_bits(model, level):
     levels = model.config.levels
     place = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
     x = 2 * (level + place) / levels - 1  # evenly in the cell
-    y, log_slope = model.double().pixels(
-        x.view(-1, 1, 1, 1).expand(-1, model.config.channels, 1, 1)
-    )
+    y, log_slope = model.double().pixels(x.view(-1, 1, 1, 1))
     entropy_of_x = math.log2(2 / levels)  # of a uniform density, width 2 / L
     entropy_of_y = entropy_of_x + log_slope.mean().item() / math.log(2)
 
@@ -383,8 +382,8 @@ for name in ("linear", "histogram", "histogram, learned noise"):
 
 # %% [markdown]
 # The last row goes one step further. Nothing forces the noise to be uniform: if $u$ has a density $q(u \mid v)$ within the
-# cells, the average of $\log p(v + u) - \log q(u \mid v)$ is a bound as well (write the integral above as an average over
-# $q$, and use Jensen again). A small network learns, together with the model, where in its cell each pixel should lie. It
+# cells, the average of $\log p\big(x(v, u)\big) + \log \frac{2}{L} - \log q(u \mid v)$ is a lower bound of $\log P(v)$ as
+# well (write the integral above as an average over $q$, and use Jensen again). A small network learns, together with the model, where in its cell each pixel should lie. It
 # can put a small Gaussian into the box of a black pixel, and a model of Gaussians is then no longer wrong there. This is
 # *variational dequantisation*; the model `mnist-p2` has it (`--model.noise-width`).
 #
@@ -413,7 +412,7 @@ for name in ("linear", "histogram", "histogram, learned noise"):
 #
 # Storing changes no probability: $P$ of a file is $P$ of its digit, so a perfect model scores the same in both. But knowing
 # nothing now costs 8 bits instead of $\log_2 17$, and the model must find out that 239 levels never occur, by putting narrow
-# peaks on the other 17. It will not quite manage, and score worse. Nor is it cheating if it does manage: the density is high
+# peaks on the other 17. It will not quite manage, and so will score worse. Nor is it cheating if it does manage: the density is high
 # where the levels are, but each cell is narrow, and the constant, 7 instead of $\log_2 8.5$, pays that back.
 #
 # </details>
@@ -438,6 +437,7 @@ peaks = GaussianMixture(
     uneven.log(), torch.tensor([[-0.5], [0.5]]).double(), middle.log_scale.expand(2, 1)
 )
 assert abs(exact_bits(peaks, uneven) + (uneven * uneven.log2()).sum()) < 1e-9  # the entropy
+assert abs(exact_bits(peaks, half) + (half * uneven.log2()).sum()) < 1e-9  # a cross-entropy
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -472,10 +472,9 @@ def weighted_bounds(total: Tensor, draws: list[int]) -> Tensor:
 
 flat = torch.full((8, 3), -2.0)
 assert torch.allclose(weighted_bounds(flat, [1, 2, 8]), torch.tensor(2.0))  # no noise: no gain
-uneven = torch.tensor([[0.0], [math.log(3)]])
-assert torch.allclose(
-    weighted_bounds(uneven, [1, 2]), torch.tensor([-math.log(3) / 2, -math.log(2)])
-)
+uneven = torch.tensor([[0.0, 1.0], [math.log(3), 1.0]])  # of two images, the second without noise
+expected = torch.tensor([-(math.log(3) / 2 + 1) / 2, -(math.log(2) + 1) / 2])
+assert torch.allclose(weighted_bounds(uneven, [1, 2]), expected)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -102,7 +102,8 @@ figure.legend(frameon=False, loc="outside lower left", ncols=2)
 plt.show()
 
 # %% [markdown]
-# The inverse takes several times as long. (Not $N - 1$ times: a step computes a single token, and attention finds the
+# The inverse takes several times as long, and with more tokens not more times: a longer forward pass leaves less room for
+# overhead. (Not $N - 1$ times: a step computes a single token, and attention finds the
 # *keys and values* of the tokens before in the cache of notebook 01b.) The reason is Eq. 9. To undo a block, we solve for
 # one token after another:
 #
@@ -123,7 +124,7 @@ for name, size in sizes.items():
 # ## Why one step may be enough
 #
 # The *computation* is sequential. The *function* is not: all of $z$ is known from the start, and it decides all of $x$.
-# To see what depends on what, take the derivatives of every token $x_i$ by every token $z_j$, for the inverse of the
+# To see what depends on what, take the derivative of every token $x_i$ with respect to every token $z_j$, for the inverse of the
 # first block. (We invert the matrix of derivatives of the forward pass.) Beside it are those of a student that has been
 # trained.
 
@@ -255,7 +256,7 @@ plt.show()
 # %% [markdown]
 # The error of a level is the norm of the difference, relative to the norm of the teacher's level; $Z^0$ is the image.
 # Untrained, the inverse form already draws digits. Its blocks are nearly the sweeps of the parallel inverse in notebook
-# 01b; only the causal mask is missing, with which the weights were trained. The forward form starts by scaling the wrong
+# 01b; only the causal mask, with which the weights were trained, is missing. The forward form starts by scaling the wrong
 # way. It has more to learn and learns most of it in these few steps, but the inverse form is still ahead at the end.
 #
 # ## Where a student errs
@@ -317,8 +318,8 @@ plt.show()
 
 # %% [markdown]
 # The last level, $Z^0$, is the image, and its errors are where digits have their strokes. (There, presumably, the teacher's
-# $\mu$ and $\sigma$ depend most on the tokens before, which the student has to guess.) The border is black and easy. At the
-# levels before, tokens are no longer pixels, and their errors are spread in other ways.
+# $\mu$ and $\sigma$ depend most on the tokens before, which the student has to guess.) The border is black and easy. At $Z^1$
+# and $Z^2$ the pattern is much the same. Only at $Z^3$, next to the latents, is the error spread nearly evenly.
 #
 # Now samples. The same latents, decoded exactly (196 tokens, one after another) and by the student. Mid-grey in the last
 # row means no difference; differences are enlarged four times.
@@ -458,8 +459,8 @@ for row in json.loads((ROOT / "results/inverses.json").read_text())["matrix"]["r
         print(f"  batch {row['batch']:2}, {row['method']:8} {ratio:5.1f}")
 
 # %% [markdown]
-# For such a model, the parallel inverse ("jacobi") does not pay on a CPU, as it does more arithmetic to save latency. A
-# GPU, on which the paper takes its times, has arithmetic to spare; we have not measured there.
+# For such a model, unlike single images of our small ones, the parallel inverse ("jacobi") does not pay on a CPU, as it does
+# more arithmetic to save latency. A GPU, on which the paper takes its times, has arithmetic to spare; we have not measured there.
 #
 # The sentences below compare the paper's tables 4 and 5 with ours, on 8×8 digits with pixels on a linear scale. They are
 # followed by the errors of students of the 8×8 model that ships, first of two forms and then with three losses.
@@ -527,7 +528,9 @@ student = OneStepStudent.from_pretrained("digits", flow)
 z = torch.randn(4, 16, 4, generator=torch.Generator().manual_seed(0))
 assert torch.equal(swept(flow, z, 0), z), "no sweeps, no student: nothing happens"
 assert torch.allclose(swept(flow, z, 0, student), student(z), atol=1e-5), "the student's guess"
-assert torch.allclose(swept(flow, z, 15), flow.inverse(z), atol=1e-3), "N - 1 sweeps are exact"
+exact = flow.inverse(z)
+assert torch.allclose(swept(flow, z, 15), exact, atol=1e-3), "N - 1 sweeps are exact"
+assert torch.allclose(swept(flow, z, 15, student), exact, atol=1e-3), "after the guess, too"
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -573,6 +576,11 @@ later[:, -1] += 1  # another last token
 for form, sees_later in (("forward", True), ("inverse", True), ("inverse, masked", False)):
     block = student_of_form(flow, form).blocks[0]
     assert torch.allclose(block(z)[:, :-1], block(later)[:, :-1], atol=1e-6) != sees_later, form
+forward, masked = (student_of_form(flow, form).blocks[0] for form in ("forward", "inverse, masked"))
+mu, log_sigma = flow.blocks[0].all_shifts_and_log_scales(z)
+assert torch.allclose(masked(z), z * torch.exp(-log_sigma) + mu, atol=1e-5), "Eq. 9"
+mu, log_sigma = forward.network.all_shifts_and_log_scales(z)
+assert torch.allclose(forward(z), (z - mu) * log_sigma.exp(), atol=1e-5), "Eq. 8"
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -43,7 +43,7 @@ from farmer_ref.support.record import ROOT
 # %matplotlib inline
 plt.rcParams.update(STYLE)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-digits, particles = (4, 8) if device.type == "cpu" else (10, 16)  # of inpainting, below
+shown, particles = (4, 8) if device.type == "cpu" else (10, 16)  # of inpainting, below
 
 
 def load(name):
@@ -141,19 +141,19 @@ assert with_context < alone - 0.3
 
 # %% tags=["hide-output"]
 known = (torch.arange(8, device=device) < 4)[None, :, None].expand(1, 8, 8)  # the upper half
-half = values[:digits]
+half = values[:shown]
 generator = seeded()
 grids = {"digits, and what is known": torch.cat([half, torch.where(known, half, 5)])}
-for name, given in (("given the label", labels[:digits]), ("label not given", None)):
+for name, given in (("given the label", labels[:shown]), ("label not given", None)):
     done = inpaint(
         small, half, known, given, samples=2, particles=particles, moves=5, generator=generator
     )
     grids[name] = small.dequantiser.quantise(done.images).transpose(0, 1).flatten(0, 1)
     assert torch.equal(grids[name][..., known], half.repeat(2, 1, 1, 1)[..., known])
-others = small.sample(labels[:digits].repeat(2), generator=generator)
+others = small.sample(labels[:shown].repeat(2), generator=generator)
 pasted = torch.where(known, half.repeat(2, 1, 1, 1), small.dequantiser.quantise(others))
 grids["halves of other samples, pasted in"] = pasted
-labelled_grids({name: grid / 8 - 1 for name, grid in grids.items()}, columns=digits)
+labelled_grids({name: grid / 8 - 1 for name, grid in grids.items()}, columns=shown)
 
 # %%
 inpainting = measured["inpainting"]
@@ -238,9 +238,8 @@ plt.show()
 # %%
 old, new = (large.prior.split(large.encode(x)[0]) for x in (images28, details))
 moved = (old[0] - new[0]).abs()
-assert (
-    moved.mean() < 1e-3
-)  # the informative latents are the same, to the rounding of nearly black pixels
+# The informative latents are the same, up to the rounding of nearly black pixels.
+assert moved.mean() < 1e-3
 middle = [large.log_prob(walk)[3:5].mean().item() for walk in walks.values()]
 assert middle[0] > middle[1] + 100
 editing = measured["editing"]["class"]
@@ -413,6 +412,9 @@ for name, score in of_digits.items():
     print(f"{name:20} {'mostly' if share > 0.5 else 'seldom'}")
 
 # %% [markdown]
+# Typicality does not: the densities of digits differ so much among themselves that the blank page is no farther from the
+# usual value than half of the digits are.
+#
 # How good are these scores? The heat map has their *AUROC*: the share of pairs in which the strange image has a higher
 # score than the usual one; 0.5 is chance. ("Faint" has a quarter of its ink. MNIST is strange to a model of
 # Fashion-MNIST, and the other way round. The first two columns look at pixels, without our model. Measured with models
@@ -493,8 +495,8 @@ assert accuracy_of_the_surest(four, torch.tensor([1, 0, 0, 1]), 0.75) == 2 / 3, 
 # ```
 #
 # All but one, while three of all 300 are mistaken: two of the three errors are among the 30 digits that were put aside.
-# (With another seed of the noise, up to three times as many are mistaken, and still at most one of the surest.) For this
-# the confidences have to be in the right order only; they need not be calibrated.
+# (With another seed of the noise, up to three times as many are mistaken, and still at most one of the surest.) For this,
+# the confidences need only be in the right order; they need not be calibrated.
 #
 # </details>
 #
@@ -513,14 +515,15 @@ def background(train: Tensor, levels: int, positions: bool) -> Tensor:
 three = (
     torch.tensor([0, 0, 1]).view(3, 1, 1, 1).expand(3, 1, 1, 2)
 )  # images of 1x2 pixels, two levels
-three = torch.cat([three[..., :1], 1 - three[..., 1:]], -1)  # the second pixel is the opposite
+three = torch.cat([three[..., :1], 0 * three[..., 1:]], -1)  # the second pixel is always level 0
 each = background(three, levels=2, positions=True).exp()
 assert torch.allclose(each.sum(-1), torch.ones(1, 1, 2, dtype=each.dtype)), "probabilities"
 assert torch.allclose(each[0, 0, 0], torch.tensor([3 / 5, 2 / 5], dtype=each.dtype)), (
     "counts, plus one"
 )
 together = background(three, levels=2, positions=False).exp()
-assert torch.allclose(together, torch.full_like(together, 0.5)), "three of six, at both pixels"
+five_of_six = torch.tensor([6 / 8, 2 / 8], dtype=together.dtype)
+assert torch.allclose(together, five_of_six.expand_as(together)), "five of six, plus one"
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -288,7 +288,8 @@ axes.invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# Two halves give the gradient of the whole, to the rounding of double precision. With a wrong $k$ it is another gradient.
+# Two halves give the gradient of the whole, up to the rounding of double precision. With a wrong $k$ it
+# differs.
 #
 # ## The rule of precision
 #
@@ -391,6 +392,7 @@ def largest_batch(name: str, gib: float, processes: int = 1, checkpoints: bool =
 
 
 assert largest_batch("farmer-1.1b-p16", gib=1) == 0, "not even the state fits"
+assert largest_batch("farmer-1.1b-p16", gib=23.5, checkpoints=True) == 0, "a tenth is left free"
 one, eight = (largest_batch("farmer-1.1b-p16", gib=80, processes=n) for n in (1, 8))
 assert 0 < one < eight < one + 40, "a share of the state makes room"
 assert largest_batch("farmer-1.1b-p16", gib=80, checkpoints=True) > 3 * one
@@ -438,6 +440,8 @@ def plan(patch_size: int, width: int, hours: float = 100, utilisation: float = 0
 
 
 assert round(plan(16, 768).millions) == 1145, "the paper's model, at its own size"
+assert round(plan(16, 768).gflop) == 1557, "of a training step, not of a forward pass"
+assert round(plan(16, 768).epochs) == 80
 assert plan(16, 768, hours=0).epochs == 0
 assert plan(16, 256).epochs > 3 * plan(8, 256).epochs, "four times as many tokens"
 

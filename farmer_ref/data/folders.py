@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ from farmer_ref.support.errors import InputError
 from farmer_ref.support.parallel import note_once, rank
 from farmer_ref.support.settings import Whole, settings_class
 
-SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+SPLITS = get_args(Split)
 SPLIT_SEED = 0
 SPLIT_FOLDERS = {  # in any case
     **dict.fromkeys(("train", "training"), "train"),

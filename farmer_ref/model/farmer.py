@@ -14,13 +14,13 @@ are the informative and the redundant channels of Z. A log-density is a per-imag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from farmer_ref.model.checks import checked_images, evaluating, with_gradients
+from farmer_ref.model.checks import checked_images, checked_labels, evaluating, with_gradients
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.coupling import CouplingFlow
 from farmer_ref.model.flow import AutoregressiveFlow, Flow
@@ -120,7 +120,7 @@ class Farmer(Pretrained, nn.Module):
 
     def likelihood_terms(self, images: Tensor, labels: Tensor | None = None) -> LikelihoodTerms:
         """`forward` with its arguments checked: .informative, .redundant, .logdet, each (B,), and .total."""
-        return self(checked_images(images), self.prior.checked_labels(labels, len(images)))
+        return self(checked_images(images), self._labels(labels, len(images)))
 
     def log_prob(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(images | labels) (B,), nats per image   (Eq. 6).
@@ -154,7 +154,7 @@ class Farmer(Pretrained, nn.Module):
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images to latents z (B,N,D) and log|det| (B,)."""
         x, log_slope = self.to_tokens(checked_images(images))
-        z, logdet = self.flow(x, self.prior.checked_labels(labels, len(images)))
+        z, logdet = self.flow(x, self._labels(labels, len(images)))
         return z, logdet + log_slope
 
     def decode(
@@ -172,7 +172,7 @@ class Farmer(Pretrained, nn.Module):
         """
         _check_method(method, student)
         self.flow.check_shape("z", z)
-        labels = self.prior.checked_labels(labels, len(z))
+        labels = self._labels(labels, len(z))
         with evaluating(self, *([student] if isinstance(student, nn.Module) else [])):
             if student is not None:
                 return self.to_images(student(z, labels))
@@ -207,7 +207,7 @@ class Farmer(Pretrained, nn.Module):
         >>> images.shape, bool(images.abs().max() <= 1)
         (torch.Size([10, 1, 8, 8]), True)
         """
-        if (labels := self.prior.checked_labels(labels)) is None:
+        if (labels := self._labels(labels)) is None:
             raise InputError("labels are None; allowed: one for each image, -1 for any class")
         if guidance is not None and guidance.scale and not self.config.num_classes:
             raise InputError(f"guidance scale is {guidance.scale}; allowed: 0 in a model without labels")
@@ -231,7 +231,7 @@ class Farmer(Pretrained, nn.Module):
         """
         self._require_noise()
         self.patchify.check_images(images := checked_images(images))
-        labels = self.prior.checked_labels(labels, len(images))
+        labels = self._labels(labels, len(images))
         count = max(1, DENOISING_BYTES // self.config.gradient_bytes)  # images at a time, so that memory is bounded
         parts = [None] * len(images) if labels is None else labels.split(count)
         scores = [torch.empty_like(images[:0])]
@@ -247,6 +247,9 @@ class Farmer(Pretrained, nn.Module):
             raise InputError(
                 "denoise is True with uniform dequantisation; allowed: True for a model trained with 'gaussian' noise"
             )
+
+    def _labels(self, labels: Tensor | Sequence[int] | None, count: int | None = None) -> Tensor | None:
+        return checked_labels(labels, count, classes=self.config.num_classes, device=self.patchify.matrix.device)
 
 
 def _check_method(method: str, student: object) -> None:

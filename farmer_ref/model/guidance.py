@@ -110,8 +110,8 @@ def draw_pool(
     if unconditional is None or not guidance.scale:
         return Drawn(_tempered(conditional, guidance).unsqueeze().expand(tokens).sample(generator))
     if guidance.rule == "naive":
-        pair = (_tempered(mixture, guidance) for mixture in (conditional, unconditional))
-        each = (mixture.unsqueeze().expand(tokens) for mixture in pair)  # views: N K R numbers would be many
+        # Tempered first, then expanded to views: as numbers, N K R of them would be many.
+        each = (_tempered(mixture, guidance).unsqueeze().expand(tokens) for mixture in (conditional, unconditional))
         return Drawn(draw_naive(*each, guidance=guidance, generator=generator))
     counts = guidance.redundant_candidates_conditional, guidance.redundant_candidates_unconditional
     candidates, log_weights = weighed_candidates(

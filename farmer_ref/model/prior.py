@@ -114,9 +114,8 @@ class AutoregressivePrior(nn.Module):
         """Image order to reading order, or back."""
         return tokens.flip(-2) if self.reverse else tokens
 
-    def checked_labels(self, labels: Tensor | Sequence[int] | None, count: int | None = None) -> Tensor | None:
-        """Labels as whole numbers (B,) on the prior's device, one for each of `count` images."""
-        return checked_labels(labels, count, classes=self.num_classes, device=self.positions.device)
+    def _labels(self, labels: Tensor | Sequence[int] | None) -> Tensor | None:
+        return checked_labels(labels, None, classes=self.num_classes, device=self.positions.device)
 
     def _condition(self, labels: Tensor | None, batch: int) -> Tensor:
         """The M condition tokens (B,M,W) of labels (B,); None or -1 is the null class."""
@@ -179,8 +178,7 @@ class AutoregressivePrior(nn.Module):
 
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(Z | c) (B,), nats per image, of latents z (B,N,D) and labels (B,) or None   (Eq. 14)."""
-        parts = self.log_prob_parts(z, self.checked_labels(labels))
-        return parts.informative + parts.redundant
+        return sum(self.log_prob_parts(z, self._labels(labels)))
 
     def sample(self, labels: Tensor, guidance: Guidance | None = None, **options: Unpack[SampleOptions]) -> Tensor:
         """`sample_with_report` without the report: latents (B,N,D) for labels (B,)   (§3.3)."""
@@ -203,7 +201,7 @@ class AutoregressivePrior(nn.Module):
         scales the distribution that the pool's candidates are drawn from (naive rule: both components' sigma), not
         how they are weighed. The report says how many of the candidates of guidance counted.
         """
-        guidance, labels = guidance or Guidance(), self.checked_labels(labels)
+        guidance, labels = guidance or Guidance(), self._labels(labels)
         # Guidance needs p_c and p_u: one pass over 2 B rows gives both, the labelled ones first.
         rows = _with_null_rows(labels, guidance)  # (B',)
         copies = 2 if guidance.scale else 1
@@ -243,7 +241,7 @@ class AutoregressivePrior(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Z_R (B,N,R) for Z_I (B,N,I) and labels (B,), its sigma_k times `temperature`   (Eq. 14, Fig. 7)."""
-        hidden = self._all_hidden(z_informative, self.checked_labels(labels))[:, -1]
+        hidden = self._all_hidden(z_informative, self._labels(labels))[:, -1]
         shared = self._redundant_mixture(hidden).tempered(scale_temperature=temperature)
         return shared.unsqueeze().expand(self.tokens).sample(generator)
 

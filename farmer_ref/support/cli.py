@@ -212,7 +212,8 @@ def ending_of(error: BaseException) -> tuple[str, int]:
         case InputError():
             return text, 2
         case OSError():
-            return f"{shown(error.filename or 'a file')} cannot be used ({error.strerror or text}); allowed: another", 2
+            name = shown(error.filename) if error.filename else "a file"
+            return f"{name} cannot be used ({error.strerror or text}); allowed: another", 2
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in text for sign in TOO_LARGE):
         return f"memory is too small ({text.splitlines()[0]}); allowed: smaller batches, counts or models", 2
     return f"{type(error).__name__}: {text} (not foreseen; {DEBUG}=1 shows the traceback)", 1

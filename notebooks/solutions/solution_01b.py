@@ -22,7 +22,7 @@ def bend(flow: AutoregressiveFlow, x: Tensor, token: int) -> float:
 
 
 def sweeps_at(flow: AutoregressiveFlow, x: Tensor, strength: float) -> list[int]:
-    """Sweeps of every block, first to last, when mu and log sigma are multiplied by `strength`."""
+    """Sweeps of every block, first to last, when the outputs of `project_out` are multiplied by `strength`."""
     stronger = copy.deepcopy(flow)
     for block in stronger.blocks:
         block.project_out.weight.data *= strength

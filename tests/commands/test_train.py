@@ -10,7 +10,7 @@ from helpers import QUICK, fails_with_one_line, folder_of_images
 
 from farmer_ref import PRESETS, train
 from farmer_ref.training.checkpoint import checkpoints
-from farmer_ref.training.runs import Run
+from farmer_ref.training.runs import Run, saved_settings
 
 real = Run.open
 
@@ -88,7 +88,7 @@ def test_a_run_that_has_moved_goes_on_where_it_is(capsys, trained, tmp_path):
     before = checkpoints(trained)
     train.main(["--out", str(moved), "--resume", "--steps", "22"])
     assert checkpoints(moved)[-1].name == "step-22" and checkpoints(trained) == before
-    assert json.loads((moved / "config.json").read_text())["run"]["out"] == str(moved)
+    assert saved_settings(moved).out == str(moved)
 
 
 def test_a_run_records_the_commit_that_it_starts_from(tmp_path, monkeypatch):

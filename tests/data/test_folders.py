@@ -305,8 +305,9 @@ def test_links_may_lead_to_what_lies_beside_the_splits(tmp_path):
         (tmp_path / split / "cat").mkdir(parents=True)
         for i in numbers:
             (tmp_path / split / "cat" / f"{i}.png").symlink_to(store / f"{i}.png")
-    (tmp_path / "val" / "cat" / "again.png").symlink_to(tmp_path / "train" / "cat" / "1.png")
-    assert places(tmp_path) == {f"cat/{i}.png" for i in range(3)}
+    Image.new("RGB", (16, 16)).save(tmp_path / "train" / "cat" / "own.png")
+    (tmp_path / "val" / "cat" / "again.png").symlink_to(tmp_path / "train" / "cat" / "own.png")
+    assert {"cat/0.png", "cat/1.png", "cat/2.png", "cat/own.png"} == places(tmp_path) | places(tmp_path, "validation")
     assert places(tmp_path, "test") == {"cat/3.png", "cat/0.png"}
     assert skipped(tmp_path, "test") == {
         "folders beside those of the splits (all)": 1,

@@ -45,8 +45,8 @@ def test_a_handout_finds_the_project_from_any_folder(folder):
 
 
 def test_the_handed_out_assignment_starts_in_any_folder(folder, monkeypatch):
-    cells = [cell for cell in nbformat.read(folder / "08_write_farmer.ipynb", 4).cells if cell.cell_type == "code"]
-    setup = next(cell.source for cell in cells if "import solution_08" in cell.source)
+    cells = [cell for cell in nbformat.read(folder / "07_write_farmer.ipynb", 4).cells if cell.cell_type == "code"]
+    setup = next(cell.source for cell in cells if "import solution_07" in cell.source)
     monkeypatch.chdir(folder)
     found = {}
     exec(re.sub(r"^%.*$", "", setup, flags=re.MULTILINE), found)

@@ -1,4 +1,4 @@
-"""The solution of notebook 08, FARMER in 200 lines, against the package; the notebook's checks, against mistakes."""
+"""The solution of notebook 07, FARMER in 200 lines, against the package; the notebook's checks, against mistakes."""
 
 import ast
 import contextlib
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import jupytext
 import pytest
-import solution_08
+import solution_07
 import torch
 from conftest import jacobian, small_model
-from solution_08 import Mixture, Model, Sizes, Student, distillation_loss, fit, guided_sample, patchify, unpatchify
+from solution_07 import Mixture, Model, Sizes, Student, distillation_loss, fit, guided_sample, patchify, unpatchify
 
 from farmer_ref import Farmer, GaussianMixture, Guidance, OneStepStudent
 from farmer_ref.data.sets import load_split
@@ -42,7 +42,7 @@ def images():
     return torch.rand(5, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "08_write_farmer.py"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "07_write_farmer.py"
 LABELS = torch.tensor([0, 1, 2, -1, 0])
 
 
@@ -120,14 +120,14 @@ def test_training_lowers_the_loss():
 
 def test_the_page_is_200_lines_of_code():
     """Without blank lines, comments, docstrings, imports, the list of sizes, and `Pixels`, which is not the paper's."""
-    tree = ast.parse(Path(solution_08.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(solution_07.__file__).read_text(encoding="utf-8"))
     text = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom) or getattr(node, "name", "") in ("Sizes", "Pixels"):
             text |= set(range(node.lineno, node.end_lineno + 1))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             text |= set(range(node.lineno, node.end_lineno + 1))
-    with tokenize.open(solution_08.__file__) as file:
+    with tokenize.open(solution_07.__file__) as file:
         tokens = [t for t in tokenize.generate_tokens(file.readline) if t.string.strip() and t.type != tokenize.COMMENT]
     lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
     assert len(lines - text) <= 210, len(lines - text)
@@ -159,7 +159,7 @@ def parts():
 
 
 def test_the_starter_has_the_solution_s_signatures_and_no_bodies():
-    solution = dict(functions(ast.parse(Path(solution_08.__file__).read_text(encoding="utf-8"))))
+    solution = dict(functions(ast.parse(Path(solution_07.__file__).read_text(encoding="utf-8"))))
     assert len(parts()) == 19
     for name, node in parts().items():
         assert ast.unparse(node.args) == ast.unparse(solution[name].args)
@@ -169,7 +169,7 @@ def test_the_starter_has_the_solution_s_signatures_and_no_bodies():
 
 def test_what_the_starter_gives_is_the_solution_s():
     given = {name: node for cell in CELLS for name, node in functions(ast.parse(cell))}
-    solution = dict(functions(ast.parse(Path(solution_08.__file__).read_text(encoding="utf-8"))))
+    solution = dict(functions(ast.parse(Path(solution_07.__file__).read_text(encoding="utf-8"))))
     for name in (given.keys() & solution.keys()) - parts().keys():
         assert ast.unparse(given[name]) == ast.unparse(solution[name]), name
 
@@ -220,11 +220,11 @@ def mistakes():
 def test_a_check_notices_a_mistake(name, notebook, monkeypatch):
     check, right, wrong = mistakes()[name]
     owner, _, method = name.rpartition(".")
-    place = getattr(solution_08, owner) if owner else solution_08
+    place = getattr(solution_07, owner) if owner else solution_07
     source = textwrap.dedent(inspect.getsource(getattr(place, method)))
     assert right in source
     made = {}
-    exec(source.replace(right, wrong, 1), vars(solution_08), made)
+    exec(source.replace(right, wrong, 1), vars(solution_07), made)
     monkeypatch.setattr(place, method, made[method])
     with contextlib.redirect_stdout(io.StringIO()), pytest.raises((AssertionError, RuntimeError)):
         exec(CHECKS[check], notebook)

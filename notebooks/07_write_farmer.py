@@ -1,7 +1,7 @@
 # %% [markdown]
-# # 08 · Write FARMER yourself
+# # 07 · Write FARMER yourself
 #
-# [Open this notebook in Colab](https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/08_write_farmer.ipynb)
+# [Open this notebook in Colab](https://colab.research.google.com/github/farmer-ref/farmer_ref/blob/main/notebooks/07_write_farmer.ipynb)
 #
 # You have taken the method apart; now put it together. In this assignment you write all of FARMER, from pixels to guided
 # samples and the one-step student, in nine parts. Each part is checked against the package as soon as it is written, and
@@ -28,6 +28,7 @@ import math
 import operator
 import sys
 from typing import NamedTuple, Self
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import torch
@@ -43,8 +44,8 @@ from farmer_ref.model.tokens import Patchify
 from farmer_ref.support.plots import COLOURS, STYLE, labelled_grids
 
 sys.path.insert(0, "solutions")
-import solution_08
-from solution_08 import Layer, Pixels, Sizes, Transformer, fit
+import solution_07
+from solution_07 import Layer, Pixels, Sizes, Transformer, fit
 
 # %config InlineBackend.figure_formats = ["svg"]
 # %matplotlib inline
@@ -58,7 +59,7 @@ steps = 150  # of training, below: 2,000 take about three minutes on two free co
 # as it stands, the solution's function does the work, so the notebook runs from top to bottom at any time and you may
 # write the parts in any order. Set `BORROW = False` to be strict: then the checks fail until your own code passes.
 #
-# The lines under a check say whose code has passed it. (A part that is written, and wrong, fails with a difference.)
+# The lines under a check say whose code has passed it. (A part that is written but wrong fails with a difference.)
 
 # %% tags=["hide-input"]
 BORROW = True  # False: a part that is not written raises NotImplementedError
@@ -77,7 +78,7 @@ def part(function):
         except NotImplementedError:
             if not BORROW:
                 raise
-            return operator.attrgetter(name)(solution_08)(*inputs, **options)
+            return operator.attrgetter(name)(solution_07)(*inputs, **options)
         WRITTEN[name] = True
         return result
 
@@ -92,8 +93,9 @@ def passed(*names):
 
 # %% [markdown]
 # Everything is checked against the package's digits model in double precision, on test images. An ordinary pre-norm
-# transformer is given, with the layers that notebook 02a describes: `Transformer(sizes, layers)` maps $(B, T, W)$ to
-# $(B, T, W)$ and is causal, so position $i$ sees positions up to and including $i$. So are the sizes of the shipped model:
+# transformer is given (`Layer` and `Transformer` in `solutions/solution_07.py`): `Transformer(sizes, layers)` maps
+# $(B, T, W)$ to $(B, T, W)$ and is causal, so position $i$ sees positions up to and including $i$. The sizes of the shipped
+# model are given, too:
 
 # %%
 shipped = Farmer.from_pretrained("digits").double().requires_grad_(False)
@@ -199,7 +201,8 @@ passed("dequantise", "patchify", "unpatchify", "to_bits_per_dim")
 # - `inverse`: the same equation solved for $x$, one token after another, by running `affine` on the tokens found so far.
 #
 # Training does not reveal three bugs: a forgotten shift, a wrong sign in front of $\log\sigma$, positions that are not
-# flipped. The check compares with a Jacobian matrix to catch them.
+# flipped. The check compares $z$ with the package's, and the log-determinant with a Jacobian matrix; together they catch
+# all three.
 
 
 # %%
@@ -397,6 +400,8 @@ mean, second = torch.tensor([-0.1, 0.3]), torch.tensor([2.087, 1.003])  # E[z] a
 assert drawn.shape == (1, 20_000, 2)
 assert_close(drawn.mean((0, 1)), mean, atol=0.04, rtol=0)
 assert_close(drawn.square().mean((0, 1)), second, atol=0.06, rtol=0)
+product = drawn.prod(-1).mean()  # E[z_1 z_2]: one component is drawn for the whole vector
+assert_close(product, torch.tensor(0.6), atol=0.06, rtol=0)
 passed("Mixture.log_prob", "Mixture.sample")
 
 # %% [markdown]
@@ -675,6 +680,9 @@ assert_close(model.log_prob(images, labels), shipped.log_prob(images, labels))
 torch.manual_seed(0)
 drawn = {f"samples, w = {w:g}": model.sample(torch.arange(10).repeat(3), w) for w in (0.0, 1.0)}
 assert all(torch.isfinite(x).all() and x.shape == (30, 1, 8, 8) for x in drawn.values())
+latents = model.flow(patchify(model.pixels(images)[0], 2))[0]
+with mock.patch.object(model.prior, "sample", lambda labels, w: latents[: len(labels)]):
+    assert_close(model.sample(labels[:10], 2.0), images[:10], atol=1e-6, rtol=0)
 score = to_bits_per_dim(model.log_prob(images, labels), 64, 17).mean()
 print(f"{score:.2f} bits/dim on the test split")
 passed("Model.log_prob", "Model.sample")
@@ -718,9 +726,8 @@ mine.eval()
 curve = [loss / math.log(2) + math.log2(17 / 2) for loss in losses]  # bits/dim
 with torch.no_grad():
     score = to_bits_per_dim(mine.log_prob(images.float(), labels), 64, 17).mean()
-assert (
-    score < 2.6
-)  # an untrained model starts at 3: it knows the histogram of the pixels, and no more
+# An untrained model starts at 3: it knows the histogram of the pixels, and no more.
+assert score < 2.6
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
@@ -849,11 +856,11 @@ labelled_grids(images_of, columns=10, across=1)
 # ## What you have written
 
 # %% tags=["nbval-check-output"]
-print(f"{sum(WRITTEN.values())} of {len(WRITTEN)} parts are your own code:")
+print(f"{sum(WRITTEN.values())} of {len(WRITTEN)} functions are your own code:")
 print("to write:", ", ".join(name for name, own in WRITTEN.items() if not own) or "nothing")
 
 # %% [markdown]
-# > **The paper** describes this method in 14 equations and two algorithms. **We** have it in some 200 lines, which the book
+# > **The paper** describes this method in 15 numbered equations and two algorithms. **We** have it in some 200 lines, which the book
 # > shows on one page, and once more in the package, where keys and values are kept between steps, precision is chosen, and
 # > bad input is refused. The two give the same numbers: that is what the checks have compared.
 #
@@ -884,8 +891,8 @@ print("to write:", ", ".join(name for name, own in WRITTEN.items() if not own) o
 #
 # <details><summary>Solution</summary>
 #
-# One line of `path` becomes `z = block.flip((z - mu) * log_sigma.exp())`. (Check 9 then fails, as it compares with the
-# other form.) The inverse form starts far nearer, since with the teacher's weights and without the mask it is almost a
+# One line of `path` becomes `z = block.flip((z - mu) * log_sigma.exp())`. (Check 9 then fails, unless you compare with the
+# package's `form="forward"`.) The inverse form starts far nearer, since with the teacher's weights and without the mask it is almost a
 # sweep of the parallel inverse; the forward form scales the wrong way. After equally few steps the inverse form is still
 # ahead, and after thousands by little.
 #
@@ -897,7 +904,8 @@ print("to write:", ", ".join(name for name, own in WRITTEN.items() if not own) o
 #
 # <details><summary>Solution</summary>
 #
-# What is written out for 8×8 digits has to change: the 64 and the 17 in the bits/dim of the test images and of the curve,
+# What is written out for 8×8 digits has to change: the configuration that `load_split` is given
+# (`PRESETS["mnist"].model`, imported from `farmer_ref`, in place of `shipped.config`), the 64 and the 17 in the bits/dim of the test images and of the curve,
 # and those images, their labels and their noise, which are now of another set. The checks stay with the digits. A width of
 # 64 is small for tokens of 16 channels: try 128. Compare the score with that of the shipped model of the same data
 # (`results/mnist.json`), which was trained for longer, and say how many steps yours had: a score without its budget
