@@ -199,7 +199,7 @@ def evaluate_images(config: EvaluateConfig) -> dict:
         figures["redundant_temperature"] = config.redundant_temperature
     samples = fidelity.features_of(images, count=count, extractor=extractor, what="samples")
     figures |= {"dataset": dataset, "split": config.split, "images": len(reference), "image_size": data.image_size}
-    figures["extractor"] = extractor.name
+    figures |= {"extractor": extractor.name, "features": reference.shape[1]}
     found = fidelity.figures_of(samples, reference) if parallel.rank() == 0 else None
     return figures | parallel.gather(found)[0]
 
@@ -231,6 +231,11 @@ def describe_images(figures: dict) -> str:
         f"{samples} against {figures['images']} {figures['split']} images of {figures['dataset']} ({size}x{size})",
         f"  Fréchet distance {figures['frechet_distance']:.3f}, {by}",
     ]
+    if (fewest := min(figures["samples"], figures["images"])) <= figures["features"]:
+        lines.append(
+            f"    (of {fewest:,} images with {figures['features']:,} features each, which is too few: compare it "
+            "only with distances of as many images)"
+        )
     if figures["inception_score"] is not None:
         score, deviation = figures["inception_score"], figures["inception_score_deviation"]
         lines.append(f"  Inception score {score:.3f} ± {deviation:.3f} over ten parts, {by}")

@@ -1,5 +1,6 @@
 """FID and its like through torch-fidelity, in the features of extractors that need no download."""
 
+import importlib
 import json
 import os
 import shutil
@@ -286,7 +287,11 @@ def test_a_function_of_one_s_own(tmp_path, monkeypatch, capsys):
     assert printed.count("by mine:corners") == 2 and "Inception score" not in printed
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["extractor"], figures["inception_score"]) == ("mine:corners", None)
-    assert figures["frechet_distance"] > 0
+    assert figures["frechet_distance"] > 0 and "too few" not in printed
+    (tmp_path / "mine.py").write_text(OWN + "\n\ndef whole(images):\n    return images[:, 0].flatten(1).float()\n")
+    importlib.reload(sys.modules["mine"])
+    run("--extractor", "mine:whole", "--samples", 60)
+    assert "(of 60 images with 64 features each, which is too few" in capsys.readouterr().out
 
 
 @pytest.mark.slow
