@@ -77,7 +77,7 @@ check: .venv/.installed
 	$(BIN)/python -m farmer_ref.train --preset mnist-noise --out runs/mnist-noise --max-minutes 65 --resume
 	$(BIN)/python -m benchmarks.mnist --stage model --preset mnist-noise --run runs/mnist-noise --samples 500
 	$(BIN)/python -m benchmarks.mnist --stage guidance --preset mnist --samples 500 --seed 2
-	$(BIN)/python -m benchmarks.cifar10
+	$(BIN)/python -m benchmarks.cifar10 --processes 2
 	$(BIN)/python -m benchmarks.denoise
 	$(BIN)/python -m benchmarks.pixels --steps 1000 --samples 300
 	$(ABLATE) --table 3 4 5 --figure 6a 6b 7 8 --steps-per-run 2500 --seeds 3

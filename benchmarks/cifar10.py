@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from farmer_ref import Farmer, Guidance, train
 from farmer_ref.data.sets import load_split
 from farmer_ref.evaluation.metrics import evaluate_likelihood
 from farmer_ref.support import cli
-from farmer_ref.support.files import replace_file, write_json
-from farmer_ref.support.plots import COLOURS, STYLE, class_labels, image_grid, save_plot
+from farmer_ref.support.files import write_json
+from farmer_ref.support.plots import COLOURS, STYLE, class_labels, image_grid, save_picture, save_plot
 from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import settings_class
 from farmer_ref.training.checkpoint import last_state
@@ -50,16 +52,23 @@ class Cifar10Config:
     """Where torchvision keeps its data sets."""
     download: bool = True
     """Download a missing data set."""
+    processes: PositiveInt = 1
+    """Processes that share each batch; where there are several, with one thread each: what takes a core now and then
+    stops one of them, but all threads of a single process."""
     threads: PositiveInt = 2
-    """CPU threads."""
+    """CPU threads of a single process, and of scoring."""
 
 
 def trained(config: Cifar10Config) -> None:
     """Train the preset, or resume its run."""
     place = ["--out", config.run, "--resume", "--data-root", config.data_root]
     place += [] if config.download else ["--no-download"]
-    limits = ["--max-minutes", str(config.minutes), "--threads", str(config.threads), "--device", "cpu"]
-    train.main(["--preset", PRESET, *place, *limits])
+    arguments = ["--preset", PRESET, *place, "--max-minutes", str(config.minutes), "--device", "cpu"]
+    if config.processes == 1:
+        train.main([*arguments, "--threads", str(config.threads)])
+    else:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        subprocess.run([*torchrun, str(config.processes), "-m", "farmer_ref.train", *arguments], check=True)
 
 
 def measured(config: Cifar10Config) -> dict[str, Any]:
@@ -73,13 +82,14 @@ def measured(config: Cifar10Config) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(settings.seed)
     samples = model.sample(class_labels(10, ROWS), Guidance(scale=1.0), generator=generator)
     grid = image_grid(model.dequantiser.without_noise(samples), columns=10, cell=64)
-    replace_file(ROOT / "results" / f"{PRESET}_samples.png", lambda path: grid.save(path, format="PNG"))
+    save_picture(grid, ROOT / "results" / f"{PRESET}_samples.png")
     return {
         "parameters": parameters(model),
         "training_images": images,
         "training_steps": state.step,
         "training_minutes": state.seconds / 60,
         "epochs": state.step * settings.batch_size / images,
+        "processes": config.processes,
         "validation_bits_per_dim": curve[-1]["validation_bits_per_dim"],
         "test": dataclasses.asdict(test),
         "published": [dict(zip(("model", "bits_per_dim", "note"), row, strict=True)) for row in PUBLISHED],

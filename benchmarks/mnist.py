@@ -43,7 +43,7 @@ from farmer_ref.support.files import (
     write_json,
     write_weights,
 )
-from farmer_ref.support.plots import image_grid
+from farmer_ref.support.plots import image_grid, save_picture
 from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import Whole, settings_class
 from farmer_ref.training.checkpoint import last_state
@@ -203,7 +203,7 @@ def make_model(config: MnistConfig) -> None:
     } | sample_figures(config, model, test)
     shape = {**made, "settings": dataclasses.asdict(settings)}
     grid = image_grid(grid_of(config, model), columns=10, cell=56)
-    replace_file(ROOT / "results" / f"{config.preset}_samples.png", lambda path: grid.save(path, format="PNG"))
+    save_picture(grid, ROOT / "results" / f"{config.preset}_samples.png")
     if config.ship:
         write_json(target / "record.json", {**made, **figures})
     write_json(ROOT / "results" / f"{config.preset}.json", {**shape, **figures, "curve": curve_of(run)})

@@ -45,8 +45,9 @@ def handout(path: Path) -> nbformat.NotebookNode:
 def quizzes() -> str:
     """The questions of all quizzes, as plain Markdown without the answers."""
     text = (HERE / "teaching" / "quizzes.md").read_text(encoding="utf-8")
-    text = text[: text.index("\n## What to remember")]
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r":::\{dropdown\}.*?\n:::\n", "", text, flags=re.DOTALL)).strip() + "\n"
+    text = text[text.index("\n## ") : text.index("\n## What to remember")].replace("](../notebooks/", "](")
+    asked = re.sub(r"\n{3,}", "\n\n", re.sub(r":::\{dropdown\}.*?\n:::\n", "", text, flags=re.DOTALL))
+    return f"# Quizzes\n\n{asked.strip()}\n"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -146,7 +146,7 @@ def pack(tensors: dict[str, Tensor], format: Format) -> tuple[list[list[Any]], b
             read[name] = whole * scale
         elif size == 2:
             read[name] = tensor.bfloat16().float()
-            parts.append(upper_halves(tensor.bfloat16().float()))
+            parts.append(upper_halves(read[name]))
         else:
             read[name] = tensor
             parts.append(tensor.numpy().astype("<f4").tobytes())
@@ -350,7 +350,7 @@ def jacobi_sweeps(block: FlowBlock, z: Tensor, label: Tensor) -> list[Tensor]:
     while begin < last:
         shift, log_scale = block.all_shifts_and_log_scales(x, label)
         new = z * torch.exp(-log_scale) + shift
-        moved = (new - x)[0].abs().amax(-1) > TOLERANCE * CONVERGED  # (N,)
+        moved = ~((new - x)[0].abs().amax(-1) <= TOLERANCE * CONVERGED)  # (N,); what is not a number has moved
         later = moved[begin + 1 :].nonzero()
         begin = begin + 1 + int(later[0, 0]) if len(later) else last  # the first that moved has only final inputs
         x = new

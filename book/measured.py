@@ -146,8 +146,7 @@ def of_sampling() -> dict[str, str]:
 def of_the_tables() -> dict[str, str]:
     """How the paper's tables were run here, and the bases of the patches."""
     table3, long = load("table3"), load("basis_long")
-    bits = {name: row["bits_per_dim"]["mean"] for row in load("basis")["rows"] for name in [row["name"]]}
-    bits |= {row["name"]: row["bits_per_dim"]["mean"] for row in long["rows"]}
+    bits = {row["name"]: row["bits_per_dim"]["mean"] for row in (*load("basis")["rows"], *long["rows"])}
     short, longer = "600 steps", "2700 steps"
 
     def worth(basis: str, steps: str) -> str:
@@ -396,7 +395,8 @@ def of_cifar10() -> dict[str, str]:
     """The small model of CIFAR-10."""
     record = load("cifar10-small")
     test = record["test"]
-    threads = record["settings"]["threads"] or record["cpu_count"]
+    threads, processes = record["settings"]["threads"] or record["cpu_count"], record.get("processes", 1)
+    cores = f"{in_words(threads)} thread{'s' if threads > 1 else ''}"
     nearest = min(record["published"], key=lambda row: abs(row["bits_per_dim"] - test["bits_per_dim"]))
     ahead = test["bits_per_dim"] - nearest["bits_per_dim"]
     return {
@@ -405,7 +405,7 @@ def of_cifar10() -> dict[str, str]:
         "cifar10_error": f"{test['standard_error']:.3f}",
         "cifar10_steps": f"{record['training_steps']:,}",
         "cifar10_minutes": f"{record['training_minutes']:.0f}",
-        "cifar10_threads": f"{in_words(threads)} thread{'s' if threads > 1 else ''}",
+        "cifar10_threads": cores if processes == 1 else f"{in_words(processes)} processes with one thread each",
         "cifar10_epochs": f"{record['epochs']:.1f}",
         "cifar10_images": f"{record['training_images']:,}",
         "cifar10_machine": machine_of(record),

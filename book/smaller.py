@@ -1,11 +1,10 @@
 """Make the built book smaller, without a visible change but one: what no page loads, and digits that no screen shows.
 
-Of MathJax, the parts stay that the pages load, and of the icons the fonts that browsers load; source maps go. Bitmaps
-become WebP, without loss, where that is smaller, also those inside vector graphics. Notebooks to download have no
-outputs, as students want them. Vector graphics keep two decimals of a point, and 640 parts of the height of a letter.
-In highlighted code and in signatures, names, punctuation and spaces look like the text around them and need no element
-of their own. The change: a formula stays on one line with its brackets and the punctuation after it.
-"""
+Only the parts of MathJax that the pages load are kept, and only the icon fonts that browsers load; source maps go.
+Bitmaps become WebP, without loss, where that is smaller, also those inside vector graphics. Notebooks to download have
+no outputs, as students want them. Vector graphics keep two decimals of a point, and 640 parts of the height of a
+letter. In highlighted code and in signatures, names, punctuation and spaces look like the text around them and need no
+element of their own. The change: a formula stays on one line with its brackets and the punctuation after it."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -112,9 +114,29 @@ def torchrun(*arguments, processes=2):
     )
 
 
+@contextlib.contextmanager
+def ending(process):
+    """A process that does not outlive a test that fails."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()  # torchrun ends its workers
+            process.communicate()
+
+
+def wait_until(condition, process, *, every=0.005, seconds=300):
+    """Wait until a condition holds, which the process is to bring about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(every)
+
+
 def run_jobs(*jobs):
-    process = torchrun(JOBS, json.dumps(jobs))
-    printed, problems = process.communicate(timeout=300)
+    with ending(torchrun(JOBS, json.dumps(jobs))) as process:
+        printed, problems = process.communicate(timeout=300)
     assert process.returncode == 0, problems
     return printed
 

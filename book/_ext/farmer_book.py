@@ -150,15 +150,15 @@ def explained(app: Sphinx) -> dict[str, tuple[str, str]]:
     found = {}
     for item in app.env.get_doctree("glossary").findall(nodes.definition_list_item):
         *terms, definition = item.children
-        meaning = " ".join(definition.astext().split())
+        meaning = re.sub(r" \((?:Eqs?|Alg)\.[^)]*\)", "", " ".join(definition.astext().split()))
         for term in terms:
-            first = re.match(r".+?[.:](?= |$)", meaning)
+            first = re.match(r".+?\.(?= |$)", meaning)
             found[term.astext().lower()] = (term["ids"][0], first[0] if first else meaning)
     return found
 
 
 def explain_words(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """In a notebook, the first use of each word of the glossary links there, and says its meaning when pointed at."""
+    """In a notebook, the first use of each word of the glossary links there, and shows its meaning on hover."""
     if not docname.startswith("notebooks/"):
         return
     meanings = explained(app)

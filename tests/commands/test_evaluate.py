@@ -8,6 +8,9 @@ from helpers import QUICK, fails_with_one_line, folder_of_images
 from PIL import Image
 
 from farmer_ref import PRESETS, Farmer, InputError, evaluate, train
+from farmer_ref.data.sets import load_split
+from farmer_ref.evaluation.metrics import evaluate_likelihood
+from farmer_ref.training.runs import Run
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,9 @@ def test_evaluate_prints_and_writes_its_figures(capsys, trained, tmp_path, weigh
     evaluate.main([*arguments, "--out", str(out)])
     printed = capsys.readouterr().out
     figures = json.loads(out.read_text())
+    model = Run.open(trained).load(weights)
+    wanted = evaluate_likelihood(model, load_split("digits", "test", model.config), draws=2).bits_per_dim
+    assert figures["bits_per_dim"] == pytest.approx(wanted, abs=1e-6)
     assert figures["images"] == 300
     assert {"command", "commit", "date", "device"} <= figures.keys()
     assert f"{figures['bits_per_dim']:.4f} bits/dim" in printed

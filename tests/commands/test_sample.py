@@ -9,7 +9,7 @@ import pytest
 from helpers import draw, fails_with_one_line
 from PIL import Image
 
-from farmer_ref import PRESETS, Farmer, Guidance, sample
+from farmer_ref import PRESETS, Farmer, Guidance, OneStepStudent, evaluate, sample
 
 
 @pytest.mark.parametrize(
@@ -127,3 +127,25 @@ def test_sample_takes_the_run_s_own_guidance(trained, tmp_path, monkeypatch):
     del config["training"]["guidance"]  # as in a run of an older version
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert sample.settings(["--run", str(tmp_path / "run")]).guidance == Guidance()
+
+
+def test_what_is_asked_for_reaches_the_model(monkeypatch, tmp_path):
+    asked, drawn = [], Farmer.sample
+
+    def noted(model, labels, guidance, **options):
+        asked.append({**options, "guidance": guidance})
+        return drawn(model, labels, guidance, **options)
+
+    monkeypatch.setattr(Farmer, "sample", noted)
+    few = ["--count", 5, "--batch-size", 5]
+    ways = ["--student", "--guidance", "1", "--redundant-temperature", "0.5"]
+    draw("digits", tmp_path / "a.npz", *few, *ways)
+    scored = ["--run", "digits", "--device", "cpu", "--samples", "20", "--images", "20", "--draws", "1"]
+    evaluate.main([*scored, *ways])
+    assert len(asked) == 2
+    for one in asked:
+        assert isinstance(one["student"], OneStepStudent)
+        assert (one["guidance"].scale, one["redundant_temperature"]) == (1, 0.5)
+    draw("digits", tmp_path / "b.npz", *few, "--method", "jacobi")
+    draw("digits-noise", tmp_path / "c.npz", *few, "--denoise")
+    assert asked[-2]["method"] == "jacobi" and asked[-1]["denoise"]

@@ -211,6 +211,7 @@ def mistakes():
         "Prior.log_prob": ("Check 6", "hidden[:, :-1], hidden[:, -1:]", "hidden[:, 1:], hidden[:, -1:]"),
         "Prior.sample": ("Check 6", ", w=w,", ", w=3 * w,"),
         "Model.log_prob": ("Check 7", "+ logdet", "- logdet"),
+        "Model.sample": ("Check 7", "self.flow.inverse(self.prior.sample(labels, w))", "self.prior.sample(labels, w)"),
         "Student.path": ("Check 9", "-log_sigma", "log_sigma"),
         "distillation_loss": ("Check 9", "teacher[-2::-1]", "teacher[-1:0:-1]"),
     }

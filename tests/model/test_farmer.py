@@ -310,3 +310,16 @@ def test_a_model_loaded_under_inference_mode_can_be_trained():
         model = Farmer.from_pretrained("digits")
     model.log_prob(torch.zeros(1, 1, 8, 8)).sum().backward()
     assert next(model.parameters()).grad is not None
+
+
+@pytest.mark.parametrize("flow", ["autoregressive", "coupling"])
+def test_a_flow_that_sees_the_class_sees_it_in_every_direction(flow):
+    model, labels = small_model(flow=flow, flow_sees_class=True), torch.tensor([0, 2])
+    x = images(model)
+    z, logdet = model.encode(x, labels)
+    assert (z - model.encode(x)[0]).abs().max() > 1e-4
+    assert torch.equal(model.likelihood_terms(x, labels).logdet, logdet)
+    assert torch.allclose(model.log_prob(x, labels), model.prior.log_prob(z, labels) + logdet, atol=1e-9)
+    assert (model.decode(z, labels) - x).abs().max() < 1e-9 < (model.decode(z) - x).abs().max()
+    drawn, z = (draw(labels, generator=torch.Generator().manual_seed(0)) for draw in (model.sample, model.prior.sample))
+    assert torch.equal(drawn, model.decode(z, labels).clamp(-1, 1))

@@ -60,6 +60,21 @@ class Browser:
         value = self.evaluate(f"(async () => JSON.stringify(await ({script})))()")
         return None if value is None else json.loads(value)
 
+    def press_and_wait(self, root: str, button: str) -> None:
+        """Press a button of a widget, whose expression is given, and wait until its work begins and ends.
+
+        The page itself looks on: a look from outside may come too late for the beginning.
+        """
+        assert self.run(
+            f"""new Promise(done => {{
+                const root = {root};
+                let busy = false;
+                new MutationObserver(() => root.ariaBusy === "true" ? busy = true : busy && done(true))
+                    .observe(root, {{attributeFilter: ["aria-busy"]}});
+                setTimeout(() => done(false), 60_000);
+                [...root.querySelectorAll("button")].find(b => b.textContent === {json.dumps(button)}).click(); }})"""
+        )
+
 
 class Chromium(Browser):
     names = ("chromium", "chromium-browser", "google-chrome")

@@ -312,11 +312,8 @@ def test_all_widgets_teach_before_they_are_touched(opened):
 
 def test_draw(opened):
     recorded = say(opened, "draw")
-    before = recorded
-    press(opened, "draw", "A real digit")
-    until(opened, "document.querySelector('[data-farmer=draw]').ariaBusy === 'true'")  # while the model loads
-    before = changed(opened, "draw", before)
-    until(opened, "document.querySelector('[data-farmer=draw]').ariaBusy === 'false'")
+    opened.press_and_wait("document.querySelector('[data-farmer=draw]')", "A real digit")  # the model loads
+    before = changed(opened, "draw", recorded)
     for _ in range(9):  # through all other digits, back to the first
         press(opened, "draw", "A real digit")
         before = changed(opened, "draw", before)

@@ -265,7 +265,8 @@ def test_a_note_of_samples_is_equal_or_refused(tmp_path):
     sample.note_settings(config, tmp_path / "out", deciding)
     for content in edits(deciding):
         (tmp_path / "out" / "samples.json").write_text(json.dumps(content))
-        refused(lambda: sample.note_settings(config, tmp_path / "out", deciding))
+        equal = isinstance(content, dict) and all(content.get(name) == value for name, value in deciding.items())
+        assert refused(lambda: sample.note_settings(config, tmp_path / "out", deciding)) != equal
 
 
 def test_a_result_file_is_reported_or_refused(tmp_path):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from helpers import QUICK, assert_same, contents, fails_with_one_line, stop_after
+from helpers import QUICK, assert_same, contents, fails_with_one_line, stop_after, wait_until
 
 from farmer_ref import InputError, sample, train
 from farmer_ref.training.checkpoint import checkpoints
@@ -52,12 +52,13 @@ def kill_at_random_moments(folder, kills):
     generator = torch.Generator().manual_seed(0)
     for number in range(kills):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while not (run / "config.json").exists() or (number > kills // 3 and newest_step(run) <= max(reached, 0)):
-            assert child.poll() is None, child.stderr.read()
-            time.sleep(0.005)
-        time.sleep(float(torch.rand(1, generator=generator)) * (1.5 if number else 0.05))
-        child.kill()
-        child.wait()
+        try:
+            least = max(reached, 0) + 1 if number > kills // 3 else -1
+            wait_until(lambda least=least: (run / "config.json").exists() and newest_step(run) >= least, child)
+            time.sleep(float(torch.rand(1, generator=generator)) * (1.5 if number else 0.05))
+        finally:
+            child.kill()
+            child.wait()
         assert torch.isfinite(Run.open(run).load().sample(torch.tensor([0]))).all()
         if checkpoints(run):
             newest, reached = checkpoints(run)[-1], newest_step(run)

@@ -4,13 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same, contents, metrics, run_jobs, stop_after, torchrun, weights_of
+from helpers import assert_same, contents, ending, metrics, run_jobs, stop_after, torchrun, wait_until, weights_of
 
 from farmer_ref import distill, evaluate, sample, train
 from farmer_ref.support.files import read_weights
@@ -160,12 +158,10 @@ def test_two_processes_distil_as_one(runs):
 def test_a_preempted_run_saves_and_goes_on(tmp_path):
     """SIGTERM to torchrun, as a cluster sends it, with a worker process reading the images of each process."""
     endless = [*TRAIN, "--steps", "1000000", "--workers", "1", "--checkpoint-every", "1000", "--out", str(tmp_path)]
-    process = torchrun("-m", "farmer_ref.train", *endless)
-    while not (tmp_path / "metrics.jsonl").exists() or len(metrics(tmp_path)) < 3:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
+    with ending(torchrun("-m", "farmer_ref.train", *endless)) as process:
+        wait_until(lambda: (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) >= 3, process)
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=60)
     assert "interrupted at step" in printed
     newest = checkpoints(tmp_path)[-1]
     step = json.loads((newest / "state.json").read_text())["step"]
@@ -176,21 +172,19 @@ def test_a_preempted_run_saves_and_goes_on(tmp_path):
 
 def test_a_killed_process_ends_the_run_and_leaves_it_whole(tmp_path):
     endless = [*TRAIN, "--steps", "1000000", "--checkpoint-every", "2", "--out", str(tmp_path)]
-    process = torchrun("-m", "farmer_ref.train", *endless)
-    while len(checkpoints(tmp_path)) < 2:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
-    process.communicate(timeout=60)
+    with ending(torchrun("-m", "farmer_ref.train", *endless)) as process:
+        wait_until(lambda: len(checkpoints(tmp_path)) >= 2, process)
+        children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
+        os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+        process.communicate(timeout=60)
     assert process.returncode != 0
     step = int(checkpoints(tmp_path)[-1].name.removeprefix("step-"))
     stop_after(step + 1, [*endless, "--resume"])
 
 
-def test_what_does_not_divide_is_one_line():
-    process = torchrun("-m", "farmer_ref.train", *TRAIN, "--batch-size", "33", "--out", "never")
+def test_what_does_not_divide_is_one_line(tmp_path):
+    process = torchrun("-m", "farmer_ref.train", *TRAIN, "--batch-size", "33", "--out", str(tmp_path / "never"))
     _, problems = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "batch_size is 33; allowed: a multiple of 2 (2 processes, 1 parts each)" in problems
-    assert not Path("never").exists()
+    assert not (tmp_path / "never").exists()

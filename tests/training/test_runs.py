@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers import QUICK, stop_after, weights_of
+from PIL import Image
 
 from farmer_ref import InputError, train
 from farmer_ref.data.sets import load_split
@@ -14,10 +15,12 @@ from farmer_ref.training.runs import Run
 
 
 def test_run_folder(tmp_path):
-    train.main([*QUICK, "--out", str(tmp_path), "--log-every", "5", "--checkpoint-every", "5"])
+    periods = ["--log-every", "5", "--checkpoint-every", "5", "--sample-every", "20"]
+    train.main([*QUICK, "--out", str(tmp_path), *periods])
     names = {path.name for path in tmp_path.iterdir()}
     wanted = {"config.json", "model.safetensors", "checkpoints", "metrics.jsonl", "samples", "tensorboard", "curve.png"}
     assert names == wanted
+    assert Image.open(tmp_path / "samples" / "step-0000020.png").size == (10 * 42 + 2, 4 * 42 + 2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-15", "step-20"]  # the newest two
     assert json.loads((checkpoints(tmp_path)[-1] / "state.json").read_text())["step"] == 20
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

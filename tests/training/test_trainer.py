@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Dispatched, small_model
-from helpers import QUICK, weights_of
+from helpers import QUICK, metrics, stop_after, weights_of
 
 from farmer_ref import PRESETS, Farmer, InputError, train
 from farmer_ref.data.order import Batch
@@ -239,3 +239,26 @@ def test_products_of_a_step_are_rounded_but_for_the_density(traced_step):
     assert len([dtype for dtype, _, _ in mode.products if dtype == torch.bfloat16]) == (
         3 * 4 * 3 if precision == "bfloat16" else 0
     )
+
+
+def test_the_clock_of_a_resumed_run_goes_on(tmp_path):
+    """Else each --resume would have all of --max-minutes again, and stretch the schedule."""
+    run = [*QUICK, "--steps", "100000", "--max-minutes", "1", "--log-every", "1", "--out", str(tmp_path)]
+    stop_after(3, run)
+    path = checkpoints(tmp_path)[-1] / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 59.9}))
+    train.main([*run, "--resume"])
+    after = metrics(tmp_path)[3:]
+    assert after and all(line["seconds"] >= 59.9 for line in after if "seconds" in line)
+
+
+def test_gradients_are_clipped(tmp_path):
+    def loss(model, step):
+        return sum(p.square().sum() for p in model.parameters())
+
+    trainer, seen = trainer_with_loss(tmp_path, loss, clip_norm=0.5), []
+    trainer.optimiser.register_step_pre_hook(
+        lambda *_: seen.append(torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm())
+    )
+    logged = trainer._optimise(next(trainer.batches(0)))
+    assert float(seen[0]) == pytest.approx(0.5, rel=1e-3) and logged["gradient_norm"] > 5

@@ -93,7 +93,6 @@
   }
 
   // A picture of `columns` by `rows` squares: `paint(values)` fills them, `style(value)` gives colour and opacity.
-  const painted = [];
   function squares(columns, rows, width, text, style) {
     const canvas = make("canvas.fl-pixels", {width: columns, height: rows, role: "img", "aria-label": text});
     const context = canvas.getContext("2d");
@@ -110,10 +109,10 @@
         context.fillRect(i % columns, floor(i / columns), 1, 1);
       });
     };
-    painted.push(canvas);
     return canvas;
   }
-  const repaint = () => painted.forEach(canvas => canvas.paint()); // in the colours of the page, when these change
+  // In the colours of the page, when these change.
+  const repaint = () => document.querySelectorAll(".fl-pixels").forEach(canvas => canvas.paint());
   matchMedia("(prefers-color-scheme: dark)").onchange = repaint;
   new MutationObserver(repaint).observe(document.documentElement, {attributeFilter: ["data-theme"]});
 
@@ -140,7 +139,7 @@
   function drag(node, element, move, begin) {
     const to = event => {
       const box = element.getBoundingClientRect();
-      move((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+      event.isPrimary && move((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
     };
     node.onpointerdown = event => {
       node.setPointerCapture(event.pointerId);
@@ -165,7 +164,7 @@
       set(dot, {cx, cy, r: 11 * grown, "stroke-width": 3 * grown, "aria-valuetext": value,
         "aria-valuenow": Math.round(cx)});
     };
-    picture.append(dot);
+    set(picture, {role: "group"}).append(dot);
     return dot;
   }
 
@@ -181,7 +180,7 @@
   function draw(root) {
     const FINE = 4, top = LEVELS - 1, radius = max(0.55, SIZE / 28); // the pen's, in pixels
     const dots = range(SIZE * SIZE).map(() => new Float32Array(FINE * FINE)); // of every pixel; their mean is its level
-    let erasing = 0, last = null, cursor = [SIZE / 2, SIZE / 2].map(floor), example = R.example, shown;
+    let erasing = 0, last = null, cursor = [SIZE / 2, SIZE / 2].map(floor), example = R.example, shown, image;
     const pad = picture(224, "Drawing area: arrows move, space paints, backspace erases", v => ["--ink", v / top]);
     const place = (node, [left, top, right, bottom]) =>
       node.style.inset = [top, SIZE - right, SIZE - bottom, left].map(v => `${100 * v / SIZE}%`).join(" ");
@@ -210,8 +209,8 @@
             shape("fl-bar.fl-faint", bars(counts, 250, 72, max(...counts) * 72 / 66))))),
       tools(
         button("A real digit", () => load(examples[example = (example + 1) % CLASSES])),
-        button("Shift it", () => load(shown.image.map((_, p, all) => p % SIZE ? all[p - 1] : 0), (found, before) =>
-          `The same strokes, one pixel to the right: log p changes by ${number(found.total - before.total)} ` +
+        button("Shift it", () => load(image.map((_, p, all) => p % SIZE ? all[p - 1] : 0), (found, before) =>
+          `The same strokes, one pixel to the right: log p changes by ${number(found.total - before)} ` +
           `nats. Position matters to the model, too.`)),
         button("A blank page", () => load(dots.map(() => 0), (found, _, below) =>
           `An empty page gets ${number(found.total)} nats, more than ${percent(below)} of the real digits: it holds ` +
@@ -225,9 +224,9 @@
       changed(note);
     }
     function changed(note) {
-      const image = dots.map(own => Math.round(sum(own) / own.length * top));
+      image = dots.map(own => Math.round(sum(own) / own.length * top));
       pad.paint(image);
-      request([middles(image, LEVELS)], [image, note]);
+      request([middles(image, LEVELS)], note);
     }
     drag(pad, pad, (...point) => {
       const to = point.map(v => v * SIZE), [a, b] = last || to, [x, y] = [to[0] - a, to[1] - b];
@@ -258,7 +257,7 @@
     pad.onblur = () => mark.hidden = true;
 
     const request = latest(root, "bayes", show);
-    function show(found, [image, note]) {
+    function show(found, note) {
       const {best, posterior, total} = found;
       given.textContent = `log p(x | ${best}) in parts; pixels at mid-level`;
       figure.replaceChildren(number(total), make("small", {}, ` nats · ${number(found.bits, 2)} bits/dim`));
@@ -270,16 +269,16 @@
       set(needle, {d: `M${clamp((total - from) / (to - from), 0, 1) * 250} 73l6 9h-12z`});
       const below = sum(counts.filter((_, i) => from + (i + 0.5) * step < total)) / sum(counts);
       say(note ? note(found, shown, below) :
-        `Of ten digits, ${best} is likeliest (${percent(posterior[best])}). The log p, ${number(total)} nats, is ` +
-        (below === 0 ? "lower than that of every real test digit." :
+        `Of ten digits, ${best} is likeliest (${percent(posterior[best])}). Its log p, ${number(total)} nats, is ` +
+        (below === 0 ? "lower than that of nearly all of the real test digits." :
           `higher than that of ${percent(below)} of the real test digits` +
           (below > 0.9 ? ": little ink, few surprises." : ".")));
-      shown = {total, image};
+      shown = total;
     }
     choose(0);
-    put(examples[example]);
-    pad.paint(examples[example]);
-    show(R.draw, [examples[example]]);
+    put(image = examples[example]);
+    pad.paint(image);
+    show(R.draw);
   }
 
   // -- b. sample, step by step --
@@ -495,7 +494,7 @@
       say(
         at < (student ?? 1) ? "All start at the latents. Drag the slider to let them run." :
         at < jacobi && student ? `The student is done after ${student} passes and keeps an error of ` +
-          `${number(rest, 2)} per pixel; the exact ones still run.` :
+          `${number(rest, 2)} per coordinate; the exact ones still run.` :
         at < jacobi ? "A sweep corrects all tokens at once; the sequential inverse does one token a pass." :
         at < sequential ? `Jacobi is exact after ${jacobi} passes, each of all tokens at once.` :
         `The sequential inverse took ${sequential} passes, each of one token: few operations, long to wait.`);
@@ -513,7 +512,7 @@
     const masks = [button("Causal mask", ask(true)), button("Broken mask", ask(false))];
     const figures = make("table.fl-terms");
     const say = frame(root, "What the mask is for",
-      "It hides later tokens from each. Without it, three promises break: the triangle, the inverse, the density.",
+      "It hides later tokens from each one. Without it, three promises break: the triangle, the inverse, the density.",
       tools(...masks),
       row(part("Jacobian of a block: nudge a token of x (columns), and these of z (rows) move", moves),
         part("a two-dimensional toy’s “density”", toy), part("in figures", figures)));

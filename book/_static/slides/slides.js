@@ -26,7 +26,8 @@
     }
 
     document.addEventListener("keydown", event => {
-        if (!document.body.classList.contains("presenting") || event.target.closest("input, select, button")) return;
+        const used = event.defaultPrevented || event.target.closest("input, select, button");
+        if (used || !document.body.classList.contains("presenting")) return;
         const last = slides.length - 1;
         const steps = {ArrowRight: 1, " ": 1, PageDown: 1, ArrowLeft: -1, PageUp: -1, Home: -last, End: last};
         if (event.key === "Escape") present(false);
