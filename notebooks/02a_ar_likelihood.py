@@ -308,8 +308,8 @@ assert torch.tensor(curves["with the mask"][-50:]).median() < best + 0.05
 # patches of 2×2, a grid of 14×14 tokens (the model `mnist-p2`). Three things add up for each token:
 #
 # $$\log p(\text{image} \mid c) = \sum_i \Big[ \underbrace{\log p(z_i \mid \dots)}_{\text{prior}} +
-# \underbrace{\textstyle\sum_{\text{blocks}} \big(\sum_{\text{channels}} \log \sigma_i + \log |\det A|\big)}_{\text{flow}} +
-# \underbrace{\log |\det dx_i / d\text{pixels}|}_{\text{coordinates}} \Big]$$
+# \underbrace{\textstyle\sum_{\text{blocks}} \big(\sum_{\text{channels}} \log \sigma_i + \log \lvert\det A\rvert\big)}_{\text{flow}} +
+# \underbrace{\log \lvert\det dx_i / d\text{pixels}\rvert}_{\text{coordinates}} \Big]$$
 #
 # $A$ is the learned linear map by which a block first mixes the channels of each token (notebook 01b). The last term is
 # there because both models of this notebook look at a pixel not in its linear scale, but in a coordinate

@@ -134,3 +134,6 @@ def test_what_is_no_grey_level_is_not_counted(values):
     with pytest.raises(InputError, match=f"values are torch.* allowed: whole grey levels from 0 to {LEVELS - 1}"):
         pixels.fit(values)
     assert not pixels.counts.any()
+    bytes_ = HistogramPixels(1, 256)
+    bytes_.fit(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2))
+    assert bytes_.counts.sum() == 258

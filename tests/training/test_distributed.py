@@ -137,6 +137,7 @@ def test_raw_weights_of_two_processes_are_read_by_one(runs):
 def test_two_processes_evaluate_and_sample_as_one(runs):
     evaluate.main([*EVALUATE, "--out", str(runs / "one.json")])
     one, two = (json.loads((runs / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one.pop("command") != two.pop("command")
     assert one == two
     sample.main([*SAMPLE, "--out", str(runs / "one.npz")])
     with np.load(runs / "one.npz") as alone, np.load(runs / "two.npz") as together:
