@@ -658,7 +658,7 @@ def result_files() -> str:
             name: made for name, made in parts.items() if made.get("commit", record["commit"]) != record["commit"]
         }
         for name, made in {"": record, **others}.items():
-            commit = f"`{made['commit'][:7]}`" + " +" * made["uncommitted_changes"]
+            commit = f"`{made['commit'][:7]}`" + "\u00a0+" * made["uncommitted_changes"]
             made_by = f"`{made['command'].split()[2]}`"
             lines.append([f"*{name}*" if name else link(path.stem), made_by, commit, machine_of(made)])
     return table(["result", "made by", "at commit", "on"], lines)
