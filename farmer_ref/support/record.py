@@ -58,6 +58,8 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
 
 def git(*arguments: str) -> str:
     """The output of a git command in this repository; empty without a repository, or without git."""
+    if not (ROOT / ".git").exists():  # an installed package: a repository around it is another's
+        return ""
     try:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     except OSError:

@@ -1,18 +1,29 @@
 """What stands beside measured numbers."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
+from farmer_ref.support import record
 from farmer_ref.support.record import git, processor, provenance, readable
 
 
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git("rev-parse", "HEAD") == ""
-    record = provenance(torch.device("cpu"))
-    assert (record["commit"], record["uncommitted_changes"]) == ("", False)
+    made = provenance(torch.device("cpu"))
+    assert (made["commit"], made["uncommitted_changes"]) == ("", False)
+
+
+def test_an_installed_package_has_no_commit_of_the_repository_around_it(monkeypatch, tmp_path):
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    assert git("rev-parse", "--is-inside-work-tree") == "true"
+    monkeypatch.setattr(record, "ROOT", tmp_path / "site-packages")
+    assert git("rev-parse", "--is-inside-work-tree") == ""
 
 
 @pytest.mark.parametrize(
