@@ -395,7 +395,7 @@ def of_cifar10() -> dict[str, str]:
     """The small model of CIFAR-10."""
     record = load("cifar10-small")
     test = record["test"]
-    threads, processes = record["settings"]["threads"] or record["cpu_count"], record.get("processes", 1)
+    threads, processes = record["settings"]["threads"] or record["cpu_count"], record["processes"]
     cores = f"{in_words(threads)} thread{'s' if threads > 1 else ''}"
     nearest = min(record["published"], key=lambda row: abs(row["bits_per_dim"] - test["bits_per_dim"]))
     ahead = test["bits_per_dim"] - nearest["bits_per_dim"]
