@@ -110,7 +110,9 @@ def draw(record: dict[str, Any]) -> Figure:
         for published in record["published"]:
             axes.axhline(published["bits_per_dim"], color=COLOURS[6], linestyle="--", lw=1)
             label = f"{published['model']}, {published['bits_per_dim']:g}"
-            axes.annotate(label, (0, published["bits_per_dim"]), (4, 2), textcoords="offset points", va="bottom")
+            end = (1, published["bits_per_dim"])  # the right one: the curve comes from above on the left
+            place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axes.annotate(label, end, (-4, 2), ha="right", va="bottom", **place)
         axes.set(xlabel="training images seen, in thousands", ylabel="bits/dim", xlim=(0, None))
     return figure
 
