@@ -57,7 +57,7 @@ def test_weights_that_are_not_finite_are_named(capsys, damaged, command, argumen
     out = damaged(change) / "out.png"
     line = [*arguments[:1], "--run", damaged(change), "--out", out, *arguments[1:]]
     line = line if command is apply.main else ["--run", damaged(change), "--out", out, *arguments]
-    fails_with_one_line(capsys, command, line, "prior.positions holds 1 of", "not finite")
+    fails_with_one_line(capsys, command, line, "values of prior.positions are not finite")
     assert not out.exists()
 
 
