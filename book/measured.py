@@ -396,7 +396,7 @@ def of_cifar10() -> dict[str, str]:
     record = load("cifar10-small")
     test = record["test"]
     threads, processes = record["settings"]["threads"] or record["cpu_count"], record["processes"]
-    cores = f"{in_words(threads)} thread{'s' if threads > 1 else ''}"
+    alone = f"{in_words(threads)} thread{'s' if threads > 1 else ''}"
     nearest = min(record["published"], key=lambda row: abs(row["bits_per_dim"] - test["bits_per_dim"]))
     ahead = test["bits_per_dim"] - nearest["bits_per_dim"]
     return {
@@ -405,7 +405,7 @@ def of_cifar10() -> dict[str, str]:
         "cifar10_error": f"{test['standard_error']:.3f}",
         "cifar10_steps": f"{record['training_steps']:,}",
         "cifar10_minutes": f"{record['training_minutes']:.0f}",
-        "cifar10_threads": cores if processes == 1 else f"{in_words(processes)} processes with one thread each",
+        "cifar10_threads": alone if processes == 1 else f"{in_words(processes)} processes with one thread each",
         "cifar10_epochs": f"{record['epochs']:.1f}",
         "cifar10_images": f"{record['training_images']:,}",
         "cifar10_machine": machine_of(record),
