@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -22,6 +20,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from pydantic import PositiveFloat, PositiveInt
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.timing import seconds_of
 from farmer_ref.model.config import ModelConfig
 from farmer_ref.model.farmer import Farmer, negative_log_likelihood
 from farmer_ref.model.student import OneStepStudent
@@ -110,17 +109,6 @@ def works(shape: ModelConfig, images: int) -> dict[str, Callable[[], object]]:
 
     done = (step, lambda: model.sample(labels[:1]), sweep, student_pass)
     return dict(zip(WORKS, done, strict=True))
-
-
-def seconds_of(work: Callable[[], object], least: float) -> float:
-    """The median seconds of a call, over calls that take `least` seconds or three."""
-    work()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < least:
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
 
 
 def peak_memory_of(work: Callable[[], object]) -> int:

@@ -13,7 +13,6 @@ inverse, with the public TARFlow's inverse of a flow of the same shapes in the s
 from __future__ import annotations
 
 import dataclasses
-import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.photographs import BLOCKS, CHANNELS, LAYERS, PATCH_SIZE, WIDTH, trained_flow, trained_student
 from benchmarks.tarflow import public_code
+from benchmarks.timing import side_by_side, speedup
 from farmer_ref.model import flow as flow_module
 from farmer_ref.model.flow import AutoregressiveFlow, FlowBlock
 from farmer_ref.model.jacobi import CONVERGED, inverse_jacobi
@@ -34,10 +34,11 @@ from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.parallel import resolve_device
-from farmer_ref.support.record import ROOT, provenance, timed
+from farmer_ref.support.record import ROOT, provenance
 from farmer_ref.support.settings import settings_class
 
 TOLERANCE = 1e-5
+COUNTED = 4  # images for which sweeps are counted; the slowest one decides
 
 
 @settings_class
@@ -54,8 +55,6 @@ class InverseBenchmark:
     """Counted rounds of the matrix, after one of warm-up."""
     steps: PositiveInt = 500
     """Training steps of each flow and of each student."""
-    sweep_batch: PositiveInt = 4
-    """Images for which sweeps are counted; the slowest one decides."""
     threads: PositiveInt = 2
     """CPU threads."""
     device: str = "auto"
@@ -109,10 +108,10 @@ def fixed_point(
     return block.flip_if_reversed(x), sweeps
 
 
-def count_sweeps(config: InverseBenchmark, flow: AutoregressiveFlow, student: OneStepStudent) -> list[dict]:
+def count_sweeps(flow: AutoregressiveFlow, student: OneStepStudent) -> list[dict]:
     """Sweeps of each rule, block by block, and its largest difference from the sequential inverse."""
     tokens = flow.tokens
-    z = torch.randn(config.sweep_batch, tokens, CHANNELS, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(COUNTED, tokens, CHANNELS, generator=torch.Generator().manual_seed(0))
     exact = flow.inverse(z)
 
     def guess(block: FlowBlock, z: Tensor) -> Tensor:
@@ -175,28 +174,23 @@ def speed_matrix(
     rows = []
     for batch in config.batches or ((1, 16, 128) if device.type == "cuda" else (1, 16)):
         z = torch.randn(batch, flow.tokens, CHANNELS, generator=torch.Generator().manual_seed(1)).to(device)
-        times = {name: [] for name in methods}
-        for _ in range(config.rounds + 1):
-            for name, method in methods.items():
-                with torch.no_grad():
-                    times[name].append(timed(functools.partial(method, z), device))
+        with torch.no_grad():
+            calls = {name: partial(method, z) for name, method in methods.items()}
+            times = side_by_side(calls, config.rounds, device)
         for name, seconds in times.items():
-            ratios = sorted(a / b for a, b in zip(times[baseline][1:], seconds[1:], strict=True))
-            row = {
-                "method": name,
-                "batch": batch,
-                "seconds": statistics.median(seconds[1:]),
-                "images_per_second": batch / statistics.median(seconds[1:]),
-                "speedup_over_sequential": {
-                    "median": statistics.median(ratios),
-                    "min": ratios[0],
-                    "max": ratios[-1],
-                },
-            }
-            rows.append(row)
+            ratio, median = speedup(times[baseline], seconds), statistics.median(seconds)
+            rows.append(
+                {
+                    "method": name,
+                    "batch": batch,
+                    "seconds": median,
+                    "images_per_second": batch / median,
+                    "speedup_over_sequential": ratio,
+                }
+            )
             print(
-                f"batch {batch:4d}  {name:22s} {row['seconds']:8.4f} s  {row['images_per_second']:8.1f} images/s  "
-                f"{statistics.median(ratios):6.2f} x sequential ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+                f"batch {batch:4d}  {name:22s} {median:8.4f} s  {batch / median:8.1f} images/s  "
+                f"{ratio['median']:6.2f} x sequential ({ratio['min']:.2f} to {ratio['max']:.2f})",
                 flush=True,
             )
     return rows
@@ -211,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     for tokens in config.tokens:
         flow = trained_flow(tokens, config.steps)
         student = trained_student(flow, config.steps)
-        record["sweeps"][str(tokens)] = count_sweeps(config, flow, student)
+        record["sweeps"][str(tokens)] = count_sweeps(flow, student)
     record["matrix"] = {
         "tokens": config.tokens[-1],
         "rows": speed_matrix(config, flow.to(device), student.to(device), device),

@@ -18,7 +18,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.growth import seconds_of
+from benchmarks.timing import seconds_of
 from farmer_ref import Farmer, Guidance
 from farmer_ref.model.stepper import GrowingStepper
 from farmer_ref.support import cli

@@ -50,8 +50,6 @@ class ScalingBenchmark:
     """The preset whose model is trained."""
     batches: tuple[PositiveInt, ...] = (8, 16, 32, 48, 64, 96, 128, 160, 192, 256)
     """Batch sizes, tried in turn until one does not fit."""
-    compiled_batches: PositiveInt = 2
-    """Compiled variants are timed at this many of the largest batch sizes that fit uncompiled."""
     steps: PositiveInt = 8
     """Timed steps, after two of warm-up; the median counts."""
     run: str = "digits"
@@ -141,14 +139,14 @@ def image_shape(config: TrainConfig) -> tuple[int, int, int]:
 
 
 def sweep(config: ScalingBenchmark) -> dict[str, list[dict[str, float]]]:
-    """Time each variant at the batch sizes that fit."""
+    """Time each variant at the batch sizes that fit; compiled, at the two largest that fit uncompiled."""
     preset = dataclasses.replace(PRESETS[config.preset], device=config.device)
     rows: dict[str, list[dict[str, float]]] = {}
     for name, variant in VARIANTS.items():
         batches = config.batches
         if variant.get("compile"):
             eager = rows[name.removeprefix("compiled, ") if "," in name else "plain"]
-            batches = [row["batch"] for row in eager[-config.compiled_batches :]]
+            batches = [row["batch"] for row in eager[-2:]]
         rows[name] = []
         for batch_size in batches:
             measured = time_steps(preset, variant, batch_size=batch_size, steps=config.steps)

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from pydantic import PositiveInt
 
+from benchmarks.timing import side_by_side, speedup
 from farmer_ref import InputError
 from farmer_ref.model.tarflow import from_tarflow
 from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.parallel import resolve_device
-from farmer_ref.support.record import provenance, timed
+from farmer_ref.support.record import provenance
 from farmer_ref.support.settings import settings_class
+
+SIDE = 16  # patches; N is its square
 
 
 @settings_class
@@ -31,8 +35,6 @@ class BenchmarkConfig:
     """A clone of github.com/apple/ml-tarflow."""
     batch_size: PositiveInt = 16
     """Images per batch."""
-    tokens_per_side: PositiveInt = 16
-    """N is its square."""
     patch_size: PositiveInt = 4
     """D = 3 * patch_size^2."""
     blocks: PositiveInt = 4
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(config.threads)
     torch.manual_seed(0)
     device = resolve_device(config.device)
-    image_size = config.tokens_per_side * config.patch_size
+    image_size = SIDE * config.patch_size
     theirs = public.Model(3, image_size, config.patch_size, config.width, config.blocks, config.layers)
     for block in theirs.blocks:
         torch.nn.init.normal_(block.proj_out.weight, std=0.05 / config.width**0.5)
@@ -91,32 +93,27 @@ def main(argv: list[str] | None = None) -> None:
         theirs.get_loss(z, logdet).backward()
 
     def step_ours() -> None:
-        z, logdet = ours(x)
+        z, logdet = ours(theirs.patchify(images))
         ours.zero_grad()
         (0.5 * z.square().mean() - logdet.mean() / x[0].numel()).backward()
 
+    def inverses(z: torch.Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
+        return lambda: theirs.reverse(z), lambda: theirs.unpatchify(ours.inverse(z))
+
     figures = {}
-    for name, a, b in (
-        ("training_step", step_theirs, step_ours),
-        ("sequential_inverse", lambda: theirs.reverse(z), lambda: ours.inverse(z)),
-        ("sequential_inverse_of_one_image", lambda: theirs.reverse(z[:1]), lambda: ours.inverse(z[:1])),
-    ):
-        rounds = []
+    for name, (step, our_step) in {
+        "training_step": (step_theirs, step_ours),
+        "sequential_inverse": inverses(z),
+        "sequential_inverse_of_one_image": inverses(z[:1]),
+    }.items():
         with torch.set_grad_enabled(name == "training_step"):
-            for _ in range(config.rounds + 1):
-                rounds.append((timed(a, device), timed(b, device)))
-        public_seconds, our_seconds = (statistics.median(column) for column in zip(*rounds[1:], strict=True))
-        ratios = sorted(a / b for a, b in rounds[1:])
-        figures[name] = {
-            "tarflow_seconds": public_seconds,
-            "farmer_ref_seconds": our_seconds,
-            "speedup_median": statistics.median(ratios),
-            "speedup_min": ratios[0],
-            "speedup_max": ratios[-1],
-        }
+            times = side_by_side({"tarflow": step, "farmer_ref": our_step}, config.rounds, device)
+        ratio = speedup(times["tarflow"], times["farmer_ref"])
+        seconds = {f"{which}_seconds": statistics.median(found) for which, found in times.items()}
+        figures[name] = {**seconds, **{f"speedup_{key}": value for key, value in ratio.items()}}
         print(
-            f"{name}: TARFlow {public_seconds:.3f} s, farmer_ref {our_seconds:.3f} s, "
-            f"{statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f} over rounds)"
+            f"{name}: TARFlow {seconds['tarflow_seconds']:.3f} s, farmer_ref {seconds['farmer_ref_seconds']:.3f} s, "
+            f"{ratio['median']:.2f} times as fast ({ratio['min']:.2f} to {ratio['max']:.2f} over rounds)"
         )
     settings = {name: value for name, value in vars(config).items() if name not in ("tarflow", "out")}
     record = {**provenance(device), "settings": settings, **figures}

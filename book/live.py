@@ -83,7 +83,7 @@ Everything below is one file. <a href="{repository}">The code, the course and th
 <main>
 {widgets}
 </main>
-<p>The weights are stored in 8 bits. On {images} test images that changes bits/dim by {loss.bits_per_dim:.4f} on
+<p>The weights are stored in 8 bits. On {loss.images} test images that changes bits/dim by {loss.bits_per_dim:.4f} on
 average, and the log-density of the worst image by {loss.worst_nats:.2f} nats.</p>
 {scripts}</body>
 </html>
@@ -96,6 +96,7 @@ class Loss(NamedTuple):
 
     bits_per_dim: float
     worst_nats: float
+    images: int
 
 
 class Parts(NamedTuple):
@@ -229,7 +230,7 @@ def recorded(run: str, model: Farmer, student: OneStepStudent | None) -> tuple[d
     found = packed.log_prob(images, labels)
     change = model.log_prob(images, labels) - found
     bits = change.mean() / (config.dimensions * math.log(2))
-    loss = Loss(bits_per_dim=abs(float(bits)), worst_nats=float(change.abs().max()))
+    loss = Loss(bits_per_dim=abs(float(bits)), worst_nats=float(change.abs().max()), images=len(values))
     least = np.quantile(found.numpy(), 0.01)  # a few outliers would squeeze all others
     counts, edges = np.histogram(found.clamp(min=float(least)).numpy(), bins=BINS)
     examples = [values[labels == c][middle(found[labels == c])] for c in range(config.num_classes)]
@@ -420,7 +421,6 @@ def write(out: Path, run: str) -> Loss:
         widgets="\n".join(f'<section id="{name}"><div data-farmer="{name}"></div></section>' for name in WIDGETS),
         scripts="".join(f"<script>\n{script}</script>\n" for script in scripts.values()),
         repository=REPOSITORY,
-        images=IMAGES,
         loss=loss,
     )
     (out / "live.html").write_text(page, encoding="utf-8")

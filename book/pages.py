@@ -16,7 +16,7 @@ from book import equations
 from farmer_ref.evaluation.tables import MEASURES
 from farmer_ref.evaluation.verdicts import cell, picture_of, section
 from farmer_ref.parameters import NOTES, PAPER, count
-from farmer_ref.support.plots import FACTOR
+from farmer_ref.support import plots
 from farmer_ref.support.record import made_on
 
 RESULTS = equations.ROOT / "results"
@@ -94,7 +94,7 @@ def judged() -> list[dict[str, Any]]:
             known = paper.get(first) and paper[second]
             figures = f"FID {paper[second][0]} → {paper[first][0]}" if known else ""
             verdicts = {measure: word["verdict"] for measure, word in claim["verdicts"].items()}
-            said = FACTOR.sub("× ", f"*{first}* {relation} *{second}*")
+            said = plots.FACTOR.sub("× ", f"*{first}* {relation} *{second}*")
             found.append({**where, "place": place, "said": said, "figures": figures, "verdicts": verdicts})
         if path.stem.startswith("figure8"):
             said, word = re.match(r'"(.+)" ([\w ]+):', record["sentences"][-1]).groups()
@@ -171,7 +171,7 @@ def measures_table(record: dict[str, Any]) -> str:
     columns["the paper"] = [row["paper"] for row in record["rows"]]
     varying = {head: cells for head, cells in columns.items() if len(record["rows"]) == 1 or len(set(cells)) > 1}
     lines = zip([row["name"] for row in record["rows"]], *varying.values(), strict=True)
-    return FACTOR.sub("× ", table(["variant", *varying], [list(line) for line in lines], numbers=True))
+    return plots.FACTOR.sub("× ", table(["variant", *varying], [list(line) for line in lines], numbers=True))
 
 
 def bases_table(record: dict[str, Any]) -> str:
@@ -212,8 +212,7 @@ def seen(stem: str, record: dict[str, Any]) -> str:
     if stem in SEEN:
         return SEEN[stem]
     names = [row["name"] for row in record["rows"]]
-    varied = [name for name in MEASURES if len({tuple(row[name]["seeds"]) for row in record["rows"]}) > 1]
-    measures = ", ".join(MEASURES[name][0] for name in varied or MEASURES)
+    measures = ", ".join(heading for heading, *_ in plots.varied(record["rows"], MEASURES).values())
     return f"{measures} of {len(names)} rows, from {names[0]} to {names[-1]}: a dot for each seed, a line for the mean"
 
 

@@ -234,7 +234,7 @@ def picture(rows: list[Tensor], path: Path) -> None:
     save_picture(grid, path)
 
 
-def run_inpaint(config: InpaintConfig) -> str:
+def run_inpaint(config: InpaintConfig) -> None:
     """Complete the images; known pixels stay as they were in the files, byte for byte."""
     as_picture = Path(config.out).suffix.lower() == ".png"
     require(Path(config.out).suffix.lower() not in NOT_WRITTEN, "out", config.out, "a name in .png, or a folder")
@@ -273,7 +273,7 @@ def run_inpaint(config: InpaintConfig) -> str:
             for k, image in enumerate(images):
                 single = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
                 save_picture(single, out / f"{name}_{k}.png")
-    return (
+    print(
         f"{counted(len(drawn), 'image')}, {missing.double().mean():.0%} of each missing, "
         f"{counted(config.samples, 'completion')} each; "
         f"{done.temperatures} temperatures, {done.acceptance:.0%} of the exact moves accepted: {out}"
@@ -292,7 +292,7 @@ def output_folder(name: str) -> Path:
     return Path(name)
 
 
-def run_edit(config: EditConfig) -> str:
+def run_edit(config: EditConfig) -> None:
     """Edit the images; each row shows the image, then its edits."""
     out, inputs = output_file(config.out, picture=True), Inputs(config)
     model, images, originals = inputs.model, inputs.images(), inputs.pictures.bytes
@@ -304,7 +304,8 @@ def run_edit(config: EditConfig) -> str:
         walks = torch.stack(rows, 1).flatten(0, 1)  # (2 (n-1),steps,C,H,W): latents, pixels, latents, ...
         picture([to_bytes(model.dequantiser.without_noise(walk)) for walk in walks], out)
         walked = counted(len(images) - 1, "walk")
-        return f"{walked} of {config.steps} images, in the latents and, below, in the pixels: {out}"
+        print(f"{walked} of {config.steps} images, in the latents and, below, in the pixels: {out}")
+        return
     if config.change == "class":
         classes = config.labels or tuple(range(min(model.config.num_classes, 10)))
         require(bool(classes), "number of classes", 0, "1 or more: a model trained with labels, to change the class")
@@ -319,10 +320,19 @@ def run_edit(config: EditConfig) -> str:
         what = f"with {config.steps} other details"
     columns = [originals, *(to_bytes(model.dequantiser.without_noise(edit)) for edit in edits)]
     picture(list(torch.stack(columns, 1)), out)
-    return f"{counted(len(images), 'image')} {what}: {out}"
+    print(f"{counted(len(images), 'image')} {what}: {out}")
 
 
-def run_anomaly(config: AnomalyConfig) -> str:
+def report(text: str, figures: dict[str, Any], out: Path | None) -> None:
+    """Write the figures, then print the text; the disk may be full: what was measured is shown all the same."""
+    try:
+        if out:
+            write_json(out, figures)
+    finally:
+        print(text)
+
+
+def run_anomaly(config: AnomalyConfig) -> None:
     """Score the images against the run's training split."""
     out, inputs = output_file(config.out) if config.out else None, Inputs(config)
     normal = config.dataset if config.images else inputs.normal()
@@ -336,34 +346,20 @@ def run_anomaly(config: AnomalyConfig) -> str:
         own = {score: float(values[i]) for score, values in scores.items()}
         rows.append({"image": name, "share_of_validation_images_as_strange": share, "scores": own})
     rows.sort(key=lambda row: -row["scores"][config.score])
-    if out:
-        write_json(out, {"run": inputs.run.name, "sorted_by": config.score, "images": rows})
     compared = counted(len(held_out), "validation image")
     lines = [f"{config.score}, the most anomalous first, each with the share of {compared} that score as high"]
     for row in rows:
         share = row["share_of_validation_images_as_strange"]
         lines.append(f"  {row['scores'][config.score]:10.2f}  {share:6.1%}  {printable(row['image'])}")
-    return "\n".join(lines)
+    report("\n".join(lines), {"run": inputs.run.name, "sorted_by": config.score, "images": rows}, out)
 
 
-def run_classify(config: ClassifyConfig) -> str:
+def run_classify(config: ClassifyConfig) -> None:
     """Classify the images; where labels are known, report accuracy and calibration."""
     out, inputs = output_file(config.out) if config.out else None, Inputs(config)
     log_probs = class_log_probs(inputs.model, inputs.values.cpu(), draws=config.draws, seed=config.seed, progress=True)
     probabilities = class_probabilities(log_probs, config.temperature)
     confidence, classes = probabilities.max(-1)
-    if out:
-        names, labels = inputs.pictures.names, inputs.pictures.labels
-        rows = [
-            {"image": name, "label": int(label), "class": int(c), "probabilities": row.tolist()}
-            for name, label, c, row in zip(names, labels, classes, probabilities, strict=True)
-        ]
-        known = {
-            "run": inputs.run.name,
-            "class_names": list(inputs.run.class_names()),
-            "temperature": config.temperature,
-        }
-        write_json(out, {**known, "images": rows})
     lines = []
     if config.images:
         triples = zip(inputs.pictures.names, classes, confidence, strict=True)
@@ -379,7 +375,14 @@ def run_classify(config: ClassifyConfig) -> str:
             f"accuracy {accuracy:.1%} on {counted(int(known.sum()), 'image')} "
             f"({counted(config.draws, 'dequantisation')} each); expected calibration error {error:.1%}"
         )
-    return "\n".join(lines)
+    rows = [
+        {"image": name, "label": int(label), "class": int(c), "probabilities": row.tolist()}
+        for name, label, c, row in zip(
+            inputs.pictures.names, inputs.pictures.labels, classes, probabilities, strict=True
+        )
+    ]
+    made = {"run": inputs.run.name, "class_names": list(inputs.run.class_names()), "temperature": config.temperature}
+    report("\n".join(lines), {**made, "images": rows}, out)
 
 
 RUNS = {
@@ -391,11 +394,11 @@ RUNS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the chosen command and print its report."""
+    """Run the chosen command."""
     defaults = {name: default for name, (default, _) in RUNS.items()}
     config = cli.parse_one_of("farmer_ref.apply", defaults, DESCRIPTION, argv)
     run = next(run for default, run in RUNS.values() if type(default) is type(config))
-    print(run(config))
+    run(config)
 
 
 if __name__ == "__main__":

@@ -37,16 +37,18 @@ JOBS = Path(__file__).parent / "training" / "torchrun.py"
 
 
 def fails_with_one_line(capsys, main, arguments, *parts):
-    """Exit code 2 and one line on standard error that has all `parts`."""
+    """Exit code 2 and one line on standard error that has all `parts`; returns what was printed before it."""
     with pytest.raises(SystemExit) as raised:
         run_command(lambda: main([str(argument) for argument in arguments]))
     assert raised.value.code == 2
-    lines = re.split(r"/(?:s|step|batch)\]\n|\r", capsys.readouterr().err)[-1]  # after a progress bar
+    printed = capsys.readouterr()
+    lines = re.split(r"/(?:s|step|batch)\]\n|\r", printed.err)[-1]  # after a progress bar
     error = "".join(line for line in lines.splitlines(keepends=True) if not line.startswith("note: "))
     assert error.startswith("error: ")
     assert error.count("\n") == 1, error
     for part in parts:
         assert part in error
+    return printed.out
 
 
 def draw(run, out, *arguments):
@@ -97,6 +99,19 @@ def stop_after(steps, arguments, main=train.main):
         with pytest.raises(SystemExit) as left:
             main(arguments)
     assert left.value.code == 128 + signal.SIGTERM  # what follows in a Makefile must not go on
+
+
+def images_for(model, batch=2):
+    """Random images (B,C,H,W) in [-1, 1] of the size that a model takes, in float64."""
+    c = model.config
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(batch, c.channels, c.image_size, c.image_size, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+def dequantised(values, levels):
+    """Grey levels (B,C,H,W) with uniform noise, as images in [-1, 1] and in float64."""
+    u = torch.rand(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return 2 * (values + u) / levels - 1
 
 
 def metrics(run):

@@ -64,8 +64,8 @@ class Found:
             if split != same[0][0]
         ]
 
-    def lines(self) -> Iterator[str]:
-        """The sizes, modes and peculiarities of the images, in words."""
+    def lines(self, total: int) -> Iterator[str]:
+        """The sizes, modes and peculiarities of the images, in words; `total` counts those not opened, too."""
         if self.facts:
             modes = Counter(facts.mode for facts in self.facts)
             sizes = sorted((facts.size for facts in self.facts), key=lambda size: size[0] * size[1])
@@ -83,6 +83,8 @@ class Found:
                 yield f"{count:,} {remark}"
         if leaks := self.leaks():
             yield f"{counted(len(leaks), 'image')} with the pixels of one in an earlier split: {listed(leaks, 3)}"
+        if len(self.facts) + len(self.unreadable) < total:
+            yield f"splits were searched for the same image among those opened: --images {total} opens all"
 
 
 def opened(files: list[tuple[str, ImageFile]]) -> Found:
@@ -146,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     problems += found.unreadable
     held = f"{counted(len(files), 'image')} of {counted(len(classes), 'class')}"
     print(f"{printable(config.dataset)}: {held}, {folder.layout()}")
-    for line in (*table(members, classes), *found.lines(), f"skipped {described(folder.skipped) or 'nothing'}"):
+    for line in (*table(members, classes), *found.lines(len(files)), f"skipped {described(folder.skipped) or 'nothing'}"):
         print(f"  {line}")
     for split in [split for split, part in members.items() if not part]:
         print(f"  no image falls to the {split} split: add images, or a folder {split}")

@@ -102,6 +102,12 @@ def set_name(name: str) -> str:
     return lines.replace("\u00a0~\u00a0", r" \sim ").replace("\u00a0", " ")
 
 
+def varied(rows: list[dict[str, Any]], measures: dict[str, Any]) -> dict[str, Any]:
+    """The measures that are not the same in all rows; where there is none, all measures."""
+    found = {name: head for name, head in measures.items() if len({tuple(row[name]["seeds"]) for row in rows}) > 1}
+    return found or measures
+
+
 def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     """Rows of figures side by side, one panel per measure (its key in a row, and its heading).
 
@@ -110,8 +116,7 @@ def comparison(rows: list[dict[str, Any]], measures: dict[str, str]) -> Figure:
     and inverse) as bars, and the forward pass as a mark.
     """
     timed = "seconds_per_image" in rows[0]
-    varied = {name: head for name, head in measures.items() if len({tuple(row[name]["seeds"]) for row in rows}) > 1}
-    measures = varied or measures
+    measures = varied(rows, measures)
     names = [set_name(row["name"]) for row in rows]
     with matplotlib.rc_context(STYLE):
         count = len(measures) + timed

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import Dispatched
-from helpers import QUICK, assert_same, contents, fails_with_one_line, stop_after
+from helpers import QUICK, assert_same, contents, fails_with_one_line, metrics, stop_after
 from PIL import Image
 
 from farmer_ref import PRESETS, Farmer, InputError, OneStepStudent, distill, evaluate, sample, train
@@ -60,7 +60,7 @@ def test_a_distilled_run_folder(run, tmp_path, capsys):
     wanted = {"checkpoints", "config.json", "metrics.jsonl", "samples", "tensorboard"}
     assert {path.name for path in (run / "distillation").iterdir()} == wanted
     assert Image.open(run / "distillation" / "samples" / "step-0000020.png").size == (10 * 42 + 2, 6 * 42 + 2)
-    records = [json.loads(line) for line in (run / "distillation" / "metrics.jsonl").read_text().splitlines()]
+    records = metrics(run / "distillation")
     errors = [record for record in records if "validation_error_block_2" in record]
     assert [record["step"] for record in errors] == [10, 20]
     assert errors[1]["validation_error_block_1"] < errors[0]["validation_error_block_1"]

@@ -96,19 +96,6 @@ def test_evaluate_on_a_folder_of_two_classes(tmp_path):
     assert figures["bits_per_dim"] > 0
 
 
-def test_figures_are_printed_where_they_cannot_be_written(capsys, trained, tmp_path, monkeypatch):
-    """The disk may have filled up since the folder was asked for."""
-
-    def full(path, value):
-        raise InputError(f"{path} cannot be written; allowed: another")
-
-    monkeypatch.setattr(evaluate, "write_json", full)
-    arguments = ["--run", str(trained), "--draws", "1", "--samples", "0", "--out", str(tmp_path / "figures.json")]
-    with pytest.raises(InputError, match="cannot be written"):
-        evaluate.main(arguments)
-    assert "bits/dim" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "images"),
     [

@@ -64,6 +64,8 @@ def test_images_that_two_splits_share_are_said(tmp_path, capsys):
     printed = look(capsys, root)
     assert "1 image with the pixels of one in an earlier split" in printed
     assert "dog/again.bmp (test) = cat/000.png (train)" in printed
+    assert "--images" not in printed
+    assert "--images 17 opens all" in look(capsys, root, "--images", 16)
 
 
 @pytest.mark.parametrize(

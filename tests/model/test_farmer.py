@@ -7,16 +7,11 @@ import pytest
 import scipy.stats
 import torch
 from conftest import jacobian, small_model
+from helpers import images_for
 
 from farmer_ref import Farmer, Guidance, ModelConfig, bits_per_dim
 from farmer_ref.model.checks import checked_labels
 from farmer_ref.support.errors import InputError
-
-
-def images(model: Farmer, batch: int = 2) -> torch.Tensor:
-    c = model.config
-    generator = torch.Generator().manual_seed(3)
-    return torch.rand(batch, c.channels, c.image_size, c.image_size, generator=generator, dtype=torch.float64) * 2 - 1
 
 
 @pytest.mark.parametrize(
@@ -31,8 +26,8 @@ def images(model: Farmer, batch: int = 2) -> torch.Tensor:
 )
 def test_encode_decode_and_logdet(variant):
     model = small_model(**variant)
-    model.patchify.fit(images(model, 50))
-    x = images(model)
+    model.patchify.fit(images_for(model, 50))
+    x = images_for(model)
     z, logdet = model.encode(x)
     assert (model.decode(z) - x).abs().max() <= 1e-9
     exact = torch.linalg.slogdet(jacobian(lambda image: model.encode(image)[0], x[:1])).logabsdet
@@ -42,10 +37,10 @@ def test_encode_decode_and_logdet(variant):
 def test_terms_add_up():
     model = small_model()
     labels = torch.tensor([0, 1])
-    terms = model.likelihood_terms(images(model), labels)
-    z, logdet = model.encode(images(model), labels)
+    terms = model.likelihood_terms(images_for(model), labels)
+    z, logdet = model.encode(images_for(model), labels)
     assert torch.equal(terms.logdet, logdet)
-    assert torch.equal(terms.total, model.log_prob(images(model), labels))
+    assert torch.equal(terms.total, model.log_prob(images_for(model), labels))
     assert torch.allclose(terms.total, model.prior.log_prob(z, labels) + logdet, atol=1e-9)
     assert terms.total.shape == (2,)
 
@@ -114,7 +109,7 @@ def test_denoising_is_exact_for_gaussian_data():
     mean, std = 0.3, math.hypot(0.5, 0.1)
     torch.nn.init.zeros_(model.prior.token_head.weight)
     model.prior.token_head.bias.data[1:9], model.prior.token_head.bias.data[9:] = mean, math.log(std)
-    noisy = images(model)
+    noisy = images_for(model)
     expected = noisy + 0.1**2 * (mean - noisy) / std**2
     assert torch.allclose(model.denoise(noisy, torch.tensor([0, -1])), expected, atol=1e-3)  # sigma_k has a floor
     assert (expected - noisy).abs().max() > 0.02
@@ -126,7 +121,7 @@ def test_denoising_is_exact_for_gaussian_data():
 
 
 def test_denoising_needs_gaussian_noise():
-    for ask in (lambda m: m.denoise(images(m)), lambda m: m.sample(torch.tensor([0]), denoise=True)):
+    for ask in (lambda m: m.denoise(images_for(m)), lambda m: m.sample(torch.tensor([0]), denoise=True)):
         with pytest.raises(InputError, match="denoise is True with uniform dequantisation"):
             ask(small_model())
 
@@ -141,14 +136,14 @@ def test_denoising_checks_its_images(given):
 def test_label_out_of_range_is_named(label):
     model = small_model()
     with pytest.raises(InputError, match=rf"label is {label}; allowed: 0 to 2, or -1"):
-        model.log_prob(images(model), torch.tensor([0, label]))
+        model.log_prob(images_for(model), torch.tensor([0, label]))
 
 
 def test_a_model_without_labels_says_so():
     model = small_model(num_classes=0)
-    assert torch.equal(model.log_prob(images(model), [-1, -1]), model.log_prob(images(model)))
+    assert torch.equal(model.log_prob(images_for(model), [-1, -1]), model.log_prob(images_for(model)))
     with pytest.raises(InputError, match="label is 0; allowed: -1, for no label, in a model without labels"):
-        model.log_prob(images(model), torch.tensor([-1, 0]))
+        model.log_prob(images_for(model), torch.tensor([-1, 0]))
 
 
 def test_image_of_the_wrong_size_is_named():
@@ -191,8 +186,8 @@ def test_modules_pick_no_dtype_and_no_device():
 @pytest.mark.parametrize("mixing", ["none", "learned"])
 def test_bfloat16_autocast_keeps_densities_in_float32(basis, mixing):
     model = small_model(patch_basis=basis, channel_mixing=mixing).float()
-    model.patchify.fit(images(model, 50))
-    x = images(model).float()
+    model.patchify.fit(images_for(model, 50))
+    x = images_for(model).float()
     exact = model.log_prob(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = model.likelihood_terms(x)
@@ -212,7 +207,7 @@ def test_sampling_and_scoring_switch_dropout_off_for_a_while():
     assert torch.equal(bits_per_dim(model, values), bits_per_dim(model, values))
     a, b = (model.sample(torch.tensor([0]), generator=torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(a, b)
-    z, _ = model.eval().encode(images(model).float())
+    z, _ = model.eval().encode(images_for(model).float())
     model.train()
     assert torch.equal(model.decode(z, method="jacobi"), model.decode(z, method="jacobi"))
     assert model.training
@@ -239,12 +234,12 @@ def test_labels_that_may_mean_something_else_are_one_line(labels, part):
     model = small_model()
     for use in (model.log_prob, model.encode):
         with pytest.raises(InputError, match=part):
-            use(images(model), labels)
+            use(images_for(model), labels)
 
 
 def test_labels_whose_meaning_is_certain_are_accepted():
     model = small_model()
-    x, wanted = images(model), torch.tensor([0, 2])
+    x, wanted = images_for(model), torch.tensor([0, 2])
     for labels in ([0, 2], (0, 2), wanted.to(torch.uint8), wanted.int(), wanted.numpy()):
         assert torch.equal(model.log_prob(x, labels), model.log_prob(x, wanted))
     assert model.sample([0, 1]).shape == x.shape
@@ -264,14 +259,15 @@ def test_no_labels_give_no_images(method, scale):
 def test_what_is_no_tensor_of_images_and_no_label_at_all_is_one_line():
     model = small_model()
     with pytest.raises(InputError, match="images are a ndarray"):
-        model.log_prob(images(model).numpy())
+        model.log_prob(images_for(model).numpy())
     with pytest.raises(InputError, match="labels are None; allowed: .* -1 for any class"):
         model.sample(None)
 
 
 def test_grey_levels_given_as_images_are_one_line():
     model = small_model()
-    for given in (images(model).abs().mul(255).round(), (images(model) + 1) * 127.5, images(model) * torch.nan):
+    x = images_for(model)
+    for given in (x.abs().mul(255).round(), (x + 1) * 127.5, x * torch.nan):
         with pytest.raises(InputError, match="images (reach|are not finite)"):
             model.log_prob(given)
     small = torch.ones(1, 2, 6, 6, dtype=torch.long)
@@ -284,7 +280,7 @@ def test_grey_levels_given_as_images_are_one_line():
 def test_denoising_works_in_chunks_and_under_inference_mode(monkeypatch):
     noisy = small_model(dequantisation="gaussian")
     monkeypatch.setattr("farmer_ref.model.farmer.DENOISING_BYTES", 9 * noisy.config.gradient_bytes)
-    x, labels = images(noisy, 40), torch.arange(40) % 3
+    x, labels = images_for(noisy, 40), torch.arange(40) % 3
     outside = noisy.denoise(x, labels)
     alone = torch.cat([noisy.denoise(x[k : k + 1], labels[k : k + 1]) for k in range(40)])
     assert (outside - alone).abs().max() < 1e-12  # in chunks, as one by one
@@ -315,7 +311,7 @@ def test_a_model_loaded_under_inference_mode_can_be_trained():
 @pytest.mark.parametrize("flow", ["autoregressive", "coupling"])
 def test_a_flow_that_sees_the_class_sees_it_in_every_direction(flow):
     model, labels = small_model(flow=flow, flow_sees_class=True), torch.tensor([0, 2])
-    x = images(model)
+    x = images_for(model)
     z, logdet = model.encode(x, labels)
     assert (z - model.encode(x)[0]).abs().max() > 1e-4
     assert torch.equal(model.likelihood_terms(x, labels).logdet, logdet)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import jacobian, small_model
+from helpers import dequantised
 
 from farmer_ref import bits_per_dim
 from farmer_ref.model.noise import LearnedNoise
@@ -23,17 +24,12 @@ def trained(channels: int = 2, spread: float = 1.0) -> LearnedNoise:
     return noise
 
 
-def images_of(values: torch.Tensor, seed: int = 1) -> torch.Tensor:
-    u = torch.rand(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return 2 * (values + u) / LEVELS - 1
-
-
 def grey_levels(count: int = 3, channels: int = 2) -> torch.Tensor:
     return torch.randint(LEVELS, (count, channels, 6, 6), generator=torch.Generator().manual_seed(0))
 
 
 def test_untrained_it_moves_nothing():
-    x = images_of(grey_levels())
+    x = dequantised(grey_levels(), LEVELS)
     for width in (0, 6):
         moved, log_slope = LearnedNoise(2, LEVELS, width).double()(x)
         assert (moved - x).abs().max() < 1e-12 and log_slope.abs().max() < 1e-12
@@ -42,7 +38,7 @@ def test_untrained_it_moves_nothing():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 2e-3)])
 def test_no_pixel_leaves_its_cell_and_all_come_back(dtype, tolerance):
     noise, values = trained(spread=3.0), grey_levels(20)
-    x = images_of(values).to(dtype)
+    x = dequantised(values, LEVELS).to(dtype)
     moved, _ = noise(x)
     assert moved.dtype == dtype and (moved - x).abs().max() > 0.1
     assert torch.equal(((moved.double() + 1) / 2 * LEVELS).floor().long(), values)
@@ -52,7 +48,7 @@ def test_no_pixel_leaves_its_cell_and_all_come_back(dtype, tolerance):
 
 
 def test_the_log_slope_is_that_of_the_map():
-    noise, x = trained(), images_of(grey_levels(1))
+    noise, x = trained(), dequantised(grey_levels(1), LEVELS)
     matrix = jacobian(lambda image: noise(image)[0], x)
     assert torch.equal(matrix, matrix.diag().diag())  # within its cell a pixel moves by itself
     assert abs(noise(x)[1][0] - torch.linalg.slogdet(matrix).logabsdet) < 1e-8
@@ -78,7 +74,7 @@ def test_outside_of_the_pixels_nothing_moves():
 def test_a_model_with_learned_noise(pixels):
     model, values = small_model(pixels=pixels, levels=LEVELS, noise_width=6), grey_levels(30)
     model.pixels.fit(values)
-    x, labels = images_of(values[:2]), torch.tensor([0, 1])
+    x, labels = dequantised(values[:2], LEVELS), torch.tensor([0, 1])
     z, logdet = model.encode(x)
     assert (model.decode(z) - x).abs().max() < 1e-7
     matrix = jacobian(lambda image: model.encode(image)[0], x[:1])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import jacobian, small_model
+from helpers import dequantised
 
 from farmer_ref import bits_per_dim
 from farmer_ref.model.pixels import TAIL, HistogramPixels, normal_quantile
@@ -24,15 +25,10 @@ def fitted(channels: int = 2) -> HistogramPixels:
     return pixels
 
 
-def images_of(values: torch.Tensor, seed: int = 1) -> torch.Tensor:
-    u = torch.rand(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return 2 * (values + u) / LEVELS - 1
-
-
 def test_every_level_goes_there_and_back():
     pixels, values = fitted(), torch.arange(LEVELS).view(1, 1, 1, -1).repeat(3, 2, 4, 1)
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
-        x = images_of(values).to(dtype)
+        x = dequantised(values, LEVELS).to(dtype)
         z, _ = pixels(x)
         back = pixels.inverse(z)
         assert z.dtype == back.dtype == dtype
@@ -63,7 +59,7 @@ def test_no_pixel_is_rounded_up_out_of_its_cell():
 
 
 def test_the_log_slope_is_that_of_the_map():
-    pixels, x = fitted(), images_of(grey_levels(count=2))
+    pixels, x = fitted(), dequantised(grey_levels(count=2), LEVELS)
     matrix = jacobian(lambda image: pixels(image)[0], x[:1])
     assert abs(pixels(x)[1][0] - torch.linalg.slogdet(matrix).logabsdet) < 1e-8
 
@@ -71,7 +67,7 @@ def test_the_log_slope_is_that_of_the_map():
 def test_a_pixel_is_standard_normal_and_its_density_that_of_the_histogram():
     pixels, values = HistogramPixels(1, LEVELS), grey_levels(channels=1, count=4000)
     pixels.fit(values)
-    x = images_of(values)
+    x = dequantised(values, LEVELS)
     z, log_slope = pixels(x)
     assert abs(z.mean()) < 0.02 and abs(z.std() - 1) < 0.02
     log_normal = -0.5 * (z.square() + math.log(2 * math.pi)).sum((1, 2, 3))
@@ -102,10 +98,10 @@ def test_a_model_in_these_coordinates(basis):
     model = small_model(pixels="histogram", patch_basis=basis, levels=LEVELS)
     values = torch.randint(LEVELS, (30, 2, 6, 6), generator=torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match="not fitted"):
-        model.log_prob(images_of(values))
+        model.log_prob(dequantised(values, LEVELS))
     model.pixels.fit(values)
-    model.patchify.fit(model.pixels(images_of(values))[0])
-    x, labels = images_of(values[:2]), torch.tensor([0, 1])
+    model.patchify.fit(model.pixels(dequantised(values, LEVELS))[0])
+    x, labels = dequantised(values[:2], LEVELS), torch.tensor([0, 1])
     z, logdet = model.encode(x)
     assert (model.decode(z) - x).abs().max() < 1e-7
     matrix = jacobian(lambda image: model.encode(image)[0], x[:1])

@@ -5,15 +5,10 @@ import json
 import pytest
 import torch
 from conftest import SPLITS, small_model
+from helpers import images_for
 
 from farmer_ref import Farmer
 from farmer_ref.support.errors import InputError
-
-
-def images(model: Farmer, batch: int = 2) -> torch.Tensor:
-    c = model.config
-    generator = torch.Generator().manual_seed(3)
-    return torch.rand(batch, c.channels, c.image_size, c.image_size, generator=generator, dtype=torch.float64) * 2 - 1
 
 
 @pytest.mark.parametrize(
@@ -22,11 +17,11 @@ def images(model: Farmer, batch: int = 2) -> torch.Tensor:
 def test_save_and_load(tmp_path, changes):
     torch.manual_seed(0)
     model = small_model(**changes).float()
-    model.patchify.fit(images(model, 50))
+    model.patchify.fit(images_for(model, 50))
     model.save_pretrained(tmp_path / "model")
     loaded = Farmer.from_pretrained(tmp_path / "model")
     assert loaded.config == model.config and not loaded.training
-    assert torch.equal(loaded.log_prob(images(model).float()), model.log_prob(images(model).float()))
+    assert torch.equal(loaded.log_prob(images_for(model).float()), model.log_prob(images_for(model).float()))
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
 
 

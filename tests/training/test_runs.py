@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import QUICK, stop_after, weights_of
+from helpers import QUICK, metrics, stop_after, weights_of
 from PIL import Image
 
 from farmer_ref import InputError, train
@@ -23,7 +23,7 @@ def test_run_folder(tmp_path):
     assert Image.open(tmp_path / "samples" / "step-0000020.png").size == (10 * 42 + 2, 4 * 42 + 2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-15", "step-20"]  # the newest two
     assert json.loads((checkpoints(tmp_path)[-1] / "state.json").read_text())["step"] == 20
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    records = metrics(tmp_path)
     assert [record["step"] for record in records] == [5, 10, 15, 20]
     assert "bits_per_dim" in records[0]
     assert not list(tmp_path.rglob("*.tmp"))
@@ -69,5 +69,5 @@ def test_metrics_after_the_checkpoint_are_written_once(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:  # as if killed later, in the middle of a line
         file.write('{"step": 12, "bits_per_dim": 1.0}\n{"step": 14, "bi')
     train.main([*QUICK, "--out", str(tmp_path), "--log-every", "2", "--resume"])
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in metrics(tmp_path)]
     assert steps == list(range(2, 21, 2))

@@ -94,7 +94,7 @@ def test_schedule():
 def test_max_minutes_fits_the_schedule(tmp_path):
     arguments = [*QUICK, "--out", str(tmp_path), "--steps", "100000", "--max-minutes", "0.05", "--log-every", "1"]
     train.main(arguments)
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    records = metrics(tmp_path)
     assert records[-1]["seconds"] >= 3
     assert records[-1]["step"] < 100_000
     preset = dataclasses.replace(PRESETS["tiny"], steps=100_000)
@@ -189,10 +189,7 @@ def test_what_is_compiled_is_captured_whole():
 def test_compiled_training_is_the_eager_one(tmp_path):
     for name, arguments in (("eager", []), ("compiled", ["--compile"])):
         train.main([*QUICK, "--log-every", "1", *arguments, "--out", str(tmp_path / name)])
-    eager, compiled = (
-        [json.loads(line)["nats_per_dim"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("eager", "compiled")
-    )
+    eager, compiled = ([line["nats_per_dim"] for line in metrics(tmp_path / name)] for name in ("eager", "compiled"))
     assert compiled == pytest.approx(eager, rel=1e-4)
 
 

@@ -610,7 +610,7 @@ function farmerWorker(script) {
   };
   const waiting = [], text = `(${serve})((${farmerLibrary})())`;
   const worker = new Worker(URL.createObjectURL(new Blob([text], {type: "text/javascript"})));
-  worker.onmessage = ({data: {id, value}}) => waiting[id](value);
+  worker.onmessage = ({data: {id, value}}) => { waiting[id](value); delete waiting[id]; };
   worker.postMessage({name: "load", values: [script]});
   return (name, ...values) => new Promise(done => worker.postMessage({id: waiting.push(done) - 1, name, values}));
 }
