@@ -175,10 +175,11 @@ def run(main: Callable[[], None]) -> None:
     we did not foresee; FARMER_DEBUG=1 shows the traceback of either. 130: Ctrl-C. 143: SIGTERM, which ends a command as
     Ctrl-C does, so that temporary files go. Printing needs neither a reader nor the terminal's encoding to be ours.
     """
-    streams, bar = (sys.stdout, sys.stderr), tqdm.__init__
+    streams, bar, hook = (sys.stdout, sys.stderr), tqdm.__init__, threading.excepthook
     if not (sys.stderr and sys.stderr.isatty()):
         tqdm.__init__ = functools.partialmethod(bar, mininterval=LOGGED_EVERY)
     sys.stdout, sys.stderr = (stream and Printer(stream) for stream in streams)
+    threading.excepthook = _tell_of_thread
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
@@ -198,7 +199,7 @@ def run(main: Callable[[], None]) -> None:
         if in_main_thread:
             signal.signal(signal.SIGTERM, handler)
         sys.stdout, sys.stderr = streams
-        tqdm.__init__ = bar
+        tqdm.__init__, threading.excepthook = bar, hook
 
 
 def ending_of(error: BaseException) -> tuple[str, int]:
@@ -225,6 +226,12 @@ def fail(line: str, code: int) -> NoReturn:
     cut = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     print(f"error: {cut}", file=sys.stderr)
     raise SystemExit(code) from None
+
+
+def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Show what ended a thread, but for a full disk under TensorBoard's: the caller says so in one line."""
+    if not isinstance(ended.exc_value, OSError) or os.environ.get(DEBUG):
+        threading.__excepthook__(ended)
 
 
 class Terminated(BaseException):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -212,9 +213,25 @@ def test_a_full_disk_under_standard_output_is_one_line():
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-def test_commands_run_in_a_thread():
-    import threading
+@pytest.mark.parametrize(("error", "told"), [(OSError(28, "No space left"), False), (ValueError("odd"), True)])
+def test_a_thread_without_a_disk_shows_no_traceback(capsys, error, told):
+    """TensorBoard writes in a thread of its own; the run says in one line that the disk is full."""
 
+    def fail():
+        raise error
+
+    def main():
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+
+    before = threading.excepthook
+    cli.run(main)
+    assert ("Traceback" in capsys.readouterr().err) == told
+    assert threading.excepthook is before
+
+
+def test_commands_run_in_a_thread():
     ended = []
     thread = threading.Thread(target=lambda: cli.run(lambda: ended.append(time.time())))
     thread.start()
