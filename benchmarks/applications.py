@@ -36,7 +36,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from tqdm import tqdm, trange
 
-from farmer_ref import Farmer, Guidance
+from farmer_ref import PRESETS, Farmer, Guidance
 from farmer_ref.applications.anomalies import AnomalyScorer
 from farmer_ref.applications.classification import (
     class_log_probs,
@@ -59,16 +59,6 @@ from farmer_ref.support.settings import Whole, settings_class
 
 WALK = 11  # images of an interpolation
 SECTIONS = ("inpainting", "editing", "anomalies", "classification")
-SMALL = {  # changes to the mnist and fashion-mnist presets: minutes on a CPU core, far from a GPU's results
-    "flow-blocks": 4,
-    "flow-width": 64,
-    "prior-layers": 4,
-    "prior-width": 64,
-    "head-dim": 32,
-    "components": 16,
-    "redundant-components": 32,
-    "condition-repeats": 1,
-}
 
 
 @settings_class
@@ -93,8 +83,6 @@ class ApplicationsBenchmark:
     """Seeds of edits, and of dequantisation in classification."""
     steps: PositiveInt = 1500
     """Training steps of the models of nine classes."""
-    small_steps: PositiveInt = 1000
-    """Training steps of the models of MNIST and Fashion-MNIST."""
     images: PositiveInt = 300
     """Validation and test images of MNIST and Fashion-MNIST each; of digits, all."""
     reference: PositiveInt = 1500
@@ -356,17 +344,13 @@ def draw_editing(
 
 def train(config: ApplicationsBenchmark, dataset: str) -> Path:
     """Train a model on a data set, unless it has been trained already."""
-    small = dataset in ("mnist", "fashion-mnist")
-    steps = config.small_steps if small else config.steps
-    folder = Path(config.runs) / f"{dataset}-{steps}"
+    preset = PRESETS["mnist-quick" if dataset in ("mnist", "fashion-mnist") else "digits"]
+    steps = config.steps if preset.dataset == "digits" else preset.steps
+    folder = Path(config.runs) / f"{dataset}-{preset.model.pixels}-{steps}"
     if not (folder / "finished").exists():
-        arguments = ["--preset", dataset if small else "digits", "--dataset", dataset, "--out", folder, "--resume"]
-        arguments += ["--steps", steps, "--device", "cpu"]
+        arguments = ["--preset", preset.preset, "--dataset", dataset, "--data-root", config.data_root, "--out", folder]
+        arguments += ["--steps", steps, "--device", "cpu", "--resume"]
         arguments += ["--validate-every", 0, "--sample-every", 0, "--checkpoint-every", 250]
-        if small:
-            arguments += ["--data-root", config.data_root, "--batch-size", 64, "--learning-rate", 2e-3]
-            arguments += ["--ema-decay", 0.99]
-            arguments += [part for name, value in SMALL.items() for part in (f"--model.{name}", value)]
         line = [sys.executable, "-m", "farmer_ref.train", *map(str, arguments)]
         subprocess.run(line, check=True, env=os.environ | {"OMP_NUM_THREADS": str(config.threads)})
         (folder / "finished").touch()
@@ -502,19 +486,19 @@ def draw_likelihoods(tasks: dict) -> None:
     """Histograms of the likelihood, where it fails and where it does not."""
     shown = ("blank", "without 1", "MNIST", "Fashion-MNIST")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 2.4), layout="constrained")
-        for axes, task in zip(figure.subplots(1, len(shown)), shown, strict=True):
+        figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+        for axes, task in zip(figure.subplots(2, 2).flatten(), shown, strict=True):
             values = tasks[task]["likelihood"]
             joined = np.concatenate([values["normal"], values["strange"]])
-            edges = np.linspace(*np.quantile(joined, (0.005, 0.995)), 40) if task != "blank" else 40
+            edges = np.linspace(*np.quantile(joined, (0.005, 0.995)), 30)
             for colour, key in ((COLOURS[0], "normal"), (COLOURS[1], "strange")):
                 axes.hist(values[key], bins=edges, density=True, color=colour, alpha=0.6, label=key)
-            axes.set_title(f"{task}:\nlikelihood alone {tasks[task]['test']['likelihood']:.2f}", fontsize=9)
+            axes.set_title(f"{task}: AUROC {tasks[task]['test']['likelihood']:.2f}", fontsize=11)
             axes.set_yticks([])
-            axes.set_xlabel("$-$log p(x), nats", fontsize=9)
-            axes.locator_params(axis="x", nbins=3)
+            axes.set_xlabel("$-$log p(x), nats")
+            axes.locator_params(axis="x", nbins=4)
             if task == shown[0]:
-                axes.legend(frameon=False, fontsize=8)
+                axes.legend(frameon=False)
     keep_labels_apart(figure)
     figure.savefig(ROOT / "results" / "likelihoods.png")
 
