@@ -120,9 +120,10 @@ def draw(record: dict[str, Any]) -> Figure:
 def main(argv: list[str] | None = None) -> None:
     """Train, measure, draw."""
     config = cli.parse("benchmarks.cifar10", Cifar10Config(), "Train a small model of CIFAR-10 on a CPU.", argv)
+    made = provenance(torch.device("cpu"))
     trained(config)
     torch.set_num_threads(config.threads)
-    record = {**provenance(torch.device("cpu")), **measured(config)}
+    record = {**made, **measured(config)}
     write_json(ROOT / "results" / f"{PRESET}.json", record)
     save_plot(draw(record), ROOT / "results" / f"{PRESET}.svg")
     print(

@@ -43,7 +43,7 @@ class EarlyGuidance:
 def main(argv: list[str] | None = None) -> None:
     description = "Guide models that are far from trained."
     config = cli.parse("benchmarks.early_guidance", EarlyGuidance(), description, argv)
-    rows = []
+    rows, made = [], provenance(torch.device("cpu"))
     for seed in config.seeds:
         out = f"{config.runs}/{config.steps}steps-seed{seed}"
         quiet = ["--validate-every", "0", "--sample-every", "0", "--device", "cpu", "--resume"]
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         table.append({"way": name, **measured})
         distance, read = (measured[measure] for measure in ("frechet_distance", "sample_accuracy"))
         print(f"{name}: Fréchet distance {distance['mean']:.2f}, accuracy {read['mean']:.1%}")
-    record = {**provenance(torch.device("cpu")), "steps": config.steps, "samples": config.samples, "table": table}
+    record = {**made, "steps": config.steps, "samples": config.samples, "table": table}
     write_json(ROOT / "results" / "early_guidance.json", record)
 
 

@@ -193,9 +193,9 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.parse("benchmarks.growth", GrowthBenchmark(), "Time and memory as the work grows.", argv)
     torch.set_num_threads(1)
     settings = {**dataclasses.asdict(config), "threads": 1, "model": dataclasses.asdict(BASE)}
-    found = {axis: growth(config, axis) for axis in AXES}
+    made, found = provenance(torch.device("cpu")), {axis: growth(config, axis) for axis in AXES}
     results = ROOT / "results"
-    write_json(results / "growth.json", {**provenance(torch.device("cpu")), "settings": settings, "axes": found})
+    write_json(results / "growth.json", {**made, "settings": settings, "axes": found})
     save_plot(draw(found), results / "growth.svg")
 
 

@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.parse("benchmarks.latency", LatencyBenchmark(), description, argv)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
+    made = provenance(torch.device("cpu"))
     for name in config.models:
         model = Farmer.from_pretrained(name)
         for batch in config.batches:
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
                     + ", ".join(f"{kind} {share:.0%}" for kind, share in rows[-1]["shares"].items()),
                     flush=True,
                 )
-    record = {**provenance(torch.device("cpu")), "rows": rows}
+    record = {**made, "rows": rows}
     if config.compiled:
         record["compiled"] = [row for name in config.models for row in compiled(name, config.seconds)]
     write_json(ROOT / "results" / "latency.json", record)

@@ -181,10 +181,10 @@ def precisions(config: ScalingBenchmark, device: torch.device) -> dict[str, Any]
 def main(argv: list[str] | None = None) -> None:
     description = "Time training steps on synthetic images."
     config = cli.parse("benchmarks.scaling", ScalingBenchmark(), description, argv)
-    rows = sweep(config)
     device = set_up(dataclasses.replace(PRESETS[config.preset], device=config.device))
+    made, rows = provenance(device), sweep(config)
     record = {
-        **provenance(device),
+        **made,
         "preset": config.preset,
         "precision": PRESETS[config.preset].precision,
         "gflop_per_image": training_flops(PRESETS[config.preset].model) / 1e9,

@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(config.threads)
     torch.manual_seed(0)
     device = resolve_device(config.device)
+    made = provenance(device)
     image_size = SIDE * config.patch_size
     theirs = public.Model(3, image_size, config.patch_size, config.width, config.blocks, config.layers)
     for block in theirs.blocks:
@@ -116,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{ratio['median']:.2f} times as fast ({ratio['min']:.2f} to {ratio['max']:.2f} over rounds)"
         )
     settings = {name: value for name, value in vars(config).items() if name not in ("tarflow", "out")}
-    record = {**provenance(device), "settings": settings, **figures}
+    record = {**made, "settings": settings, **figures}
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(config.out), record)
 

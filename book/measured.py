@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 import textwrap
 from typing import Any
 
@@ -169,6 +170,7 @@ def of_the_tables() -> dict[str, str]:
         "student_accuracy": ("table4", STUDENT, "sample_accuracy"),
         "one_bits": ("figure6a", "K = 1", "bits_per_dim"),
         "best_bits": ("figure6a", "K = 64", "bits_per_dim"),
+        "most_bits": ("figure6a", "K = 256", "bits_per_dim"),
         "one_frechet": ("figure6a", "K = 1", "frechet_distance"),
         "best_frechet": ("figure6a", "K = 64", "frechet_distance"),
         "most_frechet": ("figure6a", "K = 256", "frechet_distance"),
@@ -261,6 +263,13 @@ def legs_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [*record.get("before", []), record]
 
 
+def training_of(record: dict[str, Any]) -> tuple[str, str]:
+    """The steps and the minutes that a model was trained for, run by run."""
+    legs = legs_of(record)
+    steps, minutes = ([leg[f"training_{unit}"] for leg in legs] for unit in ("steps", "minutes"))
+    return " + ".join(f"{count:,}" for count in steps), " + ".join(f"{count:.0f}" for count in minutes)
+
+
 def mnist_models() -> str:
     """The models of 28x28 digits that ship: size, training, likelihood, samples."""
     lines = []
@@ -272,8 +281,7 @@ def mnist_models() -> str:
                 f"`{name}`",
                 f"{model.tokens} × {model.token_channels}",
                 f"{record['parameters'] / 1e6:.1f}",
-                " + ".join(f"{leg['training_steps']:,}" for leg in legs_of(record)),
-                " + ".join(f"{leg['training_minutes']:.0f}" for leg in legs_of(record)),
+                *training_of(record),
                 f"{record['test']['bits_per_dim']:.3f}",
                 *(f"{guided[scale]['accuracy']:.1%}" for scale in ("0", "1")),
                 f"{student['guidance_scale']['1']['accuracy']:.1%}",
@@ -395,8 +403,8 @@ def of_cifar10() -> dict[str, str]:
     """The small model of CIFAR-10."""
     record = load("cifar10-small")
     test = record["test"]
-    threads, processes = record["settings"]["threads"] or record["cpu_count"], record["processes"]
-    alone = f"{in_words(threads)} thread{'s' if threads > 1 else ''}"
+    processes = record["processes"]
+    alone = threads_in_words({**record, "threads": record["settings"]["threads"]})
     nearest = min(record["published"], key=lambda row: abs(row["bits_per_dim"] - test["bits_per_dim"]))
     ahead = test["bits_per_dim"] - nearest["bits_per_dim"]
     return {
@@ -412,6 +420,12 @@ def of_cifar10() -> dict[str, str]:
         "cifar10_nearest": nearest["model"],
         "cifar10_gap": f"{abs(ahead):.3f} bits/dim {'lower' if ahead > 0 else 'higher'}",
     }
+
+
+def threads_in_words(record: dict[str, Any]) -> str:
+    """The threads that a run had: as many as the machine has cores, unless it was told."""
+    threads = record["threads"] or record["cpu_count"]
+    return f"{in_words(threads)} thread{'' if threads == 1 else 's'}"
 
 
 def of_the_uses() -> dict[str, str]:
@@ -451,8 +465,8 @@ def of_the_uses() -> dict[str, str]:
         "classify_one_draw": cell(read[0]["accuracy"], ".1%"),
         "classify_svm": f"{measured['classification']['classifier_of_pixels']:.1%}",
         "classify_calibration": cell(read[-1]["calibration_error_plain"], ".1%"),
-        "classify_entropy": f"{read[-1]['cross_entropy_plain']['mean']:.3f}",
-        "classify_entropy_tempered": f"{read[-1]['cross_entropy_tempered']['mean']:.3f}",
+        "classify_entropy": cell(read[-1]["cross_entropy_plain"], ".3f"),
+        "classify_entropy_tempered": cell(read[-1]["cross_entropy_tempered"], ".3f"),
     }
 
 
@@ -488,7 +502,7 @@ def headline() -> str:
     of, record = of_the_digits(), load("digits")
     return (
         f"Training stops after {of['digits_limit']} minutes, with fewer steps on a slower machine. After "
-        f"{record['training_minutes']['mean']:.1f} minutes on {record['cpu_count']} CPU cores ({made_on(record)}), "
+        f"{record['training_minutes']['mean']:.1f} minutes on {threads_in_words(record)} ({made_on(record)}), "
         f"expect **{of['digits_bits']} bits/dim** on the test split; a classifier trained on real digits assigns "
         f"**{of['digits_accuracy']}** of samples to the requested digit (mean ± standard deviation over "
         f"{in_words(len(record['runs']))} seeds)."
@@ -543,12 +557,14 @@ def threads() -> str:
 
 def cpu_training() -> str:
     """Training on one thread of a CPU, as it is, without its parts, and with what was not taken; and on Zen 4."""
-    return f"{speeds('cpu_training')}\n\n{folded('The same on Zen 4', speeds('cpu_training_zen4'))}"
+    zen4 = folded("On Zen 4, and `mnist` with linear pixels", speeds("cpu_training_zen4"))
+    return f"{speeds('cpu_training')}\n\n{zen4}"
 
 
 def speeds(name: str) -> str:
     """The rows of one processor."""
     record, lines = load(name), []
+    base = "before" if "before" in record else "now"
     for preset, found in record["presets"].items():
         for row in found["rows"]:
             lines.append(
@@ -557,11 +573,11 @@ def speeds(name: str) -> str:
                     f"{row['milliseconds']:,.0f}",
                     f"{row['tokens_per_second']:,.0f}",
                     f"{row['share_of_matrix_peak']:.0%}",
-                    f"{row['times_before']:.2f}",
+                    f"{row[f'times_{base}']:.2f}",
                     f"{row['loss']:.5f}",
                 ]
             )
-    heads = ["one thread", "ms a step", "tokens a second", "of the matrix peak", "times before", "loss after 3 steps"]
+    heads = ["one thread", "ms a step", "tokens a second", "of the matrix peak", f"times {base}", "loss after 3 steps"]
     return f"{source(name)}\n\n{table(heads, lines, numbers=True)}"
 
 
@@ -657,6 +673,9 @@ def result_files() -> str:
         others = {
             name: made for name, made in parts.items() if made.get("commit", record["commit"]) != record["commit"]
         }
+        for row in record.get("rows", ()):
+            if row.get("made", record)["commit"] != record["commit"]:
+                others["some rows"] = row["made"]
         for name, made in {"": record, **others}.items():
             commit = f"`{made['commit'][:7]}`" + "\u00a0+" * made["uncommitted_changes"]
             made_by = f"`{made['command'].split()[2]}`"
@@ -670,19 +689,18 @@ def machine_of(record: dict[str, Any]) -> str:
 
 
 def minutes() -> str:
-    """How long training took, and on which machine."""
+    """How long training took, and on which machine the result was measured."""
     lines = []
     for name in ("digits", "digits-noise"):
         record = load(name)
-        spent, steps = record["training_minutes"]["mean"], record["settings"]["steps"]
-        lines.append([f"train `{name}`", machine_of(record), f"{steps:,}", f"{spent:.1f}"])
+        spent, steps = record["training_minutes"]["mean"], statistics.mean(run["steps"] for run in record["runs"])
+        lines.append([f"train `{name}` (a seed)", machine_of(record), f"{steps:,.0f}", f"{spent:.1f}"])
     for name in ("mnist", "mnist-p2", "mnist-noise", "cifar10-small"):
         record = load(name)
-        steps, spent = f"{record['training_steps']:,}", f"{record['training_minutes']:.0f}"
-        lines.append([f"train `{name}`", machine_of(record), steps, spent])
+        lines.append([f"train `{name}`", machine_of(record), *training_of(record)])
     judge = load("mnist_classifier")
     lines.append(["train the classifier of MNIST", machine_of(judge), "", f"{judge['seconds'] / 60:.0f}"])
-    return table(["what", "machine", "steps", "minutes"], lines)
+    return table(["what", "measured on", "steps", "minutes"], lines)
 
 
 # -- the README --------------------------------------------------------------------------------------------------------

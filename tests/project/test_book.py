@@ -371,6 +371,7 @@ def test_what_the_page_says_in_words_is_in_the_results():
         ("table3", "*split, final permutation* better than *split*", ["inconclusive"] * 3),
         ("table3", "*split, both* better than *split, condition repeated*", ["inconclusive"] * 3),
         ("figure6a" + quick, "*K = 64* better than *K = 1*", ["inconclusive", "inconclusive", "holds"]),
+        ("figure6a" + quick, "*K = 64* better than *K = 256*", ["inconclusive", "inconclusive", "does not hold"]),
         ("table4" + quick, better, ["does not hold"] * 3),
         ("table4" + quick, student, ["inconclusive", "does not hold"]),
     ):
@@ -387,6 +388,10 @@ def test_what_the_page_says_in_words_is_in_the_results():
         seeds = [early[way][measure]["seeds"] for way in (better, worse)]
         found = verdicts.verdict(*seeds, higher_is_better=measure == "sample_accuracy", paired=True)
         assert found["verdict"] == expected, (better, worse, measure)
+    contest = {name: found["curve"] for name, found in pages.load("rivals")["contenders"].items()}
+    both = zip(contest["FARMER, linear"], contest["TARFlow"], strict=True)
+    first, *later = (theirs["bits_per_dim"] - ours["bits_per_dim"] for ours, theirs in both)
+    assert first < 0 < min(later)
     rows = [row["bits_per_dim"]["mean"] for row in pages.load("figure6b")["rows"]]
     assert rows[:4] == sorted(rows[:4], reverse=True)
     for name in ("distillation", "distillation_losses"):

@@ -603,14 +603,17 @@ function farmerLibrary() {
 function farmerWorker(script) {
   const serve = ({Farmer}) => {
     let model;
-    onmessage = ({data: {id, name, values}}) => {
+    onmessage = ({data: {name, values}}) => {
       if (name === "load") model = new Farmer(...values);
-      else postMessage({id, value: model[name](...values)});
+      else postMessage(model[name](...values));
     };
   };
   const waiting = [], text = `(${serve})((${farmerLibrary})())`;
   const worker = new Worker(URL.createObjectURL(new Blob([text], {type: "text/javascript"})));
-  worker.onmessage = ({data: {id, value}}) => { waiting[id](value); delete waiting[id]; };
+  worker.onmessage = ({data}) => waiting.shift()(data); // it answers in order
   worker.postMessage({name: "load", values: [script]});
-  return (name, ...values) => new Promise(done => worker.postMessage({id: waiting.push(done) - 1, name, values}));
+  return (name, ...values) => new Promise(done => {
+    waiting.push(done);
+    worker.postMessage({name, values});
+  });
 }

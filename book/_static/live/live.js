@@ -120,7 +120,7 @@
   const signed = most => v => [v < 0 ? "--warm" : "--accent", Math.abs(v) / most];
   const picture = (width, text, style = ink) => squares(SIZE, SIZE, width, text, style);
 
-  // Parts of drawings, as SVG paths: values at equal distances, as a curve or as bars.
+  // SVG paths of values at equal distances: a curve, or bars.
   const curve = (values, width, height, most) =>
     "M" + values.map((v, i) => `${number(i * width / (values.length - 1))} ${height * (1 - v / most)}`).join("L");
   function bars(values, width, height, most) {
@@ -139,9 +139,10 @@
   function drag(node, element, move, begin) {
     const to = event => {
       const box = element.getBoundingClientRect();
-      event.isPrimary && move((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+      move((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
     };
     node.onpointerdown = event => {
+      if (!event.isPrimary || event.button) return;
       node.setPointerCapture(event.pointerId);
       begin();
       to(event);
@@ -209,14 +210,14 @@
             shape("fl-bar.fl-faint", bars(counts, 250, 72, max(...counts) * 72 / 66))))),
       tools(
         button("A real digit", () => load(examples[example = (example + 1) % CLASSES])),
-        button("Shift it", () => load(image.map((_, p, all) => p % SIZE ? all[p - 1] : 0), (found, before) =>
-          `The same strokes, one pixel to the right: log p changes by ${number(found.total - before)} ` +
-          `nats. Position matters to the model, too.`)),
-        button("A blank page", () => load(dots.map(() => 0), (found, _, below) =>
+        button("Shift it", () => load(image.map((_, p, all) => p % SIZE ? all[p - 1] : 0),
+          shown[0] === image && (found =>
+            `The same strokes, one pixel to the right: log p changes by ${number(found.total - shown[1])} nats.`))),
+        button("A blank page", () => load(dots.map(() => 0), (found, below) =>
           `An empty page gets ${number(found.total)} nats, more than ${percent(below)} of the real digits: it holds ` +
           `no surprise. A density rewards what is predictable, not what is meaningful.`)),
         button("Noise", () => load(dots.map(() => floor(Math.random() * LEVELS)), found =>
-          `Noise gets ${number(found.total)} nats: one of far too many images. The bars still sum to 1.`))));
+          `Noise gets ${number(found.total)} nats. The bars still sum to 1.`))));
     const choose = value => press(erasing = value, ...pens);
     const put = image => image.forEach((v, p) => dots[p].fill(v / top));
     function load(image, note) {
@@ -226,11 +227,11 @@
     function changed(note) {
       image = dots.map(own => Math.round(sum(own) / own.length * top));
       pad.paint(image);
-      request([middles(image, LEVELS)], note);
+      request([middles(image, LEVELS)], [image, note]);
     }
     drag(pad, pad, (...point) => {
       const to = point.map(v => v * SIZE), [a, b] = last || to, [x, y] = [to[0] - a, to[1] - b];
-      dots.forEach((own, p) => own.forEach((_, i) => { // is the dot within reach of the line from the last point?
+      dots.forEach((own, p) => own.forEach((_, i) => { // near the line from the last point?
         const u = p % SIZE + (i % FINE + 0.5) / FINE - a;
         const v = floor(p / SIZE) + (floor(i / FINE) + 0.5) / FINE - b;
         const share = clamp((u * x + v * y) / (x * x + y * y || 1), 0, 1);
@@ -257,7 +258,7 @@
     pad.onblur = () => mark.hidden = true;
 
     const request = latest(root, "bayes", show);
-    function show(found, note) {
+    function show(found, [own, note] = [image]) {
       const {best, posterior, total} = found;
       given.textContent = `log p(x | ${best}) in parts; pixels at mid-level`;
       figure.replaceChildren(number(total), make("small", {}, ` nats · ${number(found.bits, 2)} bits/dim`));
@@ -267,13 +268,13 @@
       columns.forEach((column, c) => set(column,
         {y: 74 - 68 * posterior[c], height: 68 * posterior[c] + 1, "fill-opacity": c === best ? 1 : 0.5}));
       set(needle, {d: `M${clamp((total - from) / (to - from), 0, 1) * 250} 73l6 9h-12z`});
-      const below = sum(counts.filter((_, i) => from + (i + 0.5) * step < total)) / sum(counts);
-      say(note ? note(found, shown, below) :
+      const below = min(0.99, sum(counts.filter((_, i) => from + (i + 0.5) * step < total)) / sum(counts));
+      say(note ? note(found, below) :
         `Of ten digits, ${best} is likeliest (${percent(posterior[best])}). Its log p, ${number(total)} nats, is ` +
-        (below === 0 ? "lower than that of nearly all of the real test digits." :
+        (below < 0.005 ? "lower than that of nearly all real test digits." :
           `higher than that of ${percent(below)} of the real test digits` +
           (below > 0.9 ? ": little ink, few surprises." : ".")));
-      shown = total;
+      shown = [own, total];
     }
     choose(0);
     put(image = examples[example]);
