@@ -74,14 +74,19 @@ class DistillConfig(RunConfig):
 def settings(argv: list[str] | None = None) -> DistillConfig:
     """The configuration from the command line, over its preset's; resuming, over that of the distillation itself."""
     default = DistillConfig()
-    known, _ = cli.first_pass(argv, preset=default.preset, run=default.run, out="", resume=False)
+    known, _ = cli.first_pass(argv, preset=default.preset, run=None, out="", resume=False)
     if known.preset not in DISTILLATIONS:
         raise InputError(f"preset is {known.preset!r}; allowed: {', '.join(DISTILLATIONS)}")
     default = DistillConfig(preset=known.preset, **DISTILLATIONS[known.preset])
-    saved = Path(known.out or known.run) / "distillation" / "config.json"
-    if known.resume and saved.is_file():
-        default = dataclasses.replace(distillation_settings(saved.parent), run=known.run, out=known.out)
-    return cli.parse("farmer_ref.distill", default, DESCRIPTION, argv)
+    run = known.run or default.run
+    saved = Path(known.out or run) / "distillation" / "config.json"
+    if not (known.resume and saved.is_file()):
+        return cli.parse("farmer_ref.distill", default, DESCRIPTION, argv)
+    before = distillation_settings(saved.parent)
+    if known.out and known.run in (None, before.run.partition("@")[0]):  # a repository's commit is on record
+        run = before.run
+    default = dataclasses.replace(before, run=run, out=known.out)
+    return dataclasses.replace(cli.parse("farmer_ref.distill", default, DESCRIPTION, argv), run=run)
 
 
 def distillation_settings(folder: Path) -> DistillConfig:

@@ -98,18 +98,33 @@ def settings(argv: list[str] | None = None) -> SampleConfig:
     return cli.parse("farmer_ref.sample", default, DESCRIPTION, argv)
 
 
+class NotDrawn(InputError):
+    """Some process could not draw its images, so all processes end."""
+
+
 class Sampler:
     """A model with everything that decides which images it draws."""
 
     def __init__(self, config: SampleConfig):
         self.config, self.device = config, parallel.join(config.device)
         self.run = Run.open(config.run)
-        require_room(self.run.model_config, self.device, images=config.batch_size)
+        at_once = self.images_at_once()
+        require_room(self.run.model_config, self.device, images=at_once)
         self.model = self.run.load(config.weights).to(self.device)
         self.student = self.run.load_student(self.model) if config.student else None
-        self.threads = choose_threads(
-            self.model, images=config.batch_size, tokens=1, device=self.device, wanted=config.threads
-        )
+        self.threads = choose_threads(self.model, images=at_once, tokens=1, device=self.device, wanted=config.threads)
+
+    def images_at_once(self) -> int:
+        """The largest number of images of a batch: a picture may have fewer than the batch size."""
+        if Path(self.config.out).suffix.lower() != ".png":
+            return self.config.batch_size
+        return min(self.config.batch_size, self.config.rows * len(self.columns()))
+
+    def columns(self) -> Tensor:
+        """The class of each column of a picture."""
+        if self.config.labels:
+            return torch.tensor(self.config.labels)
+        return class_labels(self.run.model_config.num_classes, per_class=1)
 
     def draw(self, labels: Tensor, *, batch: int, progress: bool) -> Tensor:
         """One image (n,C,H,W) per label (n,), on the CPU: a function of the seed and the batch's number."""
@@ -147,7 +162,14 @@ class Sampler:
         """The images of all processes as bytes (n,C,H,W), in order: one batch of each process at a time."""
         own = (to_bytes(images) for _, images in self.batches(labels))
         for _ in range(0, len(labels), self.config.batch_size * parallel.world_size()):
-            drawn = parallel.gather(next(own, None))
+            try:
+                mine = next(own, None)
+            except InputError as error:  # the others wait for this process
+                mine = NotDrawn(str(error))
+            drawn = parallel.gather(mine)
+            for problem in drawn:
+                if isinstance(problem, NotDrawn):
+                    raise problem
             yield torch.cat([images for images in drawn if images is not None])
 
     def labels(self) -> Tensor:
@@ -160,9 +182,7 @@ class Sampler:
 def write_picture(sampler: Sampler, out: Path) -> str:
     """Write a grid with one column per class."""
     config = sampler.config
-    columns = torch.tensor(config.labels)
-    if not config.labels:
-        columns = class_labels(sampler.model.config.num_classes, per_class=1)
+    columns = sampler.columns()
     labels = columns.repeat(config.rows)
     grid = image_grid(sampler.images(labels), columns=len(columns))
     parallel.on_rank_zero(lambda: save_picture(grid, out))
@@ -193,6 +213,8 @@ def write_array(sampler: Sampler, out: Path) -> str:
     try:
         if parallel.rank() == 0:
             replace_file(out, write)
+    except NotDrawn:
+        raise
     except InputError as error:
         if parallel.world_size() == 1:
             raise

@@ -255,12 +255,15 @@ class Training:
         if parallel.rank() > 0:
             return {}
         labels = class_labels(min(self.config.model.num_classes, self.data.num_classes), per_class=4).to(self.device)
-        images = averaged.sample(
-            labels,
-            self.config.guidance if self.config.model.num_classes else None,
-            generator=torch.Generator(self.device).manual_seed(self.config.seed),
-        )
-        FixedMemory.forget()
+        guidance = self.config.guidance if self.config.model.num_classes else None
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        try:
+            images = averaged.sample(labels, guidance, generator=generator)
+        except InputError as error:  # a model that is out of hand for some steps may come back
+            parallel.note_once(f"no samples at step {step:,}: {error}")
+            return {}
+        finally:
+            FixedMemory.forget()
         grid = image_grid(self.model.dequantiser.without_noise(images), columns=len(labels) // 4)
         save_picture(grid, self.run / "samples" / f"step-{step:07d}.png")
         return {}

@@ -20,8 +20,8 @@ from farmer_ref.support.errors import require_finite
 
 def compressed_length(values: Tensor) -> Tensor:
     """The length (B,) in nats of each image's grey levels (B,C,H,W) under zlib: a crude measure of complexity."""
-    sizes = [len(zlib.compress(image.numpy().tobytes(), 9)) for image in values.cpu()]  # bytes of 8 bits
-    return torch.tensor(sizes, dtype=torch.float64) * 8 * math.log(2)
+    sizes = [len(zlib.compress(image.numpy().tobytes(), 9)) for image in values.to(torch.uint8).cpu()]
+    return torch.tensor(sizes, dtype=torch.float64) * 8 * math.log(2)  # of 8 bits each
 
 
 class AnomalyScorer:

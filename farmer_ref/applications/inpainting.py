@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm, trange
 
-from farmer_ref.model.checks import evaluating, with_gradients
+from farmer_ref.model.checks import check_grey_levels, evaluating, with_gradients
 from farmer_ref.model.config import NULL_LABEL
 from farmer_ref.model.farmer import Farmer
 from farmer_ref.support.errors import require
@@ -51,10 +51,12 @@ class Conditional:
 
     *Target.* Known grey levels v_K fix the cells of the known pixels, not the points inside, so these points are drawn
     too: the target is p(x | c) restricted to x whose known part lies in these cells. Its grey levels follow the model's
-    P(v_U | v_K, c) exactly, since P(v) is the integral of p over the cell of v. Coordinates y are the logits of the
-    known pixels' positions in their cells, so that no wall blocks a move (their density gains log u (1 - u)), and the
-    missing pixels in the model's own coordinates (`model.pixels`: as they are, or their normal scores). A model of
-    Gaussian noise has no cells: its known pixels keep the one draw of noise they are given.
+    P(v_U | v_K, c) exactly where missing pixels lie in [-1, 1], since P(v) is the integral of p over the cell of v;
+    what lies beyond counts as the darkest or brightest level, as in `Farmer.sample`. Coordinates y are the logits of
+    the known pixels' positions in their cells, so that no wall blocks a move (their density gains log u (1 - u)), and
+    the missing pixels in the model's own coordinates (`model.pixels`: as they are, or their normal scores, of which
+    those beyond 5.2, where no move gets, count as 5.2). A model of Gaussian noise has no cells: its known pixels keep
+    the one draw of noise they are given.
 
     *Start.* A kernel estimate over S images x_s that the model drew for the same label, weighted towards those that
     match the known pixels: q(y) = Uniform(x_K) * sum_s w_s N(x_U; x_sU, KERNEL^2). It can be sampled, its density is
@@ -214,6 +216,7 @@ def inpaint(
     descend from few starts and look alike. Nor would proposals in the latents with the known pixels pasted back: their
     density has no closed form, so they have no exact acceptance rule.
     """
+    check_grey_levels(values, model.config.levels)
     generator = generator or torch.Generator(values.device).manual_seed(0)
     known, labels = known.expand(values.shape[1:]), _labels_or_null(labels, values)
     require(bool(known.any()), "known pixels", 0, "1 or more (`sample` draws whole images)")

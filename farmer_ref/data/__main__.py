@@ -158,6 +158,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"  rows of {out}, from the top: {listed(rows, SHOWN_CLASSES)}")
     for problem in problems[:MOST_PROBLEMS]:
         print(f"  problem: {problem}")
+    if len(problems) > MOST_PROBLEMS:
+        print(f"  and {len(problems) - MOST_PROBLEMS:,} more")
     if problems:
         wrong = counted(len(problems), "problem")
         raise InputError(f"dataset is {config.dataset!r}, with {wrong} (above); allowed: none")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from farmer_ref.data.order import random_seed
 from farmer_ref.data.sets import ImageData, batches, evenly_spread
-from farmer_ref.model.checks import checked_labels, evaluating
+from farmer_ref.model.checks import check_grey_levels, checked_labels, evaluating
 from farmer_ref.model.farmer import Farmer, LikelihoodTerms
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.student import OneStepStudent
@@ -39,6 +39,7 @@ def terms_over_draws(
     the places of these images among all that are scored, by default 0 .. B-1. It is drawn in float32 whatever the
     model's dtype. `noise_std` is the standard deviation of Gaussian noise, by default that at the end of training.
     """
+    check_grey_levels(values, model.config.levels)
     device = next(model.parameters()).device
     generator = torch.Generator(device)
     if labels is not None and (classes := model.config.num_classes):
@@ -95,13 +96,9 @@ def bits_per_dim(
     [True, False]
     """
     _require_uniform(model)
-    if images.is_floating_point() or images.dtype == torch.bool:
-        raise InputError(f"images are {images.dtype}; allowed: whole grey levels, as model.dequantiser.quantise gives")
+    check_grey_levels(images, model.config.levels)
     if not len(images):
         return torch.zeros(0, device=images.device)
-    for value in (int(images.min()), int(images.max())):
-        if not 0 <= value < model.config.levels:
-            raise InputError(f"images hold {value}; allowed: grey levels 0 to {model.config.levels - 1}")
     if draws < 1:
         raise InputError(f"draws is {draws}; allowed: 1 or more")
     total = terms_over_draws(model, images, labels, draws=draws, seed=seed).total  # (draws, B)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from farmer_ref.model.checks import evaluating
 from farmer_ref.model.flow import AutoregressiveFlow, FlowBlock
 from farmer_ref.model.precision import full_precision
 from farmer_ref.support.errors import InputError, require
@@ -64,10 +65,11 @@ def inverse_jacobi(
     if not len(z):
         return z, JacobiReport([0] * len(flow.blocks), [0.0] * len(flow.blocks))
     sweeps, residual = [], []
-    for block, window in zip(reversed(flow.blocks), reversed(windows), strict=True):
-        z, block_sweeps, block_residual = _block_inverse(block, z, labels, tolerance, window)
-        sweeps.insert(0, block_sweeps)
-        residual.insert(0, block_residual)
+    with evaluating(flow):
+        for block, window in zip(reversed(flow.blocks), reversed(windows), strict=True):
+            z, block_sweeps, block_residual = _block_inverse(block, z, labels, tolerance, window)
+            sweeps.insert(0, block_sweeps)
+            residual.insert(0, block_residual)
     return z, JacobiReport(sweeps, residual)
 
 

@@ -17,6 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from farmer_ref.model.checks import check_grey_levels
 from farmer_ref.model.precision import float32_at_least
 from farmer_ref.support.errors import InputError
 
@@ -111,10 +112,7 @@ class HistogramPixels(nn.Module):
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
         """Count the grey levels of training images (B,C,H,W), plus one each, so that every level has a place."""
-        least, most = (float(end) for end in values.aminmax())  # as tensors, bytes would be compared with 256 as a byte
-        if values.is_floating_point() or least < 0 or most >= self.levels:
-            given = f"{values.dtype} from {least:g} to {most:g}"
-            raise InputError(f"values are {given}; allowed: whole grey levels from 0 to {self.levels - 1}")
+        check_grey_levels(values, self.levels)
         for channel, pixels in enumerate(values.long().transpose(0, 1).flatten(1)):  # each (B*H*W,)
             self.counts[channel] = 1 + torch.bincount(pixels, minlength=self.levels)
 

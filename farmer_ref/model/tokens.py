@@ -47,11 +47,12 @@ class Dequantiser:
     def __call__(self, values: Tensor, noise: Tensor, noise_std: float | None = None) -> Tensor:
         """Grey levels `values` (B,C,H,W), integers 0..L-1, with `noise` from `draw`, to continuous images.
 
-        `noise_std` (Gaussian only) is that of the end of training unless given.
+        `noise_std` (Gaussian only) is that of the end of training unless given. u just below 1 is cut a little, so that
+        rounding puts no pixel into the next cell.
         """
         values = values.to(noise.dtype)
         if self.kind == "uniform":
-            return 2 * (values + noise) / self.levels - 1
+            return 2 * (values + noise.clamp(max=1 - self.levels * torch.finfo(noise.dtype).eps)) / self.levels - 1
         return 2 * values / (self.levels - 1) - 1 + (self.noise_final if noise_std is None else noise_std) * noise
 
     def quantise(self, images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ the folders of runs, checkpoints and samples, downloads and caches; the others r
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from farmer_ref.support.errors import InputError, require
+
+LONGEST_WAIT = datetime.timedelta(hours=2)  # for rank 0, which computes FID's figures alone: half an hour on one thread
 
 
 def resolve_device(name: str) -> torch.device:
@@ -46,7 +49,8 @@ def join(name: str) -> torch.device:
         name = f"cuda:{number}"
     device = resolve_device(name)
     if not dist.is_initialized():  # gloo exchanges CPU objects without synchronising the GPUs
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=LONGEST_WAIT)
     return device
 
 

@@ -271,7 +271,8 @@ def training_curve(run: Path) -> Figure:
             margin = max(0.1, 1e-6 * abs(high))  # huge numbers leave .1 no room
             axes.set_ylim(low - margin, high + margin)
         what = "bits/dim" if unit == "bits_per_dim" else "nats/dim of the noised image"
-        axes.set(ylabel=what, title=f"Training {run.name}")
+        axes.set(ylabel=what)
+        axes.set_title(f"Training {run.name}", parse_math=False)  # a folder's name may hold $
         if axes.lines:
             axes.legend(frameon=False)
         for panel in below:

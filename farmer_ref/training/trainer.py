@@ -224,8 +224,9 @@ class RunLog:
 class Trainer:
     """The optimisation loop: schedule, clipping, skipped steps, EMA, logs, checkpoints, resumption.
 
-    On a CPU with a fixed number of threads, a resumed run equals one that was never stopped bit for bit; where the
-    number changes, or on a GPU, whose kernels may add in another order each time, to rounding.
+    On a CPU with a fixed number of threads, and one process or two, a resumed run equals one that was never stopped bit
+    for bit; where the number changes, or on a GPU, whose kernels may add in another order each time, to rounding. So
+    with more processes: DDP's buckets, which are arranged anew after the first step, decide the order of their sums.
 
     The calling command supplies the loss, the batches, and periodic events (validation, samples). Under torchrun every
     process runs the same loop on its rows of each batch; joint decisions (when to stop, whether a gradient is finite)

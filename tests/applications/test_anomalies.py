@@ -1,5 +1,7 @@
 """Anomaly scores."""
 
+import math
+
 import torch
 from conftest import small_model
 
@@ -41,6 +43,13 @@ def test_features_and_scores_by_hand():
     assert torch.allclose(found["likelihood"], -log_p, atol=1e-2)
     assert torch.allclose(found["typicality"], (log_p - log_p.mean()).abs(), atol=1e-2)
     assert torch.allclose(found["complexity"], -log_p - features[:, 3], atol=1e-2)
+
+
+def test_a_compressed_length_is_in_nats_whatever_the_integers():
+    values = torch.randint(256, (2, 1, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    nats = 64 * 64 * math.log(256)  # of random bytes, which nothing compresses
+    assert ((compressed_length(values) / nats - 1).abs() < 0.02).all()
+    assert torch.equal(compressed_length(values.long()), compressed_length(values))
 
 
 def test_a_term_that_never_changes_does_not_count():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import small_model
 
-from farmer_ref import InputError
+from farmer_ref import Guidance, InputError
 from farmer_ref.applications.editing import change_class, change_details, interpolate
 
 
@@ -28,6 +28,21 @@ def test_edits_keep_what_they_say():
     ):
         with pytest.raises(InputError, match=message):
             change_class(model, images, labels, wrong)
+
+
+@pytest.mark.parametrize("sees", [False, True])
+def test_edits_are_drawn_under_the_labels_and_the_guidance_that_are_asked_for(sees):
+    model = small_model(flow_sees_class=sees)
+    images = torch.rand(4, 2, 6, 6, dtype=torch.float64) * 2 - 1
+    labels, new, guidance = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 2, 0, 2]), Guidance(scale=1.0)
+    first, again = (torch.Generator().manual_seed(0) for _ in range(2))
+    edited = change_class(model, images, labels, new, guidance=guidance, generator=first)
+    wanted, _ = model.prior.split(model.prior.sample(new, guidance, generator=again))
+    assert torch.allclose(model.prior.split(model.encode(edited, new)[0])[0], wanted)
+    edited = change_details(model, images, labels, generator=first.manual_seed(0))
+    informative, _ = model.prior.split(model.encode(images, labels)[0])
+    wanted = model.prior.sample_redundant(informative, labels, generator=again.manual_seed(0))
+    assert torch.allclose(model.prior.split(model.encode(edited, labels)[0])[1], wanted)
 
 
 def test_walks_begin_and_end_at_the_images():

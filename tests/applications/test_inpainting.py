@@ -8,6 +8,8 @@ from conftest import randomise_zeros, small_model
 
 from farmer_ref import Farmer, InputError, ModelConfig
 from farmer_ref.applications import inpainting
+from farmer_ref.applications.anomalies import AnomalyScorer
+from farmer_ref.applications.classification import class_log_probs
 from farmer_ref.applications.inpainting import Conditional, Particles, hamiltonian_move, inpaint, largest_power
 from farmer_ref.data.sets import batches, load_split
 
@@ -133,7 +135,24 @@ def test_known_pixels_come_back_as_they_were(name):
     assert (done.values == values[:, None])[..., known].all()
     assert (model.dequantiser.quantise(done.images) == done.values).all()  # not only put back
     assert (done.values != values[:, None])[..., ~known].any()
-    assert done.log_prob.isfinite().all()
+    assert labels[0] != labels[1]
+    with torch.no_grad():
+        found = model.log_prob(done.images.flatten(0, 1), labels.repeat_interleave(3))
+    assert torch.allclose(done.log_prob.flatten(), found, atol=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 240)])
+def test_what_are_no_grey_levels_is_refused(digits, wrong):
+    """Images in [-1, 1], or bytes for a model of 17 levels: numbers, and all wrong."""
+    known = torch.arange(64).view(1, 8, 8) < 32
+    scores = (
+        lambda: inpaint(digits, wrong, known),
+        lambda: class_log_probs(digits, wrong),
+        lambda: AnomalyScorer(digits, wrong, torch.zeros(1)),
+    )
+    for score in scores:
+        with pytest.raises(InputError, match="values are torch.* allowed: whole grey levels from 0 to 16"):
+            score()
 
 
 def test_inpainting_refuses(digits):

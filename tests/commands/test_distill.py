@@ -1,5 +1,6 @@
 """Distillation as a command: resuming, refusing, and what it leaves."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from helpers import QUICK, assert_same, contents, fails_with_one_line, metrics, 
 from PIL import Image
 
 from farmer_ref import PRESETS, Farmer, InputError, OneStepStudent, distill, evaluate, sample, train
+from farmer_ref.distill import DistillConfig
 from farmer_ref.support.files import read_metadata, write_weights
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.presets import DISTILLATIONS
@@ -171,6 +173,29 @@ def test_a_resumed_distillation_keeps_its_form(run, capsys):
     del settings["form"]
     config.write_text(json.dumps(settings))
     fails_with_one_line(capsys, distill.main, place, "config.json has no form; allowed: 'forward'")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "teacher"),
+    [
+        ("teachers/a", [], "teachers/a"),
+        ("owner/name@abc", ["--run", "owner/name"], "owner/name@abc"),  # its newest commit may be another teacher
+        ("teachers/a", ["--run", "moved/a"], "moved/a"),
+    ],
+)
+def test_a_resumed_distillation_finds_its_teacher(tmp_path, recorded, given, teacher):
+    folder = tmp_path / "distillation"
+    folder.mkdir()
+    settings = dataclasses.asdict(DistillConfig(run=recorded, out=str(tmp_path), steps=50))
+    (folder / "config.json").write_text(json.dumps(settings))
+    found = distill.settings(["--out", str(tmp_path), "--resume", *given])
+    assert (found.run, found.out, found.steps) == (teacher, str(tmp_path), 50)
+
+
+def test_a_distillation_that_has_moved_with_its_teacher_resumes_where_it_is(run, tmp_path):
+    distill.main(["--run", str(run), *BRIEF])
+    run.rename(tmp_path / "moved")
+    assert distill.settings(["--run", str(tmp_path / "moved"), "--resume"]).run == str(tmp_path / "moved")
 
 
 def test_a_resumed_distillation_keeps_its_images(run, capsys):

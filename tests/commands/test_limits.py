@@ -183,6 +183,14 @@ def test_room_is_asked_for_before_it_is_taken(monkeypatch, capsys, trained, tmp_
         fails_with_one_line(capsys, command, line, "memory needed is")
 
 
+def test_a_picture_needs_room_for_its_own_images_only(monkeypatch, capsys, digits, tmp_path):
+    least = 4 * (digits.config.tokens * digits.config.prior_layers * digits.config.prior_width * 2 + 64)
+    monkeypatch.setattr(costs, "memory_of", lambda device: 10 * least)
+    sample.main(["--run", "digits", "--rows", "1", "--out", str(tmp_path / "a.png")])
+    line = ["--run", "digits", "--rows", "2", "--out", tmp_path / "b.png"]
+    fails_with_one_line(capsys, sample.main, line, "20 images at once")
+
+
 def test_an_array_is_written_as_its_images_come(trained, tmp_path, monkeypatch):
     """What one call of `gather` holds does not grow with the count."""
     largest = []

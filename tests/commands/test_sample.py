@@ -9,7 +9,7 @@ import pytest
 from helpers import draw, fails_with_one_line
 from PIL import Image
 
-from farmer_ref import PRESETS, Farmer, Guidance, OneStepStudent, evaluate, sample
+from farmer_ref import PRESETS, Farmer, Guidance, InputError, OneStepStudent, evaluate, sample
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,20 @@ def test_the_first_process_alone_makes_a_folder_of_samples(trained, tmp_path, mo
     monkeypatch.setattr(sample, "note_settings", lambda *_: pytest.fail("another process writes, too"))
     monkeypatch.setattr("farmer_ref.support.parallel.rank", lambda: 1)
     draw(trained, tmp_path, "--count", 5)
+
+
+def test_where_one_process_cannot_draw_all_end(trained, tmp_path, monkeypatch):
+    """Also the one that writes: it must not wait for images that never come, nor keep an array without them."""
+    other = sample.NotDrawn("label is 12; allowed: another")
+    monkeypatch.setattr("farmer_ref.support.parallel.gather", lambda mine: [mine, other])
+    with pytest.raises(sample.NotDrawn, match="label is 12"):
+        draw(trained, tmp_path / "a.npz", "--count", 5)
+    assert not list(tmp_path.iterdir())
+    told = []
+    monkeypatch.setattr("farmer_ref.support.parallel.gather", lambda mine: told.append(mine) or [mine])
+    with pytest.raises(InputError, match="label is 12"):  # here itself: the others are told
+        draw(trained, tmp_path / "a.npz", "--count", 5, "--labels", 12)
+    assert isinstance(told[0], sample.NotDrawn)
 
 
 def test_sample_takes_the_run_s_own_guidance(trained, tmp_path, monkeypatch):

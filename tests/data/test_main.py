@@ -7,7 +7,7 @@ import pytest
 from helpers import QUICK, fails_with_one_line, folder_of_images
 from PIL import Image
 
-from farmer_ref import train
+from farmer_ref import InputError, train
 from farmer_ref.data import folders
 from farmer_ref.data.__main__ import main
 
@@ -52,6 +52,17 @@ def test_what_cannot_be_read_is_a_problem(tmp_path, capsys):
     arguments = [f"folder:{root}", "--out", tmp_path / "sheet.png"]
     fails_with_one_line(capsys, main, arguments, "with 2 problems")
     assert (tmp_path / "sheet.png").is_file()
+
+
+def test_not_all_of_many_problems_are_printed(tmp_path, capsys):
+    root = tmp_path / "pets"
+    folder_of_images(root / "train")
+    for number in range(13):
+        (root / "train" / "cat" / f"bad{number}.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="13 problems"):
+        main([f"folder:{root}", "--out", str(tmp_path / "sheet.png")])
+    printed = capsys.readouterr().out
+    assert printed.count("problem: ") == 10 and "and 3 more" in printed
 
 
 def test_images_that_two_splits_share_are_said(tmp_path, capsys):

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import jacobian, small_model
-from helpers import images_for
+from conftest import images_for, jacobian, randomise_zeros, small_model
 
-from farmer_ref import Farmer, Guidance, ModelConfig, bits_per_dim
+from farmer_ref import Farmer, Guidance, ModelConfig, OneStepStudent, bits_per_dim
 from farmer_ref.model.checks import checked_labels
 from farmer_ref.support.errors import InputError
 
@@ -319,3 +318,10 @@ def test_a_flow_that_sees_the_class_sees_it_in_every_direction(flow):
     assert (model.decode(z, labels) - x).abs().max() < 1e-9 < (model.decode(z) - x).abs().max()
     drawn, z = (draw(labels, generator=torch.Generator().manual_seed(0)) for draw in (model.sample, model.prior.sample))
     assert torch.equal(drawn, model.decode(z, labels).clamp(-1, 1))
+    if flow == "autoregressive":
+        parallel = model.decode(z, labels, method="jacobi")
+        assert (parallel - model.decode(z, labels)).abs().max() < 1e-3 < (parallel - model.decode(z)).abs().max()
+        student = randomise_zeros(OneStepStudent.from_teacher(model.flow, form="inverse"))
+        guess = model.decode(z, labels, student=student)
+        assert torch.equal(guess, model.to_images(student(z, labels)))
+        assert (guess - model.decode(z, student=student)).abs().max() > 1e-4

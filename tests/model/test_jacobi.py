@@ -99,3 +99,9 @@ def test_wrong_windows_are_named(windows):
         inverse_jacobi(small_flow(), tokens(), windows=windows)
     with pytest.raises(InputError, match="tolerance is 0"):
         inverse_jacobi(small_flow(), tokens(), tolerance=0)
+
+
+def test_dropout_is_off_in_training_mode():
+    flow = mild_flow(dropout=0.5).train()
+    assert torch.allclose(inverse_jacobi(flow, tokens(count=12))[0], flow.inverse(tokens(count=12)), atol=1e-4)
+    assert flow.training and flow.blocks[0].transformer.training

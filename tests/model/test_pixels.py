@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import jacobian, small_model
-from helpers import dequantised
+from conftest import dequantised, jacobian, small_model
 
 from farmer_ref import bits_per_dim
 from farmer_ref.model.pixels import TAIL, HistogramPixels, normal_quantile

@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import SPLITS, small_model
-from helpers import images_for
+from conftest import SPLITS, images_for, small_model
 
 from farmer_ref import Farmer
 from farmer_ref.support.errors import InputError

@@ -166,3 +166,21 @@ def test_labels_are_checked_here_too():
 def test_without_redundant_channels_none_are_drawn_again():
     prior = small_model(informative=None).prior
     assert prior.sample_redundant(torch.zeros(2, 9, 8, dtype=torch.float64), torch.tensor([0, 1])).shape == (2, 9, 0)
+
+
+def test_samples_have_no_dropout_in_training_mode():
+    """Nor has the condition, which is read as in training, all positions at once."""
+    prior, labels = small_model(dropout=0.5).train().prior, torch.tensor([0, 1])
+    first, again = (prior.sample(labels, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(first, again) and prior.training
+    informative, _ = prior.split(first)
+    pair = [prior.sample_redundant(informative, labels, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert torch.equal(*pair) and not pair[0].requires_grad
+
+
+@pytest.mark.parametrize("temperature", [-1.0, math.nan])
+def test_temperatures_of_redundant_channels_are_checked(temperature):
+    prior = small_model().prior
+    informative, _ = prior.split(prior.sample(torch.tensor([0])))
+    with pytest.raises(InputError, match="scale_temperature is"):
+        prior.sample_redundant(informative, torch.tensor([0]), temperature=temperature)

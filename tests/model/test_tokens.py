@@ -96,9 +96,20 @@ def test_quantise_inverts_dequantise(kind, levels):
     assert images.min() >= -1.001 and images.max() <= 1.001
 
 
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_rounding_puts_no_pixel_into_the_next_cell(levels):
+    dequantiser = Dequantiser("uniform", levels, noise_start=0.1, noise_final=0.005)
+    values = torch.arange(levels, dtype=torch.uint8).view(1, 1, 1, -1).expand(1, 1, 50, -1)
+    largest = 1 - 2.0**-24 * torch.arange(1, 51).view(1, 1, 50, 1)  # the largest float32 below 1
+    images = dequantiser(values, largest.expand(values.shape))
+    assert torch.equal(dequantiser.quantise(images), values)
+    assert (images > 2 * values / levels - 1 + 1.9 / levels).all()  # near the upper end of the cell all the same
+
+
 def test_noise_falls_on_a_cosine():
     dequantiser = Dequantiser("gaussian", 256, noise_start=0.1, noise_final=0.005)
-    assert [round(dequantiser.noise_std_at(p), 6) for p in (0, 0.5, 1)] == [0.1, 0.0525, 0.005]
+    found = [round(dequantiser.noise_std_at(p), 6) for p in (0, 0.25, 0.5, 0.75, 1)]
+    assert found == [0.1, 0.086088, 0.0525, 0.018912, 0.005]
 
 
 @pytest.mark.parametrize(("levels", "dimensions"), [(17, 64), (256, 3072)])

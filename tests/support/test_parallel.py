@@ -37,6 +37,6 @@ def test_under_torchrun_a_process_touches_its_own_gpu_only(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: done.append(f"choose {number}"))
     monkeypatch.setattr(torch, "empty", lambda *_, device: done.append(f"try {device}"))
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: done.append(backend))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, timeout: done.append(backend))
     assert join("cuda") == torch.device("cuda", 1)
     assert done == ["choose 1", "try cuda:1", "cpu:gloo,cuda:nccl"]

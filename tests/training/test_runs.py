@@ -8,7 +8,7 @@ import torch
 from helpers import QUICK, metrics, stop_after, weights_of
 from PIL import Image
 
-from farmer_ref import InputError, train
+from farmer_ref import Farmer, InputError, train
 from farmer_ref.data.sets import load_split
 from farmer_ref.training.checkpoint import checkpoints
 from farmer_ref.training.runs import Run
@@ -34,6 +34,20 @@ def test_run_folder(tmp_path):
     assert not torch.equal(ema.flow.blocks[0].positions, raw.flow.blocks[0].positions)
     with pytest.raises(InputError, match="weights is 'best'"):
         Run.open(tmp_path).load("best")
+
+
+def test_a_preview_that_cannot_be_drawn_ends_no_run(tmp_path, monkeypatch, capsys):
+    """A model that is out of hand for some steps may come back; a run's folder may hold dollar signs."""
+
+    def failing(*_, **__):
+        raise InputError("images are not finite; allowed: weights that give finite samples")
+
+    monkeypatch.setattr(Farmer, "sample", failing)
+    run = tmp_path / "of_$1_and_$2"
+    train.main([*QUICK, "--out", str(run), "--sample-every", "10"])
+    assert "no samples at step 10: images are not finite" in capsys.readouterr().err
+    assert checkpoints(run)[-1].name == "step-20" and (run / "curve.png").exists()
+    assert not list((run / "samples").glob("*.png"))
 
 
 @pytest.mark.parametrize("pixels", ["linear", "histogram"])
