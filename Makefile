@@ -65,7 +65,9 @@ check: .venv/.installed
 	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 -m farmer_ref.train --preset mnist-p2 \
 		--init-from runs/mnist-p2-uniform --model.noise-width 16 --batch-size 32 --out runs/mnist-p2-noise --max-minutes 90 --resume
 	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 -m farmer_ref.train --preset mnist-p2 \
-		--init-from runs/mnist-p2-noise --batch-size 32 --out runs/mnist-p2 --max-minutes 62 --resume
+		--init-from runs/mnist-p2-noise --batch-size 32 --out runs/mnist-p2-third --max-minutes 62 --resume
+	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 -m farmer_ref.train --preset mnist-p2 \
+		--init-from runs/mnist-p2-third --batch-size 32 --out runs/mnist-p2 --max-minutes 60 --resume
 	$(BIN)/python -m benchmarks.mnist --stage classifier
 	$(BIN)/python -m benchmarks.mnist --stage model --samples 500 --draws 4
 	$(BIN)/python -m farmer_ref.distill --run runs/mnist-p2 --resume --form inverse --batch-size 16 --learning-rate 2e-3 --ema-decay 0.99 --max-minutes 11

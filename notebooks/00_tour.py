@@ -204,7 +204,8 @@ real = torch.stack([mnist_images[mnist_labels == c][:4] for c in range(10)], 1).
 labelled_grids({"real test digits": real, "samples of the MNIST model": drawn}, columns=10)
 
 # %% [markdown]
-# No guidance is at work yet. Notebook 04 makes the samples sharper, and says what that costs.
+# Forty samples are few: notebook 04 draws a hundred from the same model, and the share is lower. No guidance is at work
+# yet. Notebook 04 makes the samples sharper, and says what that costs.
 #
 # ## Check: there and back
 #
@@ -343,8 +344,8 @@ assert null > math.log2(10)  # more than a label holds
 #     return tuple(((given - other).mean() / math.log(2)).item() for other in (null, average))
 # ```
 #
-# The null class loses more bits than a label holds: it was trained on a tenth of the images only, and is a worse model
-# than the average $\frac{1}{10}\sum_c p(\text{image} \mid c)$ of the ten classes. Against that average the label saves a
+# The null class loses more bits than a label holds: it has seen all images, but in a tenth of the training only, and is a
+# worse model than the average $\frac{1}{10}\sum_c p(\text{image} \mid c)$ of the ten classes. Against that average the label saves a
 # little less than 3.32 bits; the rest is lost on digits that could belong to another class, too. Keep this in mind when
 # notebook 04 guides with the ratio of the density with a label to that with the null class.
 #

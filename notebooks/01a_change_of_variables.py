@@ -511,6 +511,10 @@ assert z.shape == digit.shape and logdet.shape == (1,)
 matrix = jacobian(lambda flat: unshifted(block, flat.view(1, 16, 4))[0].flatten(), digit.flatten())
 assert matrix.view(16, 4, 16, 4).norm(dim=(1, 3)).triu(1).max() == 0  # triangular over tokens
 assert (matrix.slogdet().logabsdet - logdet).abs() > 1e-3  # and yet the sum is wrong
+_, own = block.shift_and_log_scale(digit, block.embedded_positions(None))
+assert torch.allclose(
+    logdet, own.sum((1, 2))
+)  # the sum of log sigma, which Eq. 10 would call the log-determinant
 # Token i of your block has the mu and log sigma that token i + 1 of the block has:
 mu, log_sigma = block.all_shifts_and_log_scales(digit)
 assert torch.allclose(z[:, :-1], (digit[:, :-1] - mu[:, 1:]) * log_sigma[:, 1:].exp())

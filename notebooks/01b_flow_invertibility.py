@@ -243,8 +243,8 @@ _ = figure.colorbar(shown, ax=panels[1:], label="log10 of the error, grey levels
 # %% [markdown]
 # In double precision next to nothing is left of the error, and single precision is good enough for any picture. (A black
 # point in the rows above the last is a pixel without any error.) Latents in 16 bits are another matter: bfloat16 keeps
-# eight binary digits, and the errors are about a thousand times as large as in single precision. The largest reach a whole
-# grey level, which is all the room that a dequantised pixel has. This package therefore keeps latents, log-determinants and
+# eight binary digits, and its errors are more than a thousand times those of single precision; float16 keeps eleven, and
+# its errors are a few hundred times as large. With bfloat16 the largest reach a whole grey level, which is all the room that a dequantised pixel has. This package therefore keeps latents, log-determinants and
 # densities in 32 bits, even where the transformers compute in 16. (The errors follow the edges of the strokes. Grey levels
 # are rare there, and the histogram through which the models that ship see a pixel keeps rare levels close together:
 # notebook 02b.)

@@ -51,9 +51,9 @@ _ = torch.set_grad_enabled(False)
 #
 # Take a mixture with one Gaussian on each level, with the right weights, and make all of them narrower and narrower. A
 # compressor of single pixels cannot need fewer bits than the **entropy** of the levels, $-\sum_v P(v) \log_2 P(v)$. That is
-# Shannon's limit, whatever the model.
+# Shannon's limit, whatever the model. So a score below the entropy must be false, and without noise we shall get one.
 #
-# Dequantisation repairs this: it adds uniform noise, so that the gaps between the levels are filled, and level $v$ becomes
+# **Dequantisation** is the cure: it adds uniform noise, so that the gaps between the levels are filled, and level $v$ becomes
 #
 # $$x = \frac{2\,(v + u)}{L} - 1, \qquad u \sim U[0, 1).$$
 
@@ -147,7 +147,7 @@ print(f"no constant, with 17 levels:       {math.log2(17 / 2):.2f} bits/dim")
 print(f"constant of 256 levels, with 17:   {math.log2(256 / 17):.2f} bits/dim")
 
 # %% [markdown]
-# The first is small, although tables often print a third decimal. The others are larger than any difference between good
+# The first is small, but it shows in the third decimal, which tables often print. The others are larger than any difference between good
 # models and bad ones.
 #
 # ## One bound or another
@@ -256,7 +256,7 @@ except InputError as error:
 # rest spread over the other 16. A prior made of smooth Gaussians must imitate a box. (In 28×28 digits the box is 2/256 wide
 # and holds four pixels of five.)
 #
-# The shipped models use another coordinate. Let $F$ be the distribution function of one pixel on its own, which the
+# The shipped models, all but `digits-noise`, use another coordinate. Let $F$ be the distribution function of one pixel on its own, which the
 # **histogram** of the training pixels gives. $F(x)$ is uniform in $[0, 1]$, so
 # $y = \Phi^{-1}\big(F(x)\big)$ is standard normal, with the log-derivative
 #

@@ -59,8 +59,9 @@ def seeded(on="cpu"):
 # ## What guidance asks for
 #
 # The prior can predict a token in two ways. $p_c(z)$ is its density given the class; $p_u(z)$ is its density when the
-# class is withheld (the *null class*, which one training image in ten was given in place of its own class). Where the
-# ratio $p_c / p_u$ is large, a value speaks for the class. Guidance with *scale* $w$ multiplies $p_c$ by a power of it:
+# class is withheld (the *null class*, which takes the place of the label of one image in ten, drawn anew at each step).
+# Where the ratio $p_c / p_u$ is large, a value speaks for the class. Guidance with *scale* $w$ multiplies $p_c$ by a power
+# of it:
 #
 # $$p'(z) \propto p_c(z)\,\left(\frac{p_c(z)}{p_u(z)}\right)^w \qquad\text{(Eq. 15)}$$
 #
@@ -392,7 +393,8 @@ assert (torch.tensor(spreads).diff() > 0.5).all()
 # The paper compares with the rule of GIVT and JetFormer, two earlier models with mixtures of Gaussians. It draws a
 # component $k$ of $p_c$, takes component number $k$ of $p_u$, and samples the target of these *two Gaussians*, by
 # *rejection sampling*: propose a value from a wider Gaussian, accept it with a probability that is proportional to
-# target over proposal, otherwise propose again, at most 1,000 times.
+# target over proposal, otherwise propose again, at most 1,000 times; if none is accepted, a draw of component $k$ of $p_c$
+# is taken.
 #
 # For mixtures of one component this is nearly exact. Otherwise it has a flaw that you can guess: components have no
 # order. Swap the two of $p_u$, and its density is still the same.
@@ -595,7 +597,7 @@ assert share_beyond_honesty(toy, z, classes) == 0.5, "more than ten times"
 # certain. The bound holds for whole latents, so the log-ratios of an image's tokens must add up to at most $\log 10$.
 #
 # That is the test, and the model of 8×8 digits does not pass it: for nine in ten of its own samples they add up to more.
-# The null class is learned from a tenth of the images, and is a worse model than the average of the others would be. So
+# The null class is learned in a tenth of the training only, and is a worse model than the average of the ten classes. So
 # guidance also moves samples away from what the null class does badly, not only towards the class.
 #
 # ```python
@@ -629,6 +631,17 @@ shares = [share_improper(small, z, classes, w) for w in (0.0, 0.5, 1.0, 2.0, 4.0
 assert shares[0] == 0, "p_c itself has an integral"
 assert shares == sorted(shares), "a larger scale cannot make a target proper"
 assert 0.1 < shares[-1] < 0.5, shares
+# One image of two tokens, two components, two channels: along one channel of the first token, p_c's widest is the wider.
+log_c = torch.tensor([[[[0.5, 0.5], [1.2, 1.0]], [[0.5, 0.5], [1.0, 1.0]]]]).log()  # (1,2,2,2)
+log_u = torch.tensor([[[[0.5, 0.5], [1.0, 1.0]], [[0.5, 0.5], [1.0, 1.0]]]]).log()
+toy = mock.Mock()
+toy.prior.mixtures = lambda z, labels=None: (
+    mock.Mock(log_scale=log_u if labels is None or labels.max() < 0 else log_c),
+    None,
+)
+assert share_improper(toy, z, classes, 3.0) == 0.5, (
+    "the widest component decides, and one token of two is improper"
+)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

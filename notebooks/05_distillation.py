@@ -59,9 +59,9 @@ def load(name):
 # %% [markdown]
 # ## Where does the time of a sample go?
 #
-# To sample, FARMER draws latents $z$ from the prior and then undoes the flow. Both happen token by token. Three models
-# ship with the package, and differ in their number of tokens $N$: digits of 8×8 pixels in 16 tokens, and digits of 28×28
-# in 49 and in 196.
+# To sample, FARMER draws latents $z$ from the prior and then undoes the flow. Both happen token by token. Three of the
+# models that ship with the package differ in their number of tokens $N$: digits of 8×8 pixels in 16 tokens, and digits of
+# 28×28 in 49 and in 196.
 #
 # *Predict first:* forward or inverse, the flow does the same additions and multiplications. How many times as long does
 # the inverse take with 16 tokens? With 196?
@@ -102,8 +102,8 @@ figure.legend(frameon=False, loc="outside lower left", ncols=2)
 plt.show()
 
 # %% [markdown]
-# The inverse takes several times as long, and with more tokens not more times: a longer forward pass leaves less room for
-# overhead. (Not $N - 1$ times: a step computes a single token, and attention finds the
+# The inverse takes several times as long as the forward pass. The ratio does not grow with the number of tokens: in a
+# longer pass, overhead counts for less. (Not $N - 1$ times: a step computes a single token, and attention finds the
 # *keys and values* of the tokens before in the cache of notebook 01b.) The reason is Eq. 9. To undo a block, we solve for
 # one token after another:
 #
@@ -490,7 +490,7 @@ for file in ("distillation", "distillation_losses"):
 # - The inverse is sequential because of the way it is computed. The function itself can be learned, one pass a block.
 # - One forward pass of the teacher gives the student its targets. Later it can mark the student: encode, and compare with $z$.
 # - Blocks inherit each other's errors. A student is a fast sampler and not an inverse; the likelihood stays the teacher's.
-# - The gain is largest for one image and many tokens, and small for a full batch on a CPU.
+# - The gain is largest for one image and many tokens, and smaller for a full batch on a CPU.
 #
 # ## Exercises
 #
@@ -605,7 +605,7 @@ assert torch.allclose(forward(z), (z - mu) * log_sigma.exp(), atol=1e-5), "Eq. 8
 # `python solutions/solution_05.py` prints the errors of all three, untrained and after 100 and 300 steps. The start
 # decides at first: untrained, the masked form *is* one sweep of the parallel inverse, the inverse form is near it, and
 # the forward form draws noise. To keep the mask costs nothing, as the exact inverse is causal in each block. After the
-# 3,000 steps of the table above, the forward form has nearly caught up. The paper trains for 60 epochs, and has 256 tokens,
+# 3,000 steps of the table above, the forward form has made up most of the difference, but not all. The paper trains for 60 epochs, and has 256 tokens,
 # where one sweep leaves more to be done. Whether the order stays the same there, we do not know.
 #
 # </details>

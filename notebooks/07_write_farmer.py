@@ -894,7 +894,7 @@ print("to write:", ", ".join(name for name, own in WRITTEN.items() if not own) o
 # One line of `path` becomes `z = block.flip((z - mu) * log_sigma.exp())`. (Check 9 then fails, unless you compare with the
 # package's `form="forward"`.) The inverse form starts far nearer, since with the teacher's weights and without the mask it is almost a
 # sweep of the parallel inverse; the forward form scales the wrong way. After equally few steps the inverse form is still
-# ahead, and after thousands by little.
+# ahead, and after thousands, too, by less.
 #
 # </details>
 #
