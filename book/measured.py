@@ -237,6 +237,7 @@ def of_mnist() -> dict[str, str]:
     test = measured["test"]
     return {
         "mnist_parameters": f"{measured['parameters'] / 1e6:.1f}",
+        "mnist_runs": in_words(len(legs_of(measured))),
         "mnist_bits": f"{test['bits_per_dim']:.3f}",
         "mnist_error": f"{test['standard_error']:.3f}",
         "mnist_images": f"{test['images']:,}",

@@ -276,7 +276,11 @@ def test_results_of_the_applications():
     anomalies = measured["anomalies"]
     best, test = anomalies["chosen_on_validation"], anomalies["test"]
     assert best == max(anomalies["mean_validation_auroc"], key=anomalies["mean_validation_auroc"].get)
-    assert test["blank"]["likelihood"] < 0.5  # the known failure
+    assert test["blank"]["likelihood"] < 0.5 and test["MNIST"]["likelihood"] < 0.5  # the known failures
+    for corrected in ("terms", "complexity"):
+        assert all(test[kind][corrected] > test[kind]["likelihood"] for kind in ("blank", "MNIST"))
+        assert test["one class left out"][corrected] < test["one class left out"]["likelihood"]
+    assert test["one class left out"]["likelihood"] < test["one class left out"]["Gaussian mixture"]
     assert test["blank"][best] >= 0.95 and test["blurred"][best] >= 0.95
     assert read["accuracy"]["mean"] >= 0.95
     assert read["cross_entropy_tempered"]["mean"] > 2 * read["cross_entropy_plain"]["mean"]
