@@ -216,7 +216,7 @@ def inpaint(
     descend from few starts and look alike. Nor would proposals in the latents with the known pixels pasted back: their
     density has no closed form, so they have no exact acceptance rule.
     """
-    check_grey_levels(values, model.config.levels)
+    check_grey_levels("values", values, model.config.levels)
     generator = generator or torch.Generator(values.device).manual_seed(0)
     known, labels = known.expand(values.shape[1:]), _labels_or_null(labels, values)
     require(bool(known.any()), "known pixels", 0, "1 or more (`sample` draws whole images)")

@@ -39,7 +39,7 @@ def terms_over_draws(
     the places of these images among all that are scored, by default 0 .. B-1. It is drawn in float32 whatever the
     model's dtype. `noise_std` is the standard deviation of Gaussian noise, by default that at the end of training.
     """
-    check_grey_levels(values, model.config.levels)
+    check_grey_levels("values", values, model.config.levels)
     device = next(model.parameters()).device
     generator = torch.Generator(device)
     if labels is not None and (classes := model.config.num_classes):
@@ -96,7 +96,7 @@ def bits_per_dim(
     [True, False]
     """
     _require_uniform(model)
-    check_grey_levels(images, model.config.levels)
+    check_grey_levels("images", images, model.config.levels)
     if not len(images):
         return torch.zeros(0, device=images.device)
     if draws < 1:

@@ -112,7 +112,7 @@ class HistogramPixels(nn.Module):
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
         """Count the grey levels of training images (B,C,H,W), plus one each, so that every level has a place."""
-        check_grey_levels(values, self.levels)
+        check_grey_levels("values", values, self.levels)
         for channel, pixels in enumerate(values.long().transpose(0, 1).flatten(1)):  # each (B*H*W,)
             self.counts[channel] = 1 + torch.bincount(pixels, minlength=self.levels)
 

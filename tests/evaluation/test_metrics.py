@@ -115,11 +115,11 @@ def test_moments_of_parts_are_those_of_the_whole():
 @pytest.mark.parametrize(
     ("images", "draws", "message"),
     [
-        (torch.zeros(1, 1, 8, 8), 1, "values are torch.float32 .* allowed: whole grey levels"),
+        (torch.zeros(1, 1, 8, 8), 1, "images are torch.float32 .* allowed: whole grey levels"),
         (
             torch.full((1, 1, 8, 8), 17, dtype=torch.uint8),
             1,
-            "values are torch.uint8 from 17 to 17; allowed: whole grey levels from 0 to 16",
+            "images are torch.uint8 from 17 to 17; allowed: whole grey levels from 0 to 16",
         ),
         (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), 0, "draws is 0; allowed: 1 or more"),
     ],
