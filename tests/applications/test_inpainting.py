@@ -198,15 +198,14 @@ def test_the_target_is_the_density_in_its_coordinates(pixels):
     """log p(x) plus the logarithm of how far x moves with each coordinate, by autograd."""
     torch.manual_seed(0)
     model = randomise_zeros(Farmer(ModelConfig(**TINY, pixels=pixels)), std=0.25).eval()
-    library = torch.rand(1, 20, 1, 2, 2, dtype=torch.float64) * 2 - 1
+    library = torch.rand(2, 20, 1, 2, 2, dtype=torch.float64) * 2 - 1
     model.pixels.fit(model.dequantiser.quantise(library[0]))
-    noise = torch.rand(1, 1, 2, 2, dtype=torch.float64)
-    labels = torch.ones(1, dtype=torch.long)
-    conditional = Conditional(model, GIVEN, KNOWN, labels, library=library, noise=noise)
+    noise, labels = torch.rand(2, 1, 2, 2, dtype=torch.float64), torch.arange(2)
+    conditional = Conditional(model, GIVEN.expand(2, -1, -1, -1), KNOWN, labels, library=library, noise=noise)
     y = conditional.start(5, torch.Generator().manual_seed(0)).requires_grad_()
     images = conditional.images(y)
     (moves,) = torch.autograd.grad(images.sum(), y)
-    expected = model.log_prob(images[0], labels.expand(5)) + moves[0].log().sum(-1)
-    found = conditional.log_densities(y)[0][0]
+    log_p = model.log_prob(images.flatten(0, 1), labels.repeat_interleave(5)).view(2, 5)
+    found = conditional.log_densities(y)[0]
     constant = int(KNOWN.sum()) * math.log(conditional.cell)  # of the cells' width, which the target leaves out
-    assert torch.allclose(found + constant, expected, rtol=1e-9)
+    assert torch.allclose(found + constant, log_p + moves.log().sum(-1), rtol=1e-9)
