@@ -178,9 +178,8 @@ def make_model(config: MnistConfig) -> None:
     """What the run's averaged weights score in half precision, results/<preset>.json."""
     run, made = Path(config.run), provenance(torch.device("cpu"))
     preset, state, target = PRESETS[config.preset], last_state(run), in_half_precision(config)
-    settings = dataclasses.replace(
-        saved_settings(run), preset=config.preset, out=preset.out, data_root=preset.data_root, resume=False
-    )
+    of_ours = {name: getattr(preset, name) for name in ("preset", "out", "data_root", "download")}
+    settings = dataclasses.replace(saved_settings(run), **of_ours, resume=False)  # not that machine's folders
     models, before = {"float32": Farmer.from_pretrained(run)}, trained_before(settings)
     target.mkdir(exist_ok=True)
     write_config(target, run_record(settings))
