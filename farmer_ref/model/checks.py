@@ -38,6 +38,7 @@ def check_grey_levels(name: str, values: Tensor, levels: int) -> None:
     """Raise `InputError` for what are not whole grey levels from 0 to `levels` - 1: images in [-1, 1], say."""
     whole = not values.is_floating_point() and values.dtype != torch.bool
     numbers = values.byte() if values.dtype == torch.bool else values
+    # As tensors, bytes would be compared with 256 as a byte.
     least, most = (float(end) for end in numbers.aminmax()) if values.numel() else (0.0, 0.0)
     if not whole or least < 0 or most >= levels:
         given, allowed = f"{values.dtype} from {least:g} to {most:g}", f"whole grey levels from 0 to {levels - 1}"
