@@ -100,6 +100,7 @@ def split_of(config: MnistConfig, name: str) -> ImageSet:
 
 def make_classifier(config: MnistConfig) -> None:
     """Train the ConvNet with shifts of up to 2 pixels; report its accuracy on validation and, once, on test images."""
+    made = made_by(config)
     torch.manual_seed(config.seed)
     train, classifier, size = split_of(config, "train"), ConvClassifier(), 100
     steps = config.epochs * len(train) // size
@@ -123,7 +124,6 @@ def make_classifier(config: MnistConfig) -> None:
     for name in ("validation", "test"):
         split = split_of(config, name)
         accuracy[name] = classifier.accuracy(split.values, split.labels)
-    made = made_by(config)
     figures = {"accuracy": accuracy, "parameters": parameters(classifier), "seconds": time.perf_counter() - began}
     write_json(ROOT / "results" / "mnist_classifier.json", {**made, **figures})
     print(json.dumps(figures))
@@ -255,7 +255,7 @@ def judged(
 
 def compare_guidance(config: MnistConfig) -> None:
     """Samples of the shipped model for each of `GUIDES`, and the distance of as many validation images as samples."""
-    model = Farmer.from_pretrained(config.preset)
+    made, model = made_by(config), Farmer.from_pretrained(config.preset)
     validation = split_of(config, "validation")
     images = torch.cat([values for values, _ in batches(validation, 1000, limit=2000)])
     classifier = shipped_classifier()
@@ -266,7 +266,7 @@ def compare_guidance(config: MnistConfig) -> None:
         row = {"scale": scale, "weight_temperature": weight, "scale_temperature": spread}
         rows.append(row | judged(config, model, classifier, real, guidance=Guidance(**row)))
         print(json.dumps(rows[-1]), flush=True)
-    record = {**made_by(config), "frechet_distance_of_real_images": floor, "rows": rows}
+    record = {**made, "frechet_distance_of_real_images": floor, "rows": rows}
     write_json(ROOT / "results" / f"{config.preset}_guidance.json", record)
 
 
@@ -280,7 +280,8 @@ def grid_of(config: MnistConfig, model: Farmer) -> Tensor:
 
 def make_student(config: MnistConfig) -> None:
     """What samples of the run's student score, whose teacher is now in half precision."""
-    name, trained, target = config.preset, Run.open(config.run), in_half_precision(config)
+    made, name = made_by(config), config.preset
+    trained, target = Run.open(config.run), in_half_precision(config)
     trained.load_student(trained.load("ema"))  # raises InputError where it is not the student of this run
     run, wanted = Run.open(target), halves(read_weights(Path(config.run) / "model.safetensors"))
     same = all(torch.equal(weight, wanted[name]) for name, weight in read_weights(target / "model.safetensors").items())
@@ -290,7 +291,6 @@ def make_student(config: MnistConfig) -> None:
     written = {key: value for key, value in read_metadata(Path(config.run) / STUDENT).items() if key != CHECKSUM}
     write_weights(target / STUDENT, weights, written)
     figures = sample_figures(config, model, split_of(config, "test"), student=run.load_student(model))
-    made = made_by(config)
     if config.ship:
         write_json(target / "student.json", {**made, **figures})
     write_json(ROOT / "results" / f"{name}_student.json", {**made, **figures})
