@@ -20,7 +20,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -408,7 +408,9 @@ def anomalies(config: ApplicationsBenchmark) -> dict:
         model = Farmer.from_pretrained("digits" if name == "simple" else train(config, dataset))
 
         def load(which: str, split: str, model: Farmer = model) -> tuple[Tensor, Tensor]:
-            data = load_split(which, split, model.config, data_root=config.data_root)
+            names = model.config.class_names if which == dataset else ()  # clothes have other classes than digits
+            shape = replace(model.config, class_names=names)
+            data = load_split(which, split, shape, data_root=config.data_root)
             limit = config.reference if split == "train" else config.images
             return next(batches(data, limit, limit))
 
