@@ -408,8 +408,7 @@ def anomalies(config: ApplicationsBenchmark) -> dict:
         model = Farmer.from_pretrained("digits" if name == "simple" else train(config, dataset))
 
         def load(which: str, split: str, model: Farmer = model) -> tuple[Tensor, Tensor]:
-            names = model.config.class_names if which == dataset else ()  # clothes have other classes than digits
-            shape = replace(model.config, class_names=names)
+            shape = replace(model.config, class_names=())  # clothes have other classes than digits
             data = load_split(which, split, shape, data_root=config.data_root)
             limit = config.reference if split == "train" else config.images
             return next(batches(data, limit, limit))
