@@ -417,8 +417,7 @@ for name, score in of_digits.items():
 #
 # How good are these scores? The heat map has their *AUROC*: the share of pairs in which the strange image has a higher
 # score than the usual one; 0.5 is chance. ("Faint" has a quarter of its ink. MNIST is strange to a model of
-# Fashion-MNIST, and the other way round. The first two columns look at pixels, without our model. Measured with models
-# in linear pixels.)
+# Fashion-MNIST, and the other way round. The first two columns look at pixels, without our model.)
 
 # %% tags=["hide-input"]
 table = measured["anomalies"]["test"]
