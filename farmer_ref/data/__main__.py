@@ -148,7 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     problems += found.unreadable
     held = f"{counted(len(files), 'image')} of {counted(len(classes), 'class')}"
     print(f"{printable(config.dataset)}: {held}, {folder.layout()}")
-    for line in (*table(members, classes), *found.lines(len(files)), f"skipped {described(folder.skipped) or 'nothing'}"):
+    skipped = f"skipped {described(folder.skipped) or 'nothing'}"
+    for line in (*table(members, classes), *found.lines(len(files)), skipped):
         print(f"  {line}")
     for split in [split for split, part in members.items() if not part]:
         print(f"  no image falls to the {split} split: add images, or a folder {split}")
