@@ -265,10 +265,9 @@ def legs_of(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def training_of(record: dict[str, Any]) -> tuple[str, str]:
-    """The steps and the minutes that a model was trained for, run by run."""
-    legs = legs_of(record)
-    steps, minutes = ([leg[f"training_{unit}"] for leg in legs] for unit in ("steps", "minutes"))
-    return " + ".join(f"{count:,}" for count in steps), " + ".join(f"{count:.0f}" for count in minutes)
+    """The steps and the minutes that a model was trained for, in all of its runs."""
+    steps, minutes = (sum(leg[f"training_{unit}"] for leg in legs_of(record)) for unit in ("steps", "minutes"))
+    return f"{steps:,}", f"{minutes:.0f}"
 
 
 def mnist_models() -> str:
