@@ -22,7 +22,7 @@ from farmer_ref.model.config import NULL_LABEL, ModelConfig
 from farmer_ref.model.guidance import Guidance
 from farmer_ref.support import cli
 from farmer_ref.support.errors import InputError, require
-from farmer_ref.support.files import NOT_WRITTEN, output_file, write_json
+from farmer_ref.support.files import NOT_WRITTEN, output_file
 from farmer_ref.support.hub import pinned
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.plots import image_grid, save_picture, to_bytes
@@ -323,15 +323,6 @@ def run_edit(config: EditConfig) -> None:
     print(f"{counted(len(images), 'image')} {what}: {out}")
 
 
-def report(text: str, figures: dict[str, Any], out: Path | None) -> None:
-    """Write the figures, then print the text; the disk may be full: what was measured is shown all the same."""
-    try:
-        if out:
-            write_json(out, figures)
-    finally:
-        print(text)
-
-
 def run_anomaly(config: AnomalyConfig) -> None:
     """Score the images against the run's training split."""
     out, inputs = output_file(config.out) if config.out else None, Inputs(config)
@@ -351,7 +342,7 @@ def run_anomaly(config: AnomalyConfig) -> None:
     for row in rows:
         share = row["share_of_validation_images_as_strange"]
         lines.append(f"  {row['scores'][config.score]:10.2f}  {share:6.1%}  {printable(row['image'])}")
-    report("\n".join(lines), {"run": inputs.run.name, "sorted_by": config.score, "images": rows}, out)
+    cli.report("\n".join(lines), {"run": inputs.run.name, "sorted_by": config.score, "images": rows}, out)
 
 
 def run_classify(config: ClassifyConfig) -> None:
@@ -382,7 +373,7 @@ def run_classify(config: ClassifyConfig) -> None:
         )
     ]
     made = {"run": inputs.run.name, "class_names": list(inputs.run.class_names()), "temperature": config.temperature}
-    report("\n".join(lines), {**made, "images": rows}, out)
+    cli.report("\n".join(lines), {**made, "images": rows}, out)
 
 
 RUNS = {

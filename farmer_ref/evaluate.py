@@ -22,7 +22,7 @@ from farmer_ref.model.guidance import Guidance
 from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support import cli, parallel
 from farmer_ref.support.errors import InputError, require, require_finite
-from farmer_ref.support.files import output_file, write_json
+from farmer_ref.support.files import output_file
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.record import provenance
 from farmer_ref.support.settings import Count, Factor, ThreadCount, Whole, settings_class
@@ -291,12 +291,8 @@ def main(argv: list[str] | None = None) -> None:
     numbers = {name: torch.tensor(value) for name, value in figures.items() if isinstance(value, float)}
     for name, value in numbers.items():
         require_finite(name, value, "a finite number, of a model that scores these images")
-    try:
-        if out:  # before anything is printed, which may fail
-            made = provenance(resolve_device(config.device))
-            parallel.on_rank_zero(lambda: write_json(out, {**made, **figures}))
-    finally:  # the disk may be full: what was measured is shown all the same
-        parallel.print_once(description(figures))
+    made = provenance(resolve_device(config.device)) if out else {}
+    cli.report(description(figures), {**made, **figures}, out)
 
 
 if __name__ == "__main__":

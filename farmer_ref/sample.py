@@ -213,10 +213,8 @@ def write_array(sampler: Sampler, out: Path) -> str:
     try:
         if parallel.rank() == 0:
             replace_file(out, write)
-    except NotDrawn:
-        raise
     except InputError as error:
-        if parallel.world_size() == 1:
+        if parallel.world_size() == 1 or isinstance(error, NotDrawn):
             raise
         problem = error
     for _ in rounds:  # the other processes draw for rank 0, which goes on even if it cannot write

@@ -67,14 +67,14 @@ def randomise_zeros(module: nn.Module, seed: int = 0, std: float = 0.2) -> nn.Mo
     return module
 
 
-def images_for(model, batch=2):
+def images_for(model: Farmer, batch: int = 2) -> Tensor:
     """Random images (B,C,H,W) in [-1, 1] of the size that a model takes, in float64."""
     c = model.config
     generator = torch.Generator().manual_seed(3)
     return torch.rand(batch, c.channels, c.image_size, c.image_size, generator=generator, dtype=torch.float64) * 2 - 1
 
 
-def dequantised(values, levels):
+def dequantised(values: Tensor, levels: int) -> Tensor:
     """Grey levels (B,C,H,W) with uniform noise, as images in [-1, 1] and in float64."""
     u = torch.rand(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     return 2 * (values + u) / levels - 1

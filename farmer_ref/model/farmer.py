@@ -214,14 +214,13 @@ class Farmer(Pretrained, nn.Module):
         _check_method(method, student)
         if denoise:
             self._require_noise()
-        with evaluating(self):
-            z = self.prior.sample(
-                labels, guidance, redundant_temperature=redundant_temperature, generator=generator, progress=progress
-            )
-            images = self.decode(z, labels, student=student, method=method, progress=progress)
-            images = self.denoise(images, labels) if denoise else images
-            require_finite("images", images, "weights, guidance and temperatures that give finite samples")
-            return images.clamp(-1, 1)
+        z = self.prior.sample(
+            labels, guidance, redundant_temperature=redundant_temperature, generator=generator, progress=progress
+        )
+        images = self.decode(z, labels, student=student, method=method, progress=progress)
+        images = self.denoise(images, labels) if denoise else images
+        require_finite("images", images, "weights, guidance and temperatures that give finite samples")
+        return images.clamp(-1, 1)
 
     def denoise(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """E[clean image | noisy image] = x + sigma^2 grad_x log p(x | c), where p is the density of noisy images.

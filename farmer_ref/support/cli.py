@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from farmer_ref.support import parallel
 from farmer_ref.support.errors import InputError, shown
+from farmer_ref.support.files import write_json
 from farmer_ref.support.hub import pinned
 from farmer_ref.support.settings import allowed_of
 
@@ -200,6 +202,18 @@ def run(main: Callable[[], None]) -> None:
             signal.signal(signal.SIGTERM, handler)
         sys.stdout, sys.stderr = streams
         tqdm.__init__, threading.excepthook = bar, hook
+
+
+def report(text: str, figures: dict[str, Any], out: Path | None) -> None:
+    """Write figures to `out`, if it is given, and print what they say, both on rank 0 only.
+
+    They are written first, because printing may fail; and printed even if they cannot be written: a disk may be full.
+    """
+    try:
+        if out:
+            parallel.on_rank_zero(lambda: write_json(out, figures))
+    finally:
+        parallel.print_once(text)
 
 
 def ending_of(error: BaseException) -> tuple[str, int]:
