@@ -557,7 +557,7 @@ def threads() -> str:
 
 def cpu_training() -> str:
     """Training on one thread of a CPU, as it is, without its parts, and with what was not taken; and on Zen 4."""
-    zen4 = folded("On Zen 4, and `mnist` with linear pixels", speeds("cpu_training_zen4"))
+    zen4 = folded("On Zen 4", speeds("cpu_training_zen4"))
     return f"{speeds('cpu_training')}\n\n{zen4}"
 
 

@@ -263,7 +263,7 @@ def speeds() -> str:
             if isinstance(times, dict) and "tarflow_seconds" in times
             for said in [ratio({key: times[f"speedup_{key}"] for key in ("median", "min", "max")})]
         ]
-        heads = ["same weights and shapes", "seconds, ours", "seconds, TARFlow's", "speed-up"]
+        heads = [f"same weights and shapes, {made_on(record)}", "seconds, ours", "seconds, TARFlow's", "speed-up"]
         text.append(table(heads, rows))
         sources.append(source(path.stem))
     return "\n\n".join([*text, folded(MADE, *sources)])
