@@ -1,8 +1,8 @@
 """Train the digits as `make train` does, with several seeds: `python -m benchmarks.digits`.
 
-Writes results/<preset>.json: the test figures of each seed, their mean and standard deviation, and each seed's
-validation curve. With `--ship`, the first seed's weights replace those that ship with the package, with a record of
-their origin.
+Writes results/<preset>.json (`--out`: another file of results/): the test figures of each seed, their mean and standard
+deviation, and each seed's validation curve. With `--ship`, the first seed's weights replace those that ship with the
+package, with a record of their origin.
 
 `--rescore` trains nothing: where scoring has changed, it scores the shipped weights again and puts the new figures in
 place of the old ones, in their record and in results/<preset>.json. The weights of the other seeds are not kept, and
@@ -50,6 +50,8 @@ class DigitsConfig:
     """Ship the first seed's weights with the package."""
     rescore: bool = False
     """Score the shipped weights again, without training."""
+    out: str = ""
+    """Name of the file in results/, which --rescore does not ask for; empty: the preset's."""
 
 
 def train_and_score(config: DigitsConfig, seed: int, folder: Path) -> dict:
@@ -122,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     means = averages(runs)
     settings = dataclasses.asdict(PRESETS[config.preset])
     record = {**made, "threads": config.threads, "settings": settings, **means, "runs": runs}
-    out = ROOT / "results" / f"{config.preset}.json"
+    out = ROOT / "results" / f"{config.out or config.preset}.json"
     out.parent.mkdir(exist_ok=True)
     write_json(out, record)
     print(json.dumps(means, indent=2))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.photographs import BLOCKS, CHANNELS, LAYERS, PATCH_SIZE, WIDTH, trained_flow, trained_student
 from benchmarks.tarflow import public_code
-from benchmarks.timing import side_by_side, speedup
+from benchmarks.timing import speedup
 from farmer_ref.model import flow as flow_module
 from farmer_ref.model.flow import AutoregressiveFlow, FlowBlock
 from farmer_ref.model.jacobi import CONVERGED, inverse_jacobi
@@ -34,7 +34,7 @@ from farmer_ref.model.student import OneStepStudent
 from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.parallel import resolve_device
-from farmer_ref.support.record import ROOT, provenance
+from farmer_ref.support.record import ROOT, provenance, timed_in_turns
 from farmer_ref.support.settings import settings_class
 
 TOLERANCE = 1e-5
@@ -176,7 +176,7 @@ def speed_matrix(
         z = torch.randn(batch, flow.tokens, CHANNELS, generator=torch.Generator().manual_seed(1)).to(device)
         with torch.no_grad():
             calls = {name: partial(method, z) for name, method in methods.items()}
-            times = side_by_side(calls, config.rounds, device)
+            times = timed_in_turns(calls, config.rounds, device)
         for name, seconds in times.items():
             ratio, median = speedup(times[baseline], seconds), statistics.median(seconds)
             rows.append(

@@ -15,13 +15,13 @@ from types import ModuleType
 import torch
 from pydantic import PositiveInt
 
-from benchmarks.timing import side_by_side, speedup
+from benchmarks.timing import speedup
 from farmer_ref import InputError
 from farmer_ref.model.tarflow import from_tarflow
 from farmer_ref.support import cli
 from farmer_ref.support.files import write_json
 from farmer_ref.support.parallel import resolve_device
-from farmer_ref.support.record import provenance
+from farmer_ref.support.record import provenance, timed_in_turns
 from farmer_ref.support.settings import settings_class
 
 SIDE = 16  # patches; N is its square
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         "sequential_inverse_of_one_image": inverses(z[:1]),
     }.items():
         with torch.set_grad_enabled(name == "training_step"):
-            times = side_by_side({"tarflow": step, "farmer_ref": our_step}, config.rounds, device)
+            times = timed_in_turns({"tarflow": step, "farmer_ref": our_step}, config.rounds, device)
         ratio = speedup(times["tarflow"], times["farmer_ref"])
         seconds = {f"{which}_seconds": statistics.median(found) for which, found in times.items()}
         figures[name] = {**seconds, **{f"speedup_{key}": value for key, value in ratio.items()}}

@@ -1,14 +1,10 @@
-"""Seconds of calls, and of several calls side by side."""
+"""Seconds of a call, and how many times as fast as another one it was."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
-
-import torch
-
-from farmer_ref.support.record import timed
 
 
 def seconds_of(work: Callable[[], object], least: float) -> float:
@@ -20,20 +16,6 @@ def seconds_of(work: Callable[[], object], least: float) -> float:
         work()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
-
-
-def side_by_side(calls: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every call in each round, after one round of warm-up.
-
-    Calls alternate, so that drift in the machine's speed affects all of them, and the one that comes first changes from
-    round to round.
-    """
-    names, times = list(calls), {name: list[float]() for name in calls}
-    for turn in range(rounds + 1):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(timed(calls[name], device))
-    return {name: seconds[1:] for name, seconds in times.items()}
 
 
 def speedup(reference: list[float], seconds: list[float]) -> dict[str, float]:

@@ -45,7 +45,7 @@ from farmer_ref.support.errors import InputError, require
 from farmer_ref.support.files import read_json, replace_file, write_json
 from farmer_ref.support.parallel import resolve_device
 from farmer_ref.support.plots import class_labels, comparison, labelled_grids, save_plot
-from farmer_ref.support.record import over_seeds, provenance, timed
+from farmer_ref.support.record import over_seeds, provenance, timed_in_turns
 from farmer_ref.support.settings import Count, settings_class
 from farmer_ref.training.checkpoint import last_state
 from farmer_ref.training.config import TrainConfig
@@ -301,19 +301,14 @@ def model_flag(name: str, value: object) -> list[object]:
 
 @torch.no_grad()
 def seconds_per_image(runs: Runs, preset: TrainConfig, rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """Median seconds per image of each part of sampling, by row, at batch 16.
-
-    Rows and parts alternate, round by round, so that other load on the machine affects all of them alike.
-    """
-    work = {row.name: parts_of_sampling(runs, preset, row) for row in rows}
-    rounds = [
-        {(name, part): timed(function, runs.device) for name, parts in work.items() for part, function in parts.items()}
-        for _ in range(1 + TIMED_ROUNDS)
-    ][1:]  # the first warms up
-    return {
-        name: {part: statistics.median([one[name, part] for one in rounds]) / TIMED_BATCH for part in parts}
-        for name, parts in work.items()
+    """Median seconds per image of each part of sampling, by row, at batch 16; rows and parts take turns."""
+    parts = {
+        (row.name, part): function for row in rows for part, function in parts_of_sampling(runs, preset, row).items()
     }
+    seconds: dict[str, dict[str, float]] = {}
+    for (name, part), times in timed_in_turns(parts, TIMED_ROUNDS, runs.device).items():
+        seconds.setdefault(name, {})[part] = statistics.median(times) / TIMED_BATCH
+    return seconds
 
 
 def parts_of_sampling(runs: Runs, preset: TrainConfig, row: Row) -> dict[str, Callable[[], object]]:

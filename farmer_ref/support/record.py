@@ -10,13 +10,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 ROOT = Path(__file__).parent.parent.parent
+K = TypeVar("K", bound=Hashable)
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -54,6 +55,20 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
+
+
+def timed_in_turns(calls: dict[K, Callable[[], object]], rounds: int, device: torch.device) -> dict[K, list[float]]:
+    """Seconds of every call in each round, after one round of warm-up.
+
+    Calls alternate, so that drift in the machine's speed affects all of them, and the one that comes first changes from
+    round to round.
+    """
+    names, times = list(calls), {name: list[float]() for name in calls}
+    for turn in range(rounds + 1):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(timed(calls[name], device))
+    return {name: seconds[1:] for name, seconds in times.items()}
 
 
 def git(*arguments: str) -> str:
