@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 ROOT = Path(__file__).parent.parent.parent
-K = TypeVar("K", bound=Hashable)
+Name = TypeVar("Name", bound=Hashable)
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -57,7 +57,9 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def timed_in_turns(calls: dict[K, Callable[[], object]], rounds: int, device: torch.device) -> dict[K, list[float]]:
+def timed_in_turns(
+    calls: dict[Name, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[Name, list[float]]:
     """Seconds of every call in each round, after one round of warm-up.
 
     Calls alternate, so that drift in the machine's speed affects all of them, and the one that comes first changes from
