@@ -84,6 +84,7 @@ check: .venv/.installed
 	$(BIN)/python -m benchmarks.pixels --steps 1000 --samples 300
 	$(ABLATE) --table 3 4 5 --figure 6a 6b 7 8 --steps-per-run 2500 --seeds 3
 	$(ABLATE) --data mnist-quick --pixels histogram --table 3 4 5 --figure 6a 6b 7 8 --steps-per-run 1600 --seeds 3 --images 1000
+	$(ABLATE) --data mnist-quick --pixels histogram --table 4 --steps-per-run 8000 --seeds 3 --other-seeds 1 --images 1000 --suffix _long
 	$(ABLATE) --basis --basis-steps 600 --seeds 3 --samples 200
 	$(ABLATE) --basis --basis-steps 2700 --seconds-per-run 300 --seeds 3 --other-seeds 1 --samples 200 --suffix _long
 	$(ABLATE) --basis --basis-steps 600 --data cifar10-crops --seeds 3 --samples 200 --images 1000

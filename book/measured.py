@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.pixels import ROWS
 from benchmarks.rivals import WITH_NOISE
 from book.equations import ROOT
-from book.pages import RESULTS, folded, link, load, source, table
+from book.pages import RESULTS, folded, last_word, link, load, source, table
 from farmer_ref.data.sets import load_split
 from farmer_ref.evaluation.tables import MEASURES
 from farmer_ref.evaluation.verdicts import cell
@@ -163,11 +163,10 @@ def of_the_tables() -> dict[str, str]:
         "twelve_bits": ("figure6b", "I = 12 of 16", "bits_per_dim"),
         "sixteen_accuracy": ("figure6b", "I = 16, no split", "sample_accuracy"),
         "sixteen_bits": ("figure6b", "I = 16, no split", "bits_per_dim"),
-        "flow_bits": ("table4", "autoregressive flow", "bits_per_dim"),
+        "flow_bits": ("table4", FLOW, "bits_per_dim"),
         "coupling_bits": ("table4", "coupling flow", "bits_per_dim"),
-        "flow_accuracy": ("table4", "autoregressive flow", "sample_accuracy"),
+        "flow_accuracy": ("table4", FLOW, "sample_accuracy"),
         "coupling_accuracy": ("table4", "coupling flow", "sample_accuracy"),
-        "student_accuracy": ("table4", STUDENT, "sample_accuracy"),
         "one_bits": ("figure6a", "K = 1", "bits_per_dim"),
         "best_bits": ("figure6a", "K = 64", "bits_per_dim"),
         "most_bits": ("figure6a", "K = 256", "bits_per_dim"),
@@ -175,8 +174,20 @@ def of_the_tables() -> dict[str, str]:
         "best_frechet": ("figure6a", "K = 64", "frechet_distance"),
         "most_frechet": ("figure6a", "K = 256", "frechet_distance"),
     }
+    long_cells = {
+        "flow_bits": (FLOW, "bits_per_dim"),
+        "coupling_bits": ("coupling flow", "bits_per_dim"),
+        "flow_accuracy": (FLOW, "sample_accuracy"),
+        "coupling_accuracy": ("coupling flow", "sample_accuracy"),
+        "student_accuracy": (STUDENT, "sample_accuracy"),
+        "flow_frechet": (FLOW, "frechet_distance"),
+        "student_frechet": (STUDENT, "frechet_distance"),
+    }
+    long_flows = f"table4{quick}_long"
     return {
         **{f"quick_{key}": figure_of(table + quick, row, name) for key, (table, row, name) in cells.items()},
+        **{f"longer_{key}": figure_of(long_flows, *where) for key, where in long_cells.items()},
+        "longer_steps": f"{load(long_flows)['steps_per_run']:,}",
         "quick_steps": f"{load('table3' + quick)['steps_per_run']:,}",
         "quick_components_seeds": in_words(load("figure6a" + quick)["seeds"]),
         "quick_parameters": f"{million / 1e6:.1f}",
@@ -727,7 +738,9 @@ GUIDED = ("split, both", "both, naive guidance", "both, resampling")
 
 def findings(kind: str) -> list[str]:
     """What became of five claims in the result files whose names end in `kind`."""
-    table3, table4, sizes = f"table3{kind}", f"table4{kind}", f"figure6b{kind}"
+    table3, table4, sizes = f"table3{kind}", last_word(f"table4{kind}"), f"figure6b{kind}"
+    steps = {name: load(name)["steps_per_run"] for name in (table3, table4)}
+    after = "" if steps[table4] == steps[table3] else f"after {steps[table4]:,} steps: "
     both = ("frechet_distance", "bits_per_dim")
     accuracy, distance = (
         " → ".join(figure_of(table3, row, measure) for row in GUIDED)
@@ -737,9 +750,9 @@ def findings(kind: str) -> list[str]:
     informative = [name for name in rows(sizes) if "spread" not in name]
     bits = ", ".join(f"{figure_of(sizes, name, 'bits_per_dim')} at {name}" for name in informative)
     return [
-        judged_row(table4, FLOW, "coupling flow", both),
+        after + judged_row(table4, FLOW, "coupling flow", both),
         judged_row(table3, GUIDED[-1], NORMAL, both),
-        f"Fréchet {figure_of(table4, FLOW, 'frechet_distance')} → {figure_of(table4, STUDENT, 'frechet_distance')}; "
+        f"{after}Fréchet {' → '.join(figure_of(table4, row, both[0]) for row in (FLOW, STUDENT))}; "
         f"inverts {faster:.1f} times as fast",
         f"accuracy {accuracy}; Fréchet {distance}",
         f"bits/dim {bits}",

@@ -52,12 +52,25 @@ def load(name: str) -> dict[str, Any]:
 
 
 def comparisons(data: str | None = None) -> list[Path]:
-    """The results of `farmer_ref.ablate` of the paper's tables and figures: by data, and in the paper's order."""
-    records = {path: load(path.stem) for path in RESULTS.glob("*.json") if path not in BASES}
+    """The results of `farmer_ref.ablate` of the paper's tables and figures: by data, and in the paper's order.
+
+    Where runs were repeated for longer, only those.
+    """
+    records = {
+        path: load(path.stem)
+        for path in RESULTS.glob("*.json")
+        if path not in BASES and last_word(path.stem) == path.stem
+    }
     of = {path: record["data"] for path, record in records.items() if "sentences" in record}
     found = [path for path in of if data in (None, of[path])]
     sets = [*SETS, *sorted({*of.values()} - {*SETS})]
     return sorted(found, key=lambda path: (sets.index(of[path]), ORDER.index(path.stem.split("_")[0]), path.stem))
+
+
+def last_word(name: str) -> str:
+    """A result, or that of longer runs of the same rows where there is one."""
+    longer = f"{name}_long"
+    return longer if (RESULTS / f"{longer}.json").exists() else name
 
 
 def link(name: str) -> str:
@@ -88,7 +101,8 @@ def judged() -> list[dict[str, Any]]:
     for path in comparisons():
         record = load(path.stem)
         paper = {row["name"]: re.findall(r"FID ([\d.]+)", row["paper"]) for row in record["rows"]}
-        where = {"stem": path.stem, "where": record["title"].split(":")[0], "data": record["data"]}
+        steps = f", {record['steps_per_run']:,} steps" if path.stem.endswith("_long") else ""
+        where = {"stem": path.stem, "where": record["title"].split(":")[0] + steps, "data": record["data"]}
         for place, claim in enumerate(record["claims"]):
             first, relation, second = re.split(r" (better than|within \S+ of) ", claim["claim"])
             known = paper.get(first) and paper[second]
@@ -107,7 +121,7 @@ def claims() -> str:
     every = judged()
     told: dict[tuple[str, int], bool] = {}
     for claim in every:  # the same claim of every data set has the same table and place
-        key = claim["where"], claim["place"]
+        key = claim["where"].split(",")[0], claim["place"]
         told[key] = told.get(key, False) or set(claim["verdicts"].values()) != {"inconclusive"}
     parts = [
         f"We tested {len(told)} claims of the paper. For **{sum(told.values())}** of them, the seeds allow a verdict "
@@ -203,6 +217,9 @@ def comparison(path: Path) -> str:
     shown = [bases_table(record)] if path in BASES else [measures_table(record), picture]
     if record["seeds"] == 1:
         shown = [folded("One seed: no verdict is possible, and the figures are for orientation only", *shown)]
+    shorter = path.stem.removesuffix("_long")
+    if path not in BASES and shorter != path.stem:
+        shown.append(f"These runs took {record['steps_per_run']:,} steps. Shorter ones: {link(shorter)}.")
     parts = [*shown, how_measured(path)]
     return "\n\n".join([f"({path.stem})=", f"### {record['title']}{kind}", *filter(None, parts)])
 

@@ -273,8 +273,8 @@ print(f"the sum: {summed:.3f} nats    by elimination: {eliminated:.3f} nats")
 # Coupling is the faster of the two to invert, and in the paper the weaker model. These are two models of the small digits
 # with equally many blocks, each trained for 2,500 steps on linear pixels, without the histogram of notebook 02b
 # (`results/table4.json`), beside what the paper reports for its own. (On 28×28 digits, whose tokens have 16 channels in
-# place of 4, coupling was the *better* of two models trained briefly: see
-# `results/table4_mnist-quick_histogram.json`. The next section shows what may be behind that.)
+# place of 4, coupling was the *better* of the two, by less the longer they trained: see
+# `results/table4_mnist-quick_histogram_long.json`. The next section shows what may be behind that.)
 
 # %% tags=["nbval-check-output"]
 for row in recorded("table4")["rows"][:2]:

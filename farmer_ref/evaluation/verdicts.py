@@ -173,10 +173,10 @@ def sampling_speeds(seconds: dict[str, dict[str, float]]) -> list[str]:
 
 
 def cell(figure: dict[str, Any], form: str) -> str:
-    """A mean, with its spread if any; from 100 on with one decimal where the spread is below a half, else without."""
+    """A mean, with its spread if any: from 10 on with one decimal, from 100 on without where the spread allows it."""
     spread = figure["standard_deviation"]
-    if form.endswith("f") and figure["mean"] >= 100:
-        form = ".1f" if spread is not None and spread < 0.5 else ".0f"
+    if form.endswith("f") and figure["mean"] >= 10:
+        form = ".1f" if figure["mean"] < 100 or (spread is not None and spread < 0.5) else ".0f"
     return f"{figure['mean']:{form}}" + (f" ± {spread:{form}}" if spread is not None else "")
 
 
