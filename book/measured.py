@@ -72,11 +72,15 @@ def numbers() -> dict[str, str]:
 
 def of_the_digits() -> dict[str, str]:
     """The presets digits and digits-noise."""
-    digits, noise = load("digits"), load("digits-noise")
+    digits, noise, uncut = load("digits"), load("digits-noise"), load("digits_uncut")
     runs, settings = digits["runs"], digits["settings"]
     return {
         "digits_bits": cell(digits["bits_per_dim"], ".3f"),
         "digits_accuracy": cell(digits["sample_accuracy"], ".1%"),
+        "uncut_bits": cell(uncut["bits_per_dim"], ".3f"),
+        "uncut_accuracy": cell(uncut["sample_accuracy"], ".1%"),
+        "uncut_minutes": f"{uncut['training_minutes']['mean']:.1f}",
+        "uncut_source": source("digits_uncut"),
         "digits_steps": f"{settings['steps']:,}",
         "digits_draws": f"{runs[0]['draws']}",
         "digits_limit": time_limit(),
