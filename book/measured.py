@@ -167,10 +167,6 @@ def of_the_tables() -> dict[str, str]:
         "twelve_bits": ("figure6b", "I = 12 of 16", "bits_per_dim"),
         "sixteen_accuracy": ("figure6b", "I = 16, no split", "sample_accuracy"),
         "sixteen_bits": ("figure6b", "I = 16, no split", "bits_per_dim"),
-        "flow_bits": ("table4", FLOW, "bits_per_dim"),
-        "coupling_bits": ("table4", "coupling flow", "bits_per_dim"),
-        "flow_accuracy": ("table4", FLOW, "sample_accuracy"),
-        "coupling_accuracy": ("table4", "coupling flow", "sample_accuracy"),
         "one_bits": ("figure6a", "K = 1", "bits_per_dim"),
         "best_bits": ("figure6a", "K = 64", "bits_per_dim"),
         "most_bits": ("figure6a", "K = 256", "bits_per_dim"),
@@ -178,20 +174,20 @@ def of_the_tables() -> dict[str, str]:
         "best_frechet": ("figure6a", "K = 64", "frechet_distance"),
         "most_frechet": ("figure6a", "K = 256", "frechet_distance"),
     }
-    long_cells = {
-        "flow_bits": (FLOW, "bits_per_dim"),
-        "coupling_bits": ("coupling flow", "bits_per_dim"),
-        "flow_accuracy": (FLOW, "sample_accuracy"),
-        "coupling_accuracy": ("coupling flow", "sample_accuracy"),
-        "student_accuracy": (STUDENT, "sample_accuracy"),
-        "flow_frechet": (FLOW, "frechet_distance"),
-        "student_frechet": (STUDENT, "frechet_distance"),
+    trained_longer = f"table4{quick}_long"
+    flows = {
+        f"{length}_{which}_{unit}": figure_of(name, row, measure)
+        for length, name in (("quick", f"table4{quick}"), ("longer", trained_longer))
+        for which, row in (("flow", FLOW), ("coupling", "coupling flow"))
+        for unit, measure in (("bits", "bits_per_dim"), ("accuracy", "sample_accuracy"))
     }
-    long_flows = f"table4{quick}_long"
     return {
         **{f"quick_{key}": figure_of(table + quick, row, name) for key, (table, row, name) in cells.items()},
-        **{f"longer_{key}": figure_of(long_flows, *where) for key, where in long_cells.items()},
-        "longer_steps": f"{load(long_flows)['steps_per_run']:,}",
+        **flows,
+        "longer_student_accuracy": figure_of(trained_longer, STUDENT, "sample_accuracy"),
+        "longer_flow_frechet": figure_of(trained_longer, FLOW, "frechet_distance"),
+        "longer_student_frechet": figure_of(trained_longer, STUDENT, "frechet_distance"),
+        "longer_steps": f"{load(trained_longer)['steps_per_run']:,}",
         "quick_steps": f"{load('table3' + quick)['steps_per_run']:,}",
         "quick_components_seeds": in_words(load("figure6a" + quick)["seeds"]),
         "quick_parameters": f"{million / 1e6:.1f}",
@@ -743,8 +739,7 @@ GUIDED = ("split, both", "both, naive guidance", "both, resampling")
 def findings(kind: str) -> list[str]:
     """What became of five claims in the result files whose names end in `kind`."""
     table3, table4, sizes = f"table3{kind}", last_word(f"table4{kind}"), f"figure6b{kind}"
-    steps = {name: load(name)["steps_per_run"] for name in (table3, table4)}
-    after = "" if steps[table4] == steps[table3] else f"after {steps[table4]:,} steps: "
+    after = f"after {load(table4)['steps_per_run']:,} steps: " if table4.endswith("_long") else ""
     both = ("frechet_distance", "bits_per_dim")
     accuracy, distance = (
         " → ".join(figure_of(table3, row, measure) for row in GUIDED)

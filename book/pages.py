@@ -101,8 +101,8 @@ def judged() -> list[dict[str, Any]]:
     for path in comparisons():
         record = load(path.stem)
         paper = {row["name"]: re.findall(r"FID ([\d.]+)", row["paper"]) for row in record["rows"]}
-        steps = f", {record['steps_per_run']:,} steps" if path.stem.endswith("_long") else ""
-        where = {"stem": path.stem, "where": record["title"].split(":")[0] + steps, "data": record["data"]}
+        where = {"stem": path.stem, "where": record["title"].split(":")[0], "data": record["data"]}
+        where["length"] = f", {record['steps_per_run']:,} steps" if path.stem.endswith("_long") else ""
         for place, claim in enumerate(record["claims"]):
             first, relation, second = re.split(r" (better than|within \S+ of) ", claim["claim"])
             known = paper.get(first) and paper[second]
@@ -121,7 +121,7 @@ def claims() -> str:
     every = judged()
     told: dict[tuple[str, int], bool] = {}
     for claim in every:  # the same claim of every data set has the same table and place
-        key = claim["where"].split(",")[0], claim["place"]
+        key = claim["where"], claim["place"]
         told[key] = told.get(key, False) or set(claim["verdicts"].values()) != {"inconclusive"}
     parts = [
         f"We tested {len(told)} claims of the paper. For **{sum(told.values())}** of them, the seeds allow a verdict "
@@ -154,7 +154,7 @@ def claims_table(every: list[dict[str, Any]]) -> str:
     )
     rows = []
     for claim in every:
-        text = f"[{claim['where']}](#{claim['stem']}): {claim['said']}"
+        text = f"[{claim['where']}{claim['length']}](#{claim['stem']}): {claim['said']}"
         by = [BADGES.get(claim["verdicts"].get(measure), "") for measure in JUDGED]
         if "sharpness" in claim["verdicts"]:
             text += f"<br>measured by sharpness: {BADGES[claim['verdicts']['sharpness']]}"
