@@ -137,14 +137,17 @@ def smaller_bitmap(found: re.Match[str]) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def short_names() -> Iterator[str]:
-    """a, b, ..., Z, aa, ab, ..."""
+def short_names(mark: str) -> Iterator[str]:
+    """a, b, ..., Z, aa, ab, ..., each followed by `mark`."""
     for length in itertools.count(1):
-        yield from map("".join, itertools.product(string.ascii_letters, repeat=length))
+        yield from ("".join(letters) + mark for letters in itertools.product(string.ascii_letters, repeat=length))
 
 
-def shorter_graphic(text: str) -> str:
-    """An SVG without metadata, indentation and names that nothing refers to, its coordinates to two decimals."""
+def shorter_graphic(text: str, mark: str = "") -> str:
+    """An SVG without metadata, indentation and names that nothing refers to, its coordinates to two decimals.
+
+    All names end in `mark`: graphics that stand in one page, as those of a notebook do in some editors, need their own.
+    """
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<\?xml.*?\?>|<!DOCTYPE[^>]*>", "", text, flags=re.DOTALL)
     text = re.sub(r"='([^'\"]*)'", r'="\1"', text)  # as notebooks have it
     text = re.sub(r"\s+", " ", BITMAP.sub(smaller_bitmap, text))
@@ -157,13 +160,14 @@ def shorter_graphic(text: str) -> str:
         text = re.sub(rf'<use href="#{blank}"[^>]*/>', "", text)
     # a letter's shift along its line, as its place
     text = re.sub(r'(<use href="[^"]*") transform="translate\(([^ )]+) 0\)"/>', r'\1 x="\2"/>', text)
-    names = dict(zip(dict.fromkeys(re.findall(r"(?:href=\"|url\()#([\w.-]+)", text)), short_names(), strict=False))
+    used = dict.fromkeys(re.findall(r"(?:href=\"|url\()#([\w.-]+)", text))
+    names = dict(zip(used, short_names(mark), strict=False))
     text = re.sub(r' id="([^"]*)"', lambda found: f' id="{names[found[1]]}"' if found[1] in names else "", text)
     text = re.sub(r"((?:href=\"|url\()#)([\w.-]+)", lambda found: found[1] + names[found[2]], text)
     text = re.sub(r' style="[^"]*"', lambda found: COLOUR.sub(r"#\1\2\3", re.sub(r"([:;]) ", r"\1", found[0])), text)
     text = re.sub(r"> <", "><", text)
     text = re.sub(r"<g>(<(?:path|use|image)\b[^<>]*/>)</g>", r"\1", text)  # groups of one, of which nothing is said
-    return with_classes(ALIKE.sub(alike, text)).strip() + "\n"
+    return with_classes(ALIKE.sub(alike, text), mark).strip() + "\n"
 
 
 def alike(found: re.Match[str]) -> str:
@@ -174,10 +178,10 @@ def alike(found: re.Match[str]) -> str:
     return f"<g{found[1]}{style}>{found[2].replace(style, '')}</g>"
 
 
-def with_classes(text: str) -> str:
+def with_classes(text: str, mark: str) -> str:
     """A graphic whose styles, where several elements have the same, are classes of a sheet."""
     counts = Counter(re.findall(r' style="([^"]*)"', text))
-    names = dict(zip((style for style, count in counts.items() if count > 1), short_names(), strict=False))
+    names = dict(zip((style for style, count in counts.items() if count > 1), short_names(mark), strict=False))
     sheet = "".join(f".{name}{{{style}}}" for style, name in names.items())
     text = re.sub(
         r' style="([^"]*)"', lambda found: f' class="{names[found[1]]}"' if found[1] in names else found[0], text

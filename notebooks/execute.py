@@ -1,13 +1,14 @@
 """Make each notebook's .ipynb from its .py and run it: `python notebooks/execute.py 00_tour`, or all of them.
 
 Progress bars are removed from the saved outputs, and so are the machine-dependent names of temporary folders; vector
-graphics keep two decimals of a point. Starter cells
-of exercises (tag raises-exception) stop at `raise NotImplementedError`, and are saved without outputs. Any other error, and
-any other output on standard error, stops the work, so that no warning gets into the book.
+graphics keep two decimals of a point, and no two of a notebook share a name. Starter cells of exercises (tag
+raises-exception) stop at `raise NotImplementedError`, and are saved without outputs. Any other error, and any other output
+on standard error, stops the work, so that no warning gets into the book.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import tempfile
@@ -41,6 +42,7 @@ def read_source(path: Path) -> nbformat.NotebookNode:
 def tidy(notebook: nbformat.NotebookNode) -> None:
     """Remove progress bars, temporary folders and the tracebacks of starter cells from the outputs, and shorten vector
     graphics. Raises `SystemExit` for messages on standard error."""
+    numbers = itertools.count()
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -52,7 +54,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.outputs:
             if SVG in output.get("data", {}):
-                drawing = shorter_graphic(output.data[SVG])
+                drawing = shorter_graphic(output.data[SVG], mark=str(next(numbers)))
                 # JSON escapes double quotes, not single ones.
                 output.data[SVG] = re.sub(r'="([^"\']*)"', r"='\1'", drawing)
             if "text" in output:

@@ -5,6 +5,7 @@ import io
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -16,6 +17,21 @@ from farmer_ref.parameters import step_costs
 from farmer_ref.support.plots import collisions
 
 BOOK = Path(__file__).parents[2] / "book"
+
+
+def test_graphics_of_a_notebook_share_no_names():
+    """Some editors put all of them into one page, where a letter would take the shape of another graphic's."""
+    for path in (BOOK.parent / "notebooks").glob("*.ipynb"):
+        taken = set()
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                graphic = output.get("data", {}).get("image/svg+xml", "")
+                names = set(re.findall(r" id='([^']+)'", graphic))
+                assert set(re.findall(r"(?:href='|url\()#([^')]+)", graphic)) == names, path
+                names |= {f".{name}" for name in re.findall(r" class='([^']+)'", graphic)}
+                assert all(f"{name}{{" in graphic for name in names if name.startswith(".")), path
+                assert not names & taken, path
+                taken |= names
 
 
 def test_every_part_is_written_and_used(tmp_path):
@@ -105,6 +121,7 @@ def test_a_smaller_book_draws_the_same():
 L 3.1 4.999" transform="translate(1.999 2) scale(0.123456)"/></g>
     <g><use xlink:href="#two" x="0.123" style="fill: red"/><use xlink:href="#two" x="3" style="fill: red"/></g></svg>"""
     two = drawn.replace("</g></svg>", '</g><path style="fill:red" d="M 0 0"/></svg>')
+    assert "<style>.a7{fill:red}</style>" in shorter_graphic(two, mark="7")
     assert "<style>.a{fill:red}</style>" in shorter_graphic(two) and shorter_graphic(two).count('class="a"') == 2
     assert shorter_graphic(drawn) == (
         '<svg><path id="a" style="fill:none;stroke:#abc" d="m1.23 2 1.87 3" '
